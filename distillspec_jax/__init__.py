@@ -1,0 +1,27 @@
+"""DistillSpec in JAX: drafts that make speculative decoding faster.
+
+  import distillspec_jax as ds
+
+  target = ds.load('runs/quickstart/seed_0/target')
+  draft = ds.load('runs/quickstart/seed_0/distilled')
+  out = ds.generate(target, ['def main('], draft=draft, block_length=5)
+  out.text, out.statistics.block_efficiency
+"""
+
+from distillspec_jax.core.errors import UserError
+from distillspec_jax.losses import divergences
+from distillspec_jax.models.pretrained import load
+from distillspec_jax.models.pretrained import Model
+from distillspec_jax.sampling.generation import generate
+from distillspec_jax.sampling.generation import Generation
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'Generation',
+    'Model',
+    'UserError',
+    'divergences',
+    'generate',
+    'load',
+]

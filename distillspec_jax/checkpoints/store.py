@@ -1,0 +1,117 @@
+"""A run's checkpoints: the whole training state, saved while it goes on.
+
+Thin over Orbax's CheckpointManager: a step that was not written to its end
+does not exist. PRNG keys are stored as their data and made keys again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from distillspec_jax.core import errors
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+  """Makes the folder; raises UserError where nothing can be written to it."""
+  folder = pathlib.Path(folder)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(b'0')
+  except OSError as error:
+    raise errors.UserError(
+        f'Nothing can be written to the folder {folder}: {error.strerror}.'
+        ' Name another folder, or make room or rights there.'
+    ) from error
+
+
+class Store:
+  """The checkpoints in a folder, one a step.
+
+  Use it as a context manager: leaving it waits for what is being written.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
+    logging.getLogger('absl').setLevel(logging.ERROR)
+    folder = pathlib.Path(folder).absolute()
+    self._manager = ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=True
+        ),
+    )
+
+  def __enter__(self) -> Store:
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def wait(self) -> None:
+    """Returns when everything is on disk."""
+    self._manager.wait_until_finished()
+
+  def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
+    """Starts writing `state` (a pytree of arrays) and `extra` (JSON).
+
+    A step that is there already is left as it is.
+    """
+    if step in self._manager.all_steps():
+      return
+    self._manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.tree.map(_to_data, state)),
+            extra=ocp.args.JsonSave(extra),
+        ),
+    )
+
+  def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The state and extra of a step.
+
+    Args:
+      step: one that was saved.
+      like: tree of `ShapeDtypeStruct` with shardings; the state is laid out so.
+    """
+    restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.tree.map(_like_data, like)),
+            extra=ocp.args.JsonRestore(),
+        ),
+    )
+    state = jax.tree.map(_from_data, restored.state, like)
+    return state, restored.extra
+
+
+def _is_key(array: Any) -> bool:
+  return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def _to_data(array: Any) -> Any:
+  return jax.random.key_data(array) if _is_key(array) else array
+
+
+def _like_data(like: Any) -> Any:
+  if not _is_key(like):
+    return like
+  data = jax.eval_shape(jax.random.key_data, like)
+  return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=like.sharding)
+
+
+def _from_data(array: Any, like: Any) -> Any:
+  if not _is_key(like):
+    return array
+  return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))

@@ -1,0 +1,39 @@
+"""The configuration that this process runs with, as text.
+
+`main.py` sets it once, after the gin files are parsed; stages read it to write
+it into the run's folder and its hash into the results. A notebook that sets
+nothing leaves it empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from typing import NamedTuple
+
+
+class Configuration(NamedTuple):
+  """Attributes: text, gin bindings that can be parsed again; hash of it."""
+
+  text: str
+  hash: str
+
+
+_current = Configuration('', '')
+
+
+def set_current(text: str) -> None:
+  """Replaces the configuration of this process."""
+  global _current
+  _current = Configuration(text, hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def current() -> Configuration:
+  return _current
+
+
+def write(folder: pathlib.Path) -> None:
+  """Writes FOLDER/config.gin, unless there is nothing to write."""
+  if _current.text:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.gin').write_text(_current.text)

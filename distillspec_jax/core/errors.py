@@ -1,0 +1,11 @@
+"""The one error that a user is meant to read.
+
+Everything that can be wrong with arguments, configuration, files or data is
+found before work starts and raised as `UserError`. The command line prints it
+as one line and exits with code 2; any other exception is a failure of ours and
+keeps its traceback.
+"""
+
+
+class UserError(ValueError):
+  """Bad input; the message names the thing, value, limit and remedy."""

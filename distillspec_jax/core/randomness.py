@@ -1,0 +1,53 @@
+"""Named random streams: one key for a purpose, one key for a row.
+
+A key is never made from chance or stored twice. `stream` derives an
+independent key for a purpose from its name; `row_keys` gives each row of a
+batch a key of its own, so that what a row draws does not depend on the rows
+beside it, on the batch size or on the mesh.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+
+def stream(key: jax.Array, name: str) -> jax.Array:
+  """The key of the purpose `name`, e.g. stream(key, 'dropout')."""
+  return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def row_keys(key: jax.Array, rows: int | jax.Array) -> jax.Array:
+  """One key a row.
+
+  Args:
+    key: a single PRNG key.
+    rows: the number of rows B, or int32[B] row numbers that identify them.
+
+  Returns:
+    key[B].
+  """
+  numbers = jnp.arange(rows) if isinstance(rows, int) else rows
+  return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+
+
+def uniform(keys: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+  """float32[B, *shape] in [0, 1), every row from its own key[B]."""
+  return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+
+
+def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
+  """int32[B] drawn from softmax(logits float[B, V]), row by row."""
+  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def streams(keys: jax.Array, name: str) -> jax.Array:
+  """key[B]: every row's key of the purpose `name`."""
+  return jax.vmap(lambda key: stream(key, name))(keys)
+
+
+def events(keys: jax.Array, number: int | jax.Array) -> jax.Array:
+  """key[B]: every row's key of event `number`, which may be traced."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

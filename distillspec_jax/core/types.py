@@ -1,0 +1,47 @@
+"""What flows between the stages: batches of tokens, and means that add up."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Batch:
+  """Token sequences of one step, already padded or packed.
+
+  Segments say which example a slot belongs to: 0 is padding, and slots attend
+  to each other only inside one segment. An unpacked row has segments 1 up to
+  its length and 0 after it, so a mask and packing are the same thing.
+
+  Attributes:
+    inputs: int32[B, S] encoder tokens (decoder-only: the prompt); S may be 0.
+    input_segments: int32[B, S].
+    labels: int32[B, T] what the decoder is to say, EOS included, not shifted.
+    segments: int32[B, T].
+    mask: bool[B, T] positions that count in the loss; inside segments > 0.
+  """
+
+  inputs: jax.Array
+  input_segments: jax.Array
+  labels: jax.Array
+  segments: jax.Array
+  mask: jax.Array
+
+
+class Mean(NamedTuple):
+  """A mean that adds up correctly over micro-batches, hosts and log windows."""
+
+  total: jax.Array  # float32[]
+  count: jax.Array  # float32[], positions
+
+  def merge(self, other: Mean) -> Mean:
+    """The mean over both, as if they had been counted together."""
+    return Mean(self.total + other.total, self.count + other.count)
+
+  def value(self) -> jax.Array:
+    """float32[]; 0 where nothing was counted."""
+    return self.total / jnp.maximum(self.count, 1.0)

@@ -1,0 +1,220 @@
+"""Examples -> batches of fixed shape, in an order that a restart continues.
+
+The order of an epoch is a permutation drawn from (seed, epoch) alone. Batch
+number n is therefore the same whoever asks for it and whenever, on any number
+of hosts: each host takes its rows of the same global batch.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, NamedTuple
+
+import numpy as np
+
+from distillspec_jax.core import errors
+from distillspec_jax.core import types
+from distillspec_jax.data import tasks
+
+
+class SplitStatistics(NamedTuple):
+  """What a split holds, and what is cut off to fit.
+
+  Attributes:
+    examples: that have label tokens.
+    empty: left out: the label has no token but EOS.
+    skipped_lines: left out: could not be read.
+    truncated_inputs: examples whose input is longer than input_length.
+    truncated_labels: examples whose label is longer than label_length; they
+      lose their EOS.
+    mean_input_tokens: before cutting.
+    mean_label_tokens: before cutting, EOS included.
+    max_input_tokens: before cutting.
+    max_label_tokens: before cutting.
+  """
+
+  examples: int
+  empty: int
+  skipped_lines: int
+  truncated_inputs: int
+  truncated_labels: int
+  mean_input_tokens: float
+  mean_label_tokens: float
+  max_input_tokens: int
+  max_label_tokens: int
+
+  def describe(self) -> str:
+    """One line for a person."""
+    text = (
+        f'{self.examples} examples, inputs of {self.mean_input_tokens:.0f}'
+        f' tokens (at most {self.max_input_tokens}), labels of'
+        f' {self.mean_label_tokens:.0f} (at most {self.max_label_tokens})'
+    )
+    for count, what in (
+        (self.truncated_inputs, 'inputs cut'),
+        (self.truncated_labels, 'labels cut, without EOS'),
+        (self.empty, 'left out as empty'),
+        (self.skipped_lines, 'lines skipped as unreadable'),
+    ):
+      if count:
+        text += f'; {count} {what}'
+    return text
+
+
+def statistics(task: tasks.Task, split: str) -> SplitStatistics:
+  """Counts over all examples of a split.
+
+  Raises:
+    UserError: the split is empty.
+  """
+  every = task.examples(split)
+  kept = _usable(task, split)
+  inputs = np.array([len(example.inputs) for example in kept])
+  labels = np.array([len(example.labels) for example in kept])
+  return SplitStatistics(
+      examples=len(kept),
+      empty=len(every) - len(kept),
+      skipped_lines=task.skipped.lines,
+      truncated_inputs=int(np.sum(inputs > task.input_length)),
+      truncated_labels=int(np.sum(labels > task.label_length)),
+      mean_input_tokens=float(inputs.mean()),
+      mean_label_tokens=float(labels.mean()),
+      max_input_tokens=int(inputs.max()),
+      max_label_tokens=int(labels.max()),
+  )
+
+
+def batches(
+    task: tasks.Task,
+    split: str,
+    batch_size: int,
+    *,
+    seed: int,
+    shuffle: bool = True,
+    pack: bool = False,
+    start: int = 0,
+    num_epochs: int | None = None,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> Iterator[types.Batch]:
+  """Batches of numpy arrays.
+
+  Args:
+    task: whose examples.
+    split: of the task.
+    batch_size: rows over all hosts.
+    seed: of the order.
+    shuffle: False keeps the order of the source.
+    pack: several examples a row, as many as fit.
+    start: batches that were consumed already.
+    num_epochs: None goes on for ever; otherwise the last batch is filled up
+      with empty rows.
+    host_index: this host.
+    host_count: rows host_index, host_index + host_count, ... are taken.
+
+  Raises:
+    UserError: nothing to batch, or rows that do not divide among hosts.
+  """
+  if batch_size < 1 or batch_size % host_count:
+    raise errors.UserError(
+        f'A batch of {batch_size} rows cannot be divided among {host_count}'
+        ' hosts; use a positive multiple.'
+    )
+  # Errors are raised here, not when the first batch is asked for.
+  examples = [_cut(task, example) for example in _usable(task, split)]
+  rows = _rows(task, examples, seed, shuffle, pack, num_epochs, batch_size * start)
+  return _batched(task, rows, batch_size, host_index, host_count)
+
+
+Row = list[tuple[np.ndarray, np.ndarray]]
+
+
+def _usable(task: tasks.Task, split: str) -> list[tasks.Example]:
+  kept = [e for e in task.examples(split) if len(e.labels) > 1]
+  if not kept:
+    raise errors.UserError(
+        f'No example of split {split!r} of task {task.name!r} has a label'
+        ' token; its labels are all empty.'
+    )
+  return kept
+
+
+def _cut(task: tasks.Task, example: tasks.Example):
+  return (
+      example.inputs[: task.input_length],
+      example.labels[: task.label_length],
+  )
+
+
+def _rows(
+    task, examples, seed, shuffle, pack, num_epochs, skip
+) -> Iterator[Row]:
+  """Rows, one or several examples each, without the first `skip`."""
+  epoch = 0
+  if not pack:
+    epoch, skip = divmod(skip, len(examples))
+  while num_epochs is None or epoch < num_epochs:
+    order = np.arange(len(examples))
+    if shuffle:
+      order = np.random.default_rng((seed, epoch)).permutation(order)
+    epoch += 1
+    if not pack:
+      for number in order[skip:]:
+        yield [examples[number]]
+      skip = 0
+      continue
+    for row in _packed(task, (examples[number] for number in order)):
+      if skip:
+        skip -= 1
+      else:
+        yield row
+
+
+def _packed(task, examples) -> Iterator[Row]:
+  """Rows filled in order, each until the next example does not fit."""
+  row: Row = []
+  inputs = labels = 0
+  for example in examples:
+    if row and (
+        inputs + len(example[0]) > task.input_length
+        or labels + len(example[1]) > task.label_length
+    ):
+      yield row
+      row, inputs, labels = [], 0, 0
+    row.append(example)
+    inputs += len(example[0])
+    labels += len(example[1])
+  if row:
+    yield row
+
+
+def _batched(
+    task, rows: Iterator[Row], batch_size, host_index, host_count
+) -> Iterator[types.Batch]:
+  while True:
+    group = [row for _, row in zip(range(batch_size), rows)]
+    if not group:
+      return
+    group += [[]] * (batch_size - len(group))
+    yield _batch(task, group[host_index::host_count])
+
+
+def _batch(task: tasks.Task, rows: list[Row]) -> types.Batch:
+  inputs = np.zeros((len(rows), task.input_length), np.int32)
+  labels = np.zeros((len(rows), task.label_length), np.int32)
+  input_segments, segments = np.zeros_like(inputs), np.zeros_like(labels)
+  for i, row in enumerate(rows):
+    at_input = at_label = 0
+    for segment, (source, label) in enumerate(row, start=1):
+      span = slice(at_input, at_input + len(source))
+      inputs[i, span], input_segments[i, span] = source, segment
+      span = slice(at_label, at_label + len(label))
+      labels[i, span], segments[i, span] = label, segment
+      at_input += len(source)
+      at_label += len(label)
+  return types.Batch(
+      inputs=inputs,
+      input_segments=input_segments,
+      labels=labels,
+      segments=segments,
+      mask=segments > 0,
+  )

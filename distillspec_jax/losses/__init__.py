@@ -1,0 +1,1 @@
+"""From the logits of target and draft to one differentiable number."""

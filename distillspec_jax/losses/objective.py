@@ -1,0 +1,188 @@
+"""The number that training minimises, in pieces that fit in memory.
+
+A divergence needs several float32 arrays of [B, T, V]; for a vocabulary of
+32,128 each of them is larger than the draft. So the hidden states of the last
+layer come here together with the function that turns them into logits, and
+both are taken `chunk` positions of T at a time, in a scan whose body is
+computed again on the way back: only [B, chunk, V] is ever held. T is cut and B
+is not, so that rows split over devices stay where they are.
+
+Means leave as (total, count); a caller divides once, after adding up micro-
+batches and hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distillspec_jax.core import errors
+from distillspec_jax.core import shapes
+from distillspec_jax.core import types
+from distillspec_jax.losses import divergences
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+
+
+def masked_sum(values: jax.Array, mask: jax.Array) -> types.Mean:
+  """Sums values float32[B, T] where mask bool[B, T] is true."""
+  shapes.bind_shapes(values=(values, 'B T'), mask=(mask, 'B T'))
+  # `where`, not a product: 0 * inf is nan. The gradient still sees inf, so
+  # the functions below set masked logits to 0 before the divergence.
+  total = jnp.sum(values, where=mask, dtype=jnp.float32)
+  return types.Mean(total, count=jnp.sum(mask, dtype=jnp.float32))
+
+
+def distillation(
+    p_logits_fn: LogitsFn,
+    q_logits_fn: LogitsFn,
+    p_hidden: jax.Array,
+    q_hidden: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    divergence: divergences.Divergence,
+    chunk: int = 16,
+) -> dict[str, types.Mean]:
+  """The divergence of the draft from the target over the tokens under the mask.
+
+  Differentiable in `q_hidden` and in whatever `q_logits_fn` closes over; the
+  target gets no gradient, and only 'loss' carries one. Where logits are at
+  hand, they are their own hidden states:
+
+    identity = lambda logits: logits
+    distillation(identity, identity, p_logits, q_logits, labels, mask, jsd)
+
+  Args:
+    p_logits_fn: float[B, t, Dp] -> float[B, t, V], the target's last layer.
+    q_logits_fn: float[B, t, Dq] -> float[B, t, V], the draft's. Cast its
+      parameters inside it: gradients add up over chunks in their dtype outside.
+    p_hidden: float[B, T, Dp] the target's hidden states.
+    q_hidden: float[B, T, Dq] the draft's.
+    labels: int32[B, T] the tokens that both were conditioned on, not shifted.
+    mask: bool[B, T] positions that count; the others may hold anything.
+    divergence: from `divergences`, of (p_logits, q_logits).
+    chunk: positions of T at a time.
+
+  Returns:
+    Means over tokens: 'loss' (the divergence), 'acceptance' (chance that the
+    draft's own token would be accepted), 'cross_entropy' and
+    'target_cross_entropy' (nats, on `labels`), 'agreement' (share of positions
+    where both have the same most likely token).
+  """
+  shapes.bind_shapes(
+      p_hidden=(p_hidden, 'B T Dp'),
+      q_hidden=(q_hidden, 'B T Dq'),
+      labels=(labels, 'B T'),
+      mask=(mask, 'B T'),
+  )
+
+  def measure(mask, p_hidden, q_hidden, labels):
+    p_logits = jax.lax.stop_gradient(_logits(p_logits_fn, p_hidden, mask))
+    q_logits = _logits(q_logits_fn, q_hidden, mask)
+    shapes.bind_shapes(
+        p_logits=(p_logits, 'B T V'), q_logits=(q_logits, 'B T V')
+    )
+    loss = divergence(p_logits, q_logits)
+    q_logits = jax.lax.stop_gradient(q_logits)
+    return {
+        'loss': loss,
+        'acceptance': divergences.acceptance(p_logits, q_logits),
+        'cross_entropy': divergences.cross_entropy(q_logits, labels),
+        'target_cross_entropy': divergences.cross_entropy(p_logits, labels),
+        'agreement': jnp.argmax(p_logits, -1) == jnp.argmax(q_logits, -1),
+    }
+
+  p_hidden = jax.lax.stop_gradient(p_hidden)
+  return _sum_over_chunks(measure, chunk, mask, p_hidden, q_hidden, labels)
+
+
+def supervised(
+    q_logits_fn: LogitsFn,
+    q_hidden: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    chunk: int = 16,
+) -> dict[str, types.Mean]:
+  """The cross-entropy on given labels over the tokens under the mask.
+
+  Args:
+    q_logits_fn: float[B, t, D] -> float[B, t, V], see `distillation`.
+    q_hidden: float[B, T, D] hidden states.
+    labels: int32[B, T] what is to be said, not shifted.
+    mask: bool[B, T] positions that count; the others may hold anything.
+    z_loss: see `divergences.cross_entropy`.
+    label_smoothing: see `divergences.cross_entropy`.
+    chunk: positions of T at a time.
+
+  Returns:
+    Means over tokens: 'loss' (with the options), 'cross_entropy' (without),
+    'accuracy' (share of positions whose most likely token is the label). Only
+    'loss' carries a gradient.
+  """
+  shapes.bind_shapes(
+      q_hidden=(q_hidden, 'B T D'), labels=(labels, 'B T'), mask=(mask, 'B T')
+  )
+
+  def measure(mask, q_hidden, labels):
+    logits = _logits(q_logits_fn, q_hidden, mask)
+    loss = divergences.cross_entropy(logits, labels, z_loss, label_smoothing)
+    logits = jax.lax.stop_gradient(logits)
+    return {
+        'loss': loss,
+        'cross_entropy': divergences.cross_entropy(logits, labels),
+        'accuracy': jnp.argmax(logits, -1) == labels,
+    }
+
+  return _sum_over_chunks(measure, chunk, mask, q_hidden, labels)
+
+
+def _logits(logits_fn, hidden, mask):
+  """Logits float[B, t, V] that are 0, with gradient 0, outside the mask."""
+  # Hidden states first: a nan there would reach the gradient of the head, which
+  # multiplies it with 0. Then logits, in case the head itself makes a nan.
+  zeroed = jnp.where(mask[..., None], hidden, 0)
+  return jnp.where(mask[..., None], logits_fn(zeroed), 0)
+
+
+def _sum_over_chunks(
+    measure: Callable[..., dict[str, jax.Array]],
+    chunk: int,
+    mask: jax.Array,
+    *arrays: Any,
+) -> dict[str, types.Mean]:
+  """Sums measure(mask, *arrays) -> {name: [B, t]} over chunks of axis 1."""
+  if chunk < 1:
+    raise errors.UserError(
+        f'The loss chunk is {chunk} positions; use at least 1.'
+    )
+  length = mask.shape[1]
+  chunk = min(chunk, length)
+
+  # Slices are cut inside the body. Handing the scan [chunks, B, t, D] would
+  # copy every array once more, and with logits for hidden states that is all
+  # the memory there was to save.
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def body(_, first):
+    # The last chunk starts early rather than run over the end; what the chunk
+    # before it has counted is masked. T = 5, chunk = 2: 01 23 (3)4.
+    start = jnp.minimum(first, length - chunk)
+    fresh = start + jnp.arange(chunk) >= first
+
+    def cut(array):
+      return jax.lax.dynamic_slice_in_dim(array, start, chunk, axis=1)
+
+    chunk_mask = cut(mask) & fresh[None]
+    measured = measure(chunk_mask, *map(cut, arrays))
+    return None, {
+        name: masked_sum(values, chunk_mask)
+        for name, values in measured.items()
+    }
+
+  _, sums = jax.lax.scan(body, None, jnp.arange(0, length, chunk))
+  return jax.tree.map(lambda parts: jnp.sum(parts, axis=0), sums)

@@ -1,0 +1,180 @@
+"""The shape of a T5: its sizes, its options, and the published models.
+
+`T5Config` is plain data; the modules in this folder read it. `published` gives
+the sizes that were released as T5 v1.0 and v1.1 and small ones that a CPU can
+train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from distillspec_jax.core import errors
+
+_ACTIVATIONS = ('gelu', 'linear', 'relu', 'silu')
+_REMAT = ('none', 'dots', 'full')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+  """Sizes and options of one model.
+
+  Attributes:
+    vocab_size: rows of the embedding, V; may exceed the vocabulary's tokens.
+    emb_dim: width of the residual stream, D.
+    num_heads: attention heads, H.
+    head_dim: size of a head, K; H * K need not be D.
+    mlp_dim: width of the feed-forward layer.
+    num_encoder_layers: 0 makes a decoder-only language model.
+    num_decoder_layers: may differ from the encoder's.
+    mlp_activations: one entry a branch; two entries are multiplied (gated).
+    logits_via_embedding: the output layer is the embedding, transposed, and
+      the hidden state is divided by sqrt(D) (T5 v1.0); otherwise a layer of
+      its own (v1.1).
+    dropout_rate: in [0, 1); used only where a dropout key is given.
+    dtype: what activations are computed in, 'float32' or 'bfloat16'. Norms,
+      softmax and losses are float32 whatever it is.
+    remat: what the backward pass recomputes: 'none', 'dots' (all but matrix
+      products) or 'full' (whole layers).
+    scan_layers: layers are stacked and scanned: compiles in constant time.
+    relative_buckets: buckets of relative distance.
+    relative_max_distance: distances from here on share the last bucket.
+  """
+
+  vocab_size: int
+  emb_dim: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  num_encoder_layers: int
+  num_decoder_layers: int
+  mlp_activations: tuple[str, ...] = ('gelu', 'linear')
+  logits_via_embedding: bool = False
+  dropout_rate: float = 0.0
+  dtype: str = 'float32'
+  remat: str = 'none'
+  scan_layers: bool = False
+  relative_buckets: int = 32
+  relative_max_distance: int = 128
+
+  def __post_init__(self):
+    object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
+    for name in (
+        'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim',
+        'num_decoder_layers',
+    ):  # fmt: skip
+      if getattr(self, name) < 1:
+        raise errors.UserError(
+            f'T5Config.{name} is {getattr(self, name)}; it must be at least 1.'
+        )
+    if self.num_encoder_layers < 0:
+      raise errors.UserError(
+          f'T5Config.num_encoder_layers is {self.num_encoder_layers}; 0 makes a'
+          ' decoder-only model, negative numbers mean nothing.'
+      )
+    if not 0.0 <= self.dropout_rate < 1.0:
+      raise errors.UserError(
+          f'T5Config.dropout_rate is {self.dropout_rate}; it must lie in'
+          ' [0, 1).'
+      )
+    _check_choice('dtype', self.dtype, ('float32', 'bfloat16'))
+    _check_choice('remat', self.remat, _REMAT)
+    for activation in self.mlp_activations:
+      _check_choice('mlp_activations', activation, _ACTIVATIONS)
+
+  @property
+  def is_decoder_only(self) -> bool:
+    return self.num_encoder_layers == 0
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain data, for a model folder; `from_dict` is its inverse."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> T5Config:
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+      raise errors.UserError(
+          f'The model configuration has unknown entries {unknown}; this'
+          f' version knows {sorted(known)}.'
+      )
+    return cls(**values)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+  if value not in choices:
+    raise errors.UserError(
+        f'T5Config.{name} is {value!r}; it must be one of {choices}.'
+    )
+
+
+# Name -> emb_dim, num_heads, head_dim, mlp_dim, layers of encoder and decoder.
+_V1_1 = {
+    'small': (512, 6, 64, 1024, 8, 8),
+    'base': (768, 12, 64, 2048, 12, 12),
+    'large': (1024, 16, 64, 2816, 24, 24),
+    'xl': (2048, 32, 64, 5120, 24, 24),
+    'xxl': (4096, 64, 64, 10240, 24, 24),
+}
+_V1_0 = {
+    'small': (512, 8, 64, 2048, 6, 6),
+    'base': (768, 12, 64, 3072, 12, 12),
+    'large': (1024, 16, 64, 4096, 24, 24),
+    'xl': (1024, 32, 128, 16384, 24, 24),
+    'xxl': (1024, 128, 128, 65536, 24, 24),
+}
+# Made for this project: pairs that a laptop trains in minutes.
+_SMALL_SCALE = {
+    'test': (16, 2, 8, 32, 2, 2),
+    'nano': (64, 2, 32, 128, 1, 1),
+    'micro': (128, 4, 32, 256, 2, 2),
+    'tiny': (192, 4, 48, 512, 4, 4),
+    'mini': (256, 4, 64, 768, 4, 4),
+}
+
+
+def published(name: str, vocab_size: int = 32128, **changes: Any) -> T5Config:
+  """The configuration called `name`, with `changes` to any field.
+
+  Raffel et al. 2019, https://arxiv.org/abs/1910.10683, and the notes on v1.1
+  released with it.
+
+  Args:
+    name: 't5_1_1_SIZE' or 't5_1_0_SIZE' with SIZE small, base, large, xl or
+      xxl, or one of the sizes for a laptop: test, nano, micro, tiny, mini.
+    vocab_size: rows of the embedding; 32,128 in the published checkpoints.
+    **changes: fields of `T5Config` to set otherwise.
+
+  Raises:
+    UserError: unknown name.
+  """
+  sizes, options = None, {}
+  if name.startswith('t5_1_1_'):
+    sizes = _V1_1.get(name.removeprefix('t5_1_1_'))
+  elif name.startswith('t5_1_0_'):
+    sizes = _V1_0.get(name.removeprefix('t5_1_0_'))
+    options = {'mlp_activations': ('relu',), 'logits_via_embedding': True}
+  else:
+    sizes = _SMALL_SCALE.get(name)
+  if sizes is None:
+    known = [f't5_1_1_{size}' for size in _V1_1]
+    known += [f't5_1_0_{size}' for size in _V1_0]
+    raise errors.UserError(
+        f'There is no model called {name!r}; known are'
+        f' {", ".join(known + list(_SMALL_SCALE))}.'
+    )
+  emb_dim, num_heads, head_dim, mlp_dim, encoder, decoder = sizes
+  values = {
+      'vocab_size': vocab_size,
+      'emb_dim': emb_dim,
+      'num_heads': num_heads,
+      'head_dim': head_dim,
+      'mlp_dim': mlp_dim,
+      'num_encoder_layers': encoder,
+      'num_decoder_layers': decoder,
+      **options,
+      **changes,
+  }
+  return T5Config.from_dict(values)

@@ -1,0 +1,235 @@
+"""The layers of T5: norm, attention, feed-forward, embedding.
+
+Parameter names and shapes are t5x's, so that its checkpoints need no rename:
+kernels are two-dimensional, heads joined. Each parameter carries its logical
+axes (`nn.with_logical_partitioning`), from which shardings are made.
+
+Attention has no 1/sqrt(K): T5 puts that into the initial query kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from distillspec_jax.core import randomness
+from distillspec_jax.models import config as config_lib
+
+_MASKED = -1e10
+_ACTIVATION = {
+    'gelu': nn.gelu,
+    'linear': lambda x: x,
+    'relu': nn.relu,
+    'silu': nn.silu,
+}
+
+
+def compute_dtype(config: config_lib.T5Config) -> Any:
+  return jnp.dtype(config.dtype)
+
+
+class Dense(nn.Module):
+  """x @ kernel, no bias; kernel float32[in, features] under the name kernel."""
+
+  features: int
+  axes: tuple[str, str]
+  stddev: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param(
+        'kernel',
+        nn.with_logical_partitioning(
+            nn.initializers.normal(self.stddev), self.axes
+        ),
+        (x.shape[-1], self.features),
+        jnp.float32,
+    )
+    return x.astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale, computed in float32, without mean or bias."""
+
+  dtype: Any
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param(
+        'scale',
+        nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
+        (x.shape[-1],),
+        jnp.float32,
+    )
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+    scale = jnp.expand_dims(scale, range(x.ndim - 1))
+    return (wide * scale).astype(self.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head attention whose keys and values may come from elsewhere.
+
+  `project` gives keys and values of new tokens, `__call__` attends to any
+  keys and values, so that caches live outside the module.
+  """
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    config = self.config
+    joined = config.num_heads * config.head_dim
+    dtype = compute_dtype(config)
+    fan_in = config.emb_dim**-0.5
+    axes = ('embed', 'joined_kv')
+    self.query = Dense(joined, axes, fan_in * config.head_dim**-0.5, dtype)
+    self.key = Dense(joined, axes, fan_in, dtype)
+    self.value = Dense(joined, axes, fan_in, dtype)
+    self.out = Dense(config.emb_dim, axes[::-1], joined**-0.5, dtype)
+
+  def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values float[B, H, N, K] of x float[B, N, D]."""
+    return self._heads(self.key(x)), self._heads(self.value(x))
+
+  def __call__(
+      self,
+      x: jax.Array,
+      keys: jax.Array,
+      values: jax.Array,
+      visible: jax.Array,
+      bias: jax.Array | None,
+      dropout: Dropout,
+  ) -> jax.Array:
+    """float[B, N, D] of queries x float[B, N, D].
+
+    Args:
+      x: float[B, N, D].
+      keys: float[B, H, L, K].
+      values: float[B, H, L, K].
+      visible: bool[B, N, L].
+      bias: float[B or 1, H, N, L] added to the scores, or None.
+      dropout: applied to the weights.
+    """
+    queries = self._heads(self.query(x))
+    scores = jnp.einsum(
+        'bhnk,bhlk->bhnl', queries, keys, preferred_element_type=jnp.float32
+    )
+    if bias is not None:
+      scores = scores + bias.astype(jnp.float32)
+    scores = jnp.where(visible[:, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    weights = dropout(weights, 'weights', broadcast_axis=-2)
+    mixed = jnp.einsum('bhnl,bhlk->bhnk', weights, values)
+    mixed = jnp.swapaxes(mixed, 1, 2)  # [B, H, N, K] -> [B, N, H, K]
+    return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+  def _heads(self, x: jax.Array) -> jax.Array:
+    x = x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
+    x = jnp.swapaxes(x, 1, 2)  # [B, N, H, K] -> [B, H, N, K]
+    return nn.with_logical_constraint(x, ('batch', 'heads', 'length', 'kv'))
+
+
+class FeedForward(nn.Module):
+  """Plain (one activation) or gated (two, multiplied) feed-forward layer."""
+
+  config: config_lib.T5Config
+
+  @nn.compact
+  def __call__(self, x: jax.Array, dropout: Dropout) -> jax.Array:
+    config = self.config
+    dtype = compute_dtype(config)
+    branches = []
+    for i, activation in enumerate(config.mlp_activations):
+      name = 'wi' if len(config.mlp_activations) == 1 else f'wi_{i}'
+      dense = Dense(
+          config.mlp_dim, ('embed', 'mlp'), config.emb_dim**-0.5, dtype,
+          name=name,
+      )  # fmt: skip
+      branches.append(_ACTIVATION[activation](dense(x)))
+    hidden = branches[0]
+    for branch in branches[1:]:
+      hidden = hidden * branch
+    hidden = dropout(hidden, 'hidden', broadcast_axis=-2)
+    hidden = nn.with_logical_constraint(hidden, ('batch', 'length', 'mlp'))
+    return Dense(
+        config.emb_dim, ('mlp', 'embed'), config.mlp_dim**-0.5, dtype, name='wo'
+    )(hidden)
+
+
+class Embedding(nn.Module):
+  """Tokens int32[B, N] -> float[B, N, D]; table float32[V, D]."""
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    self.embedding = self.param(
+        'embedding',
+        nn.with_logical_partitioning(
+            nn.initializers.normal(1.0), ('vocab', 'embed')
+        ),
+        (self.config.vocab_size, self.config.emb_dim),
+        jnp.float32,
+    )
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    table = self.embedding.astype(compute_dtype(self.config))
+    return jnp.take(table, tokens, axis=0, mode='clip')
+
+  def attend(self, x: jax.Array) -> jax.Array:
+    """Logits float[B, N, V] by the transposed table."""
+    return x @ self.embedding.astype(x.dtype).T
+
+
+class RelativeBias(nn.Module):
+  """Holds rel_embedding float32[H, buckets], shared by the layers of a stack."""
+
+  config: config_lib.T5Config
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    config = self.config
+    return self.param(
+        'rel_embedding',
+        nn.with_logical_partitioning(
+            nn.initializers.normal(config.num_heads**-0.5),
+            ('heads', 'relpos_buckets'),
+        ),
+        (config.num_heads, config.relative_buckets),
+        jnp.float32,
+    )
+
+
+class Dropout:
+  """Dropout with an explicit key; without a key it passes values through.
+
+  The key is derived from the place's name, so that two places never share
+  one. `broadcast_axis` shares the mask along an axis, as T5 does over length.
+  """
+
+  def __init__(self, rate: float, key: jax.Array | None):
+    self.rate = rate
+    self.key = key
+
+  def at(self, number: int | jax.Array) -> Dropout:
+    """The same dropout for another layer."""
+    if self.key is None:
+      return self
+    return Dropout(self.rate, jax.random.fold_in(self.key, number))
+
+  def __call__(
+      self, x: jax.Array, place: str, broadcast_axis: int | None = None
+  ) -> jax.Array:
+    if self.key is None or self.rate == 0.0:
+      return x
+    shape = list(x.shape)
+    if broadcast_axis is not None:
+      shape[broadcast_axis] = 1
+    key = randomness.stream(self.key, place)
+    keep = jax.random.bernoulli(key, 1.0 - self.rate, tuple(shape))
+    return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))

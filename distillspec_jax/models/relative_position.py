@@ -1,0 +1,74 @@
+"""Relative position bias: distance -> bucket -> one number a head.
+
+Raffel et al. 2019, section 2.1. Near distances have a bucket each, far ones
+share logarithmically wider buckets, and all beyond `max_distance` share one.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def bucket(
+    distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int
+) -> np.ndarray:
+  """int32[...] bucket of key position minus query position.
+
+  Args:
+    distance: int[...], negative where the key lies before the query.
+    bidirectional: half of the buckets are for keys after the query; otherwise
+      such keys share bucket 0 with distance 0.
+    buckets: number of buckets.
+    max_distance: from here on all distances share the last bucket.
+  """
+  offset = np.zeros_like(distance)
+  if bidirectional:
+    buckets //= 2
+    offset = np.where(distance > 0, buckets, 0)
+    steps = np.abs(distance)
+  else:
+    steps = np.maximum(-distance, 0)
+  exact = buckets // 2
+  # In float32, as published: one float64 rounding moves a bucket's edge.
+  ratio = np.log(np.maximum(steps, 1).astype(np.float32) / exact)
+  ratio = ratio / np.log(np.float32(max_distance) / exact)
+  far = exact + (ratio * (buckets - exact)).astype(np.int32)
+  far = np.minimum(far, buckets - 1)
+  return (offset + np.where(steps < exact, steps, far)).astype(np.int32)
+
+
+def square(
+    embedding: jax.Array,
+    queries: int,
+    keys: int,
+    bidirectional: bool,
+    max_distance: int,
+) -> jax.Array:
+  """float[1, H, Q, K] bias of a whole sequence; embedding is [H, buckets]."""
+  distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+  table = bucket(distance, bidirectional, embedding.shape[1], max_distance)
+  return embedding[:, table][None]  # [H, buckets] -> [1, H, Q, K]
+
+
+def from_positions(
+    embedding: jax.Array,
+    query_positions: jax.Array,
+    keys: int,
+    max_distance: int,
+) -> jax.Array:
+  """float[B, H, N, L] causal bias where every row is at its own position.
+
+  Args:
+    embedding: float[H, buckets].
+    query_positions: int32[B, N].
+    keys: L, slots of the cache; slot j holds position j.
+    max_distance: see `bucket`.
+  """
+  table = bucket(-np.arange(keys), False, embedding.shape[1], max_distance)
+  by_distance = embedding[:, table]  # [H, L], index is query minus key
+  slots = jnp.arange(keys)[None, None]
+  distance = query_positions[:, :, None] - slots  # [B, N, L]
+  bias = by_distance[:, jnp.clip(distance, 0, keys - 1)]  # [H, B, N, L]
+  return jnp.swapaxes(bias, 0, 1)

@@ -1,0 +1,331 @@
+"""The T5 network as Flax modules; everyone else uses `transformer.py`.
+
+Encoder and decoder are stacks of pre-norm residual layers. The decoder's layer
+serves all callers with one code path: teacher forcing (keys and values are
+those of the very tokens), and incremental decoding (they are appended to a
+cache that is passed in and out), with or without an encoder.
+
+Raffel et al. 2019, https://arxiv.org/abs/1910.10683. Module names, and by them
+the parameters', are those of t5x.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import layers
+from distillspec_jax.models import relative_position
+
+_RESIDUAL = ('batch', 'length', 'embed_activation')
+
+# (keys, values), each float[B, H, L, K].
+KeysValues = tuple[jax.Array, jax.Array]
+
+
+class Own(NamedTuple):
+  """What a layer has for itself; stacked along axis 0 where scanned."""
+
+  number: Any  # int32[], the layer's place in the stack
+  cache: KeysValues | None = None  # incremental decoding: earlier tokens
+  cross: KeysValues | None = None  # keys and values of the encoder's output
+
+
+class Shared(NamedTuple):
+  """What all layers of a stack get alike."""
+
+  visible: jax.Array  # bool[B, N, L] which keys a token sees
+  bias: jax.Array  # float[B or 1, H, N, L]
+  dropout_key: jax.Array | None = None
+  start: jax.Array | None = None  # int32[B] cache slot of the first token
+  encoded: jax.Array | None = None  # float[B, S, D]
+  cross_visible: jax.Array | None = None  # bool[B, N, S]
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and feed-forward, each with a residual."""
+
+  config: config_lib.T5Config
+
+  @nn.compact
+  def __call__(self, x: jax.Array, own: Own, shared: Shared):
+    config = self.config
+    dtype = layers.compute_dtype(config)
+    dropout = layers.Dropout(config.dropout_rate, shared.dropout_key)
+    dropout = dropout.at(own.number)
+    y = layers.RMSNorm(dtype, name='pre_attention_layer_norm')(x)
+    attention = layers.Attention(config, name='attention')
+    y = attention(
+        y, *attention.project(y), shared.visible, shared.bias, dropout
+    )
+    x = x + dropout(y, 'attention', broadcast_axis=-2)
+    y = layers.RMSNorm(dtype, name='pre_mlp_layer_norm')(x)
+    y = layers.FeedForward(config, name='mlp')(y, dropout)
+    x = x + dropout(y, 'mlp', broadcast_axis=-2)
+    return nn.with_logical_constraint(x, _RESIDUAL), None
+
+
+class DecoderLayer(nn.Module):
+  """Self-attention, attention to the encoder if there is one, feed-forward.
+
+  Returns x and the cache with the new tokens' keys and values.
+  """
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    dtype = layers.compute_dtype(self.config)
+    self.pre_self_attention_layer_norm = layers.RMSNorm(dtype)
+    self.self_attention = layers.Attention(self.config)
+    if not self.config.is_decoder_only:
+      self.pre_cross_attention_layer_norm = layers.RMSNorm(dtype)
+      self.encoder_decoder_attention = layers.Attention(self.config)
+    self.pre_mlp_layer_norm = layers.RMSNorm(dtype)
+    self.mlp = layers.FeedForward(self.config)
+
+  def __call__(self, x: jax.Array, own: Own, shared: Shared):
+    config = self.config
+    dropout = layers.Dropout(config.dropout_rate, shared.dropout_key)
+    dropout = dropout.at(own.number)
+    y = self.pre_self_attention_layer_norm(x)
+    keys_values = self.self_attention.project(y)
+    cache = None
+    if own.cache is not None:
+      cache = keys_values = jax.tree.map(
+          lambda old, new: append(old, new, shared.start),
+          own.cache,
+          keys_values,
+      )
+    y = self.self_attention(
+        y, *keys_values, shared.visible, shared.bias, dropout
+    )
+    x = x + dropout(y, 'self_attention', broadcast_axis=-2)
+    if not config.is_decoder_only:
+      y = self.pre_cross_attention_layer_norm(x)
+      cross = own.cross
+      if cross is None:
+        cross = self.project_cross(shared.encoded)
+      y = self.encoder_decoder_attention(
+          y, *cross, shared.cross_visible, None, dropout.at(1 << 16)
+      )
+      x = x + dropout(y, 'cross_attention', broadcast_axis=-2)
+    y = self.mlp(self.pre_mlp_layer_norm(x), dropout)
+    x = x + dropout(y, 'mlp', broadcast_axis=-2)
+    return nn.with_logical_constraint(x, _RESIDUAL), cache
+
+  def project_cross(self, encoded: jax.Array) -> KeysValues:
+    """Keys and values of the encoder's output, which no token changes."""
+    return self.encoder_decoder_attention.project(encoded)
+
+
+def append(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+  """The cache with `new` written from slot `start` of each row on.
+
+  Args:
+    cache: float[B, H, L, K].
+    new: float[B, H, N, K].
+    start: int32[B]; start + N <= L, the caller sizes the cache so.
+  """
+
+  def row(cache, new, start):
+    return jax.lax.dynamic_update_slice(cache, new, (0, start, 0))
+
+  return jax.vmap(row)(cache, new.astype(cache.dtype), start)
+
+
+class Stack(nn.Module):
+  """The layers of one side: unrolled as layers_0, layers_1, ... or scanned."""
+
+  config: config_lib.T5Config
+  is_decoder: bool
+
+  def setup(self):
+    config = self.config
+    layer = DecoderLayer if self.is_decoder else EncoderLayer
+    if config.remat != 'none':
+      policy = None
+      if config.remat == 'dots':
+        policy = jax.checkpoint_policies.checkpoint_dots
+      layer = nn.remat(
+          layer, policy=policy, prevent_cse=not config.scan_layers
+      )
+    if config.scan_layers:
+      self.layers = nn.scan(
+          layer,
+          variable_axes={'params': 0},
+          split_rngs={'params': True},
+          in_axes=(0, nn.broadcast),
+          out_axes=0,
+          length=self.depth,
+          metadata_params={nn.PARTITION_NAME: 'layers'},
+      )(config)
+    else:
+      self.layers = [layer(config) for _ in range(self.depth)]
+    name = 'decoder_norm' if self.is_decoder else 'encoder_norm'
+    dtype = layers.compute_dtype(config)
+    setattr(self, name, layers.RMSNorm(dtype))
+    self.relpos_bias = layers.RelativeBias(config)
+    if self.is_decoder and not config.logits_via_embedding:
+      self.logits_dense = layers.Dense(
+          config.vocab_size, ('embed', 'vocab'), config.emb_dim**-0.5, dtype
+      )
+
+  @property
+  def depth(self) -> int:
+    if self.is_decoder:
+      return self.config.num_decoder_layers
+    return self.config.num_encoder_layers
+
+  def run(
+      self, x: jax.Array, shared: Shared, cache: Any = None, cross: Any = None
+  ) -> tuple[jax.Array, Any]:
+    """The normalised output and the caches of all layers.
+
+    `cache` and `cross` hold one `KeysValues` a layer: a list, or, where the
+    layers are scanned, one `KeysValues` with a leading axis of layers.
+    """
+    if self.config.scan_layers:
+      own = Own(jnp.arange(self.depth), cache, cross)
+      x, new_cache = self.layers(x, own, shared)
+    else:
+      new_cache = []
+      for i, layer in enumerate(self.layers):
+        own = Own(
+            jnp.int32(i),
+            None if cache is None else cache[i],
+            None if cross is None else cross[i],
+        )
+        x, layer_cache = layer(x, own, shared)
+        new_cache.append(layer_cache)
+    norm = self.decoder_norm if self.is_decoder else self.encoder_norm
+    return norm(x), new_cache
+
+
+class T5(nn.Module):
+  """Embedding, encoder (unless decoder-only) and decoder."""
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    self.token_embedder = layers.Embedding(self.config)
+    if not self.config.is_decoder_only:
+      self.encoder = Stack(self.config, is_decoder=False)
+    self.decoder = Stack(self.config, is_decoder=True)
+
+  def encode(
+      self,
+      inputs: jax.Array,
+      segments: jax.Array,
+      dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """float[B, S, D] of inputs int32[B, S]."""
+    config = self.config
+    dropout = layers.Dropout(config.dropout_rate, dropout_key)
+    x = dropout(self.token_embedder(inputs), 'encoder_in', broadcast_axis=-2)
+    bias = relative_position.square(
+        self.encoder.relpos_bias(),
+        inputs.shape[1],
+        inputs.shape[1],
+        True,
+        config.relative_max_distance,
+    )
+    visible = _same_segment(segments, segments)
+    key = dropout.at(1).key
+    x, _ = self.encoder.run(x, Shared(visible, bias, key))
+    return dropout(x, 'encoder_out', broadcast_axis=-2)
+
+  def decode(
+      self,
+      tokens: jax.Array,
+      segments: jax.Array,
+      encoded: jax.Array | None,
+      input_segments: jax.Array,
+      dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Hidden states float[B, T, D] after tokens int32[B, T], all at once."""
+    config = self.config
+    length = tokens.shape[1]
+    dropout = layers.Dropout(config.dropout_rate, dropout_key)
+    x = dropout(self.token_embedder(tokens), 'decoder_in', broadcast_axis=-2)
+    bias = relative_position.square(
+        self.decoder.relpos_bias(),
+        length,
+        length,
+        False,
+        config.relative_max_distance,
+    )
+    causal = jnp.tril(jnp.ones((1, length, length), bool))
+    shared = Shared(
+        visible=_same_segment(segments, segments) & causal,
+        bias=bias,
+        dropout_key=dropout.at(2).key,
+        encoded=encoded,
+        cross_visible=_same_segment(segments, input_segments),
+    )
+    x, _ = self.decoder.run(x, shared)
+    return dropout(x, 'decoder_out', broadcast_axis=-2)
+
+  def advance(
+      self,
+      tokens: jax.Array,
+      start: jax.Array,
+      cache: Any,
+      cross: Any,
+      input_mask: jax.Array,
+  ) -> tuple[jax.Array, Any]:
+    """Hidden states float[B, N, D] of a block appended at `start` int32[B].
+
+    Args:
+      tokens: int32[B, N].
+      start: int32[B] tokens already in the cache, row by row.
+      cache: keys and values of earlier tokens, as in `Stack.run`.
+      cross: keys and values of the encoder's output, likewise, or None.
+      input_mask: bool[B, S].
+    """
+    rows, length = tokens.shape
+    first = jax.tree.leaves(cache)[0]
+    slots = first.shape[-2]
+    positions = start[:, None] + jnp.arange(length)[None]  # [B, N]
+    bias = relative_position.from_positions(
+        self.decoder.relpos_bias(),
+        positions,
+        slots,
+        self.config.relative_max_distance,
+    )
+    visible = jnp.arange(slots)[None, None] <= positions[:, :, None]
+    shared = Shared(
+        visible=visible,
+        bias=bias,
+        start=start,
+        cross_visible=jnp.broadcast_to(
+            input_mask[:, None], (rows, length, input_mask.shape[1])
+        ),
+    )
+    x = self.token_embedder(tokens)
+    return self.decoder.run(x, shared, cache, cross)
+
+  def unembed(self, hidden: jax.Array) -> jax.Array:
+    """Logits float[B, N, V] of hidden float[B, N, D]."""
+    if self.config.logits_via_embedding:
+      logits = self.token_embedder.attend(hidden)
+      return logits * self.config.emb_dim**-0.5
+    return self.decoder.logits_dense(hidden)
+
+  def everything(self, inputs: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Touches every parameter; for initialisation."""
+    ones = jnp.ones_like
+    encoded = None
+    if not self.config.is_decoder_only:
+      encoded = self.encode(inputs, ones(inputs))
+    hidden = self.decode(tokens, ones(tokens), encoded, ones(inputs))
+    return self.unembed(hidden)
+
+
+def _same_segment(queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """bool[B, Q, K]: both slots belong to one example; padding to none."""
+  same = queries[:, :, None] == keys[:, None, :]
+  return same & (keys > 0)[:, None, :]

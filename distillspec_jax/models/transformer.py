@@ -1,0 +1,270 @@
+"""A T5 as pure functions of its parameters: what every other stage calls.
+
+No Flax object leaves this folder. A cache is a pytree that is passed in and
+out; every row of a batch has its own length in it. Appending a block of tokens
+is one call (`advance`), taking tokens back is setting a length (`rewind`).
+
+  teacher forcing    hidden -> unembed -> logits
+  generation         begin -> (advance -> unembed -> rewind)*
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from distillspec_jax.core import mesh
+from distillspec_jax.core import shapes
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import layers
+from distillspec_jax.models import t5
+
+
+@flax.struct.dataclass
+class DecodeState:
+  """What incremental decoding remembers of each row.
+
+  Attributes:
+    cache: self-attention keys and values of all layers, L slots a row.
+    length: int32[B] slots in use; what stands after them does not count.
+    cross: keys and values of the encoder's output, or None.
+    input_mask: bool[B, S] which encoder positions are real.
+  """
+
+  cache: Any
+  length: jax.Array
+  cross: Any
+  input_mask: jax.Array
+
+
+class Prefix(NamedTuple):
+  """The tokens a row's output starts after: the start token and a prompt."""
+
+  tokens: jax.Array  # int32[B, P]
+  length: jax.Array  # int32[B] in [1, P]
+
+
+class Transformer:
+  """The functions of one configuration; holds no parameters.
+
+  Two instances of equal configurations are equal, so that jitted functions
+  that take one as a static argument are compiled once.
+  """
+
+  def __init__(self, config: config_lib.T5Config):
+    self.config = config
+    self._module = t5.T5(config)
+
+  def __eq__(self, other: Any) -> bool:
+    return isinstance(other, Transformer) and self.config == other.config
+
+  def __hash__(self) -> int:
+    return hash(self.config)
+
+  def init(self, key: jax.Array) -> Any:
+    """Fresh parameters, float32, named as in t5x."""
+    return jax.jit(lambda key: nn.meta.unbox(self._boxed(key)))(key)
+
+  def abstract(self) -> Any:
+    """The parameters' shapes and dtypes, without making them."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+  def logical_axes(self) -> Any:
+    """The parameters' logical axes, `PartitionSpec` leaves."""
+    boxed = jax.eval_shape(self._boxed, jax.random.key(0))
+    return nn.get_partition_spec(boxed)
+
+  def _boxed(self, key: jax.Array) -> Any:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return self._module.init(key, tokens, tokens, method='everything')['params']
+
+  def _apply(self, params: Any, *args: Any, method: str) -> Any:
+    return self._module.apply({'params': params}, *args, method=method)
+
+  def hidden(
+      self,
+      params: Any,
+      inputs: jax.Array,
+      input_segments: jax.Array,
+      decoder_inputs: jax.Array,
+      segments: jax.Array,
+      dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Hidden states float[B, T, D], from which `unembed` makes logits.
+
+    Args:
+      params: see `init`.
+      inputs: int32[B, S] for the encoder; decoder-only: the prompt, S may be 0.
+      input_segments: int32[B, S], 0 is padding.
+      decoder_inputs: int32[B, T], labels shifted right (see `shift_right`).
+      segments: int32[B, T] of the labels, 0 is padding.
+      dropout_key: switches dropout on.
+    """
+    shapes.bind_shapes(
+        inputs=(inputs, 'B S'),
+        input_segments=(input_segments, 'B S'),
+        decoder_inputs=(decoder_inputs, 'B T'),
+        segments=(segments, 'B T'),
+    )
+    if not self.config.is_decoder_only:
+      encoded = self._apply(
+          params, inputs, input_segments, dropout_key, method='encode'
+      )
+      return self._apply(
+          params,
+          decoder_inputs,
+          segments,
+          encoded,
+          input_segments,
+          dropout_key,
+          method='decode',
+      )
+    length = inputs.shape[1]
+    if length:
+      # The prompt is pushed against the output, so that distances are true.
+      prompt = jnp.pad(inputs, ((0, 0), (1, 0)))  # the start token leads
+      used = jnp.sum(input_segments > 0, axis=1) + 1
+      prompt = jax.vmap(jnp.roll)(prompt, length + 1 - used)
+      real = jnp.arange(length + 1)[None] >= (length + 1 - used)[:, None]
+      decoder_inputs = jnp.concatenate([prompt, decoder_inputs[:, 1:]], axis=1)
+      segments = jnp.concatenate(
+          [real.astype(segments.dtype), segments[:, 1:]], axis=1
+      )
+    nothing = jnp.zeros((inputs.shape[0], 0), jnp.int32)
+    hidden = self._apply(
+        params,
+        decoder_inputs,
+        segments,
+        None,
+        nothing,
+        dropout_key,
+        method='decode',
+    )
+    return hidden[:, length:]
+
+  def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
+    """Logits float[B, N, V] of hidden states float[B, N, D]."""
+    return self._apply(params, hidden, method='unembed')
+
+  def logits(self, params: Any, *args: Any, **kwargs: Any) -> jax.Array:
+    """Teacher-forced logits float[B, T, V]; arguments as in `hidden`."""
+    return self.unembed(params, self.hidden(params, *args, **kwargs))
+
+  def begin(
+      self,
+      params: Any,
+      inputs: jax.Array,
+      input_segments: jax.Array,
+      max_new_tokens: int,
+  ) -> tuple[DecodeState, Prefix]:
+    """The state before the first new token.
+
+    The cache holds all of the prefix but its last token, which is to be fed
+    first. Inputs are one example a row (not packed), padded at the end.
+
+    Args:
+      params: see `init`.
+      inputs: int32[B, S].
+      input_segments: int32[B, S], 0 is padding.
+      max_new_tokens: slots to keep for tokens after the prefix.
+    """
+    shapes.bind_shapes(
+        inputs=(inputs, 'B S'), input_segments=(input_segments, 'B S')
+    )
+    rows = inputs.shape[0]
+    mask = input_segments > 0
+    if not self.config.is_decoder_only:
+      encoded = self._apply(params, inputs, input_segments, method='encode')
+      state = DecodeState(
+          cache=self._empty_cache(rows, 1 + max_new_tokens),
+          length=jnp.zeros(rows, jnp.int32),
+          cross=self._cross(params, encoded),
+          input_mask=mask,
+      )
+      start = jnp.zeros((rows, 1), jnp.int32)
+      return state, Prefix(start, jnp.ones(rows, jnp.int32))
+    prefix = Prefix(
+        jnp.pad(jnp.where(mask, inputs, 0), ((0, 0), (1, 0))),
+        1 + jnp.sum(mask, axis=1, dtype=jnp.int32),
+    )
+    state = DecodeState(
+        cache=self._empty_cache(rows, prefix.tokens.shape[1] + max_new_tokens),
+        length=jnp.zeros(rows, jnp.int32),
+        cross=None,
+        input_mask=jnp.zeros((rows, 0), bool),
+    )
+    if prefix.tokens.shape[1] > 1:
+      _, state = self.advance(params, state, prefix.tokens[:, :-1])
+    return self.rewind(state, prefix.length - 1), prefix
+
+  def advance(
+      self, params: Any, state: DecodeState, tokens: jax.Array
+  ) -> tuple[jax.Array, DecodeState]:
+    """Hidden states float[B, N, D] of tokens int32[B, N], and the new state."""
+    shapes.bind_shapes(tokens=(tokens, 'B N'), length=(state.length, 'B'))
+    hidden, cache = self._apply(
+        params,
+        tokens,
+        state.length,
+        state.cache,
+        state.cross,
+        state.input_mask,
+        method='advance',
+    )
+    length = state.length + tokens.shape[1]
+    return hidden, state.replace(cache=cache, length=length)
+
+  def rewind(self, state: DecodeState, length: jax.Array) -> DecodeState:
+    """The state with only the first `length` int32[B] tokens of each row."""
+    return state.replace(length=length)
+
+  def _empty_cache(self, rows: int, slots: int) -> Any:
+    config = self.config
+    shape = (rows, config.num_heads, slots, config.head_dim)
+    dtype = layers.compute_dtype(config)
+    if config.scan_layers:
+      shape = (config.num_decoder_layers, *shape)
+      return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    return [
+        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        for _ in range(config.num_decoder_layers)
+    ]
+
+  def _cross(self, params: Any, encoded: jax.Array) -> Any:
+    """Keys and values of the encoder's output for every decoder layer."""
+    layer = t5.DecoderLayer(self.config)
+    project = functools.partial(layer.apply, method='project_cross')
+    decoder = params['decoder']
+    if self.config.scan_layers:
+      return jax.vmap(lambda layer: project({'params': layer}, encoded))(
+          decoder['layers']
+      )
+    return [
+        project({'params': decoder[f'layers_{i}']}, encoded)
+        for i in range(self.config.num_decoder_layers)
+    ]
+
+
+def shift_right(labels: jax.Array, segments: jax.Array) -> jax.Array:
+  """What the decoder reads to say `labels`; 0 starts every segment.
+
+  Args:
+    labels: int32[B, T].
+    segments: int32[B, T].
+
+  Returns:
+    int32[B, T].
+  """
+  earlier = jnp.pad(labels, ((0, 0), (1, 0)))[:, :-1]
+  before = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+  return jnp.where(segments == before, earlier, 0)
+
+
+def sharding_rules() -> Any:
+  """Context in which the layers' activations are laid out on the mesh."""
+  return nn.logical_axis_rules(mesh.RULES)

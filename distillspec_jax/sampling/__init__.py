@@ -1,0 +1,1 @@
+"""Logits -> tokens: warping, autoregressive and speculative generation."""

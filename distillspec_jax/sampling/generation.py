@@ -1,0 +1,155 @@
+"""`ds.generate`: texts or tokens in, texts and tokens out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distillspec_jax.core import errors
+from distillspec_jax.core import randomness
+from distillspec_jax.models import pretrained
+from distillspec_jax.sampling import autoregressive
+from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import samples as samples_lib
+from distillspec_jax.sampling import speculative
+
+_EOS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What was generated.
+
+  Attributes:
+    text: one string a row; empty where the target has no vocabulary.
+    tokens: int32[B, L], EOS included, 0 after it.
+    lengths: int32[B].
+    origins: int8[B, L], a `samples.Origin` a token.
+    statistics: counts a row, with `acceptance_rate` and `block_efficiency`.
+  """
+
+  text: list[str]
+  tokens: np.ndarray
+  lengths: np.ndarray
+  origins: np.ndarray
+  statistics: samples_lib.Statistics
+
+
+def generate(
+    target: pretrained.Model,
+    inputs: Sequence[str] | np.ndarray | jax.Array,
+    *,
+    draft: pretrained.Model | None = None,
+    max_new_tokens: int = 128,
+    block_length: int = 5,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    verification: str = 'token',
+    seed: int = 0,
+) -> Generation:
+  """Answers of the target, faster where a draft is given.
+
+  The answers have the target's distribution with a draft and without; greedy
+  (temperature 0) they are the same tokens.
+
+  Args:
+    target: the model that decides.
+    inputs: strings, or int32[B, S] padded with 0.
+    draft: the model that proposes; None decodes autoregressively.
+    max_new_tokens: length of an answer at most, EOS included.
+    block_length: tokens drafted before each call of the target.
+    temperature: 0 is greedy.
+    top_k: only the k most likely tokens; 0 allows all.
+    top_p: only the most likely tokens that reach this probability together.
+    verification: 'token'.
+    seed: row i draws from the stream (seed, i), whatever the batch.
+
+  Raises:
+    UserError: models that do not fit, settings out of range, no inputs, or
+      strings for a model without a vocabulary.
+  """
+  decoding = decoding_lib.Decoding(
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      block_length=min(block_length, max_new_tokens)
+      if draft is None
+      else block_length,
+      verification=verification,
+      max_new_tokens=max_new_tokens,
+      eos_id=_EOS,
+  )
+  if draft is not None:
+    pretrained.check_pair(target, draft)
+  tokens, segments = _tokens(target, inputs)
+  keys = randomness.row_keys(jax.random.key(seed), tokens.shape[0])
+  if draft is None:
+    out = autoregressive.generate(
+        target.transformer, target.params, tokens, segments, keys, decoding
+    )
+  else:
+    out = speculative.generate(
+        target.transformer,
+        target.params,
+        draft.transformer,
+        draft.params,
+        tokens,
+        segments,
+        keys,
+        decoding,
+    )
+  out = jax.device_get(out)
+  text = []
+  if target.vocabulary is not None:
+    text = [
+        detokenize(target.vocabulary, row[:length])
+        for row, length in zip(out.tokens, out.lengths)
+    ]
+  return Generation(text, out.tokens, out.lengths, out.origins, out.statistics)
+
+
+def detokenize(vocabulary, tokens: np.ndarray) -> str:
+  """The text of a row, without EOS."""
+  return vocabulary.decode([int(t) for t in tokens if t != _EOS])
+
+
+def _tokens(
+    target: pretrained.Model, inputs: Sequence[str] | np.ndarray | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Tokens and segments int32[B, S]."""
+  if hasattr(inputs, 'shape'):
+    if len(inputs.shape) != 2 or not inputs.shape[0]:
+      raise errors.UserError(
+          f'inputs has shape {inputs.shape}; give int32[B, S] with B at least'
+          ' 1, or a list of strings.'
+      )
+    tokens = jnp.asarray(inputs, jnp.int32)
+    return tokens, (tokens != 0).astype(jnp.int32)
+  if isinstance(inputs, str):
+    raise errors.UserError(
+        f'inputs is one string, {inputs[:40]!r}; give a list of strings.'
+    )
+  if not inputs:
+    raise errors.UserError('inputs is empty; give at least one string.')
+  if target.vocabulary is None:
+    raise errors.UserError(
+        f'The model {target.name} has no vocabulary, so it cannot read strings;'
+        ' give tokens int32[B, S].'
+    )
+  rows = [list(target.vocabulary.encode(text)) for text in inputs]
+  if not target.config.is_decoder_only:
+    rows = [row + [_EOS] for row in rows]
+  # Lengths are rounded up, so that similar inputs share a compiled program.
+  longest = max(len(row) for row in rows)
+  width = max(8, 1 << (longest - 1).bit_length()) if longest else 0
+  tokens = np.zeros((len(rows), width), np.int32)
+  segments = np.zeros((len(rows), width), np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)] = row
+    segments[i, : len(row)] = 1
+  return jnp.asarray(tokens), jnp.asarray(segments)

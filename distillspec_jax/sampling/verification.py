@@ -1,0 +1,106 @@
+"""Verification of a drafted block: the step that keeps speculation exact.
+
+Pure functions of drafted tokens and both models' warped logits; the loop that
+calls them is in `speculative.py`, the proofs by enumeration in the tests.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distillspec_jax.core import randomness
+from distillspec_jax.core import shapes
+
+
+class Verdict(NamedTuple):
+  """What a block's verification decides."""
+
+  num_accepted: jax.Array  # int32[B] in [0, G]
+  next_token: jax.Array  # int32[B] the correction, or a bonus if all G pass
+
+
+def token(
+    keys: jax.Array,
+    drafted: jax.Array,
+    q_logits: jax.Array,
+    p_logits: jax.Array,
+) -> Verdict:
+  """Accepts a prefix of the drafted block and samples the token after it.
+
+  A drafted token x passes with probability min(1, p(x) / q(x)); what is
+  emitted has exactly the target's distribution, whatever the draft (Leviathan
+  et al. 2023, https://arxiv.org/abs/2211.17192, algorithm 1). Example, G = 3,
+  second rejected:
+
+    drafted = [a, b, c]   passes = [1, 0, 1]   emitted = [a, x]
+    where x ~ max(p - q, 0) at position 1, normalised.
+
+  Args:
+    keys: key[B], one a row, consumed.
+    drafted: int32[B, G] sampled from softmax(q_logits).
+    q_logits: float32[B, G, V], the very logits that produced `drafted`.
+    p_logits: float32[B, G+1, V] target logits, warped as q's, same positions
+      plus one more.
+  """
+  _check(keys, drafted, q_logits, p_logits)
+  p = jax.nn.softmax(p_logits)  # [B, G+1, V]
+  q = jax.nn.softmax(q_logits)  # [B, G, V]
+  index = drafted[..., None]
+  p_drafted = jnp.take_along_axis(p[:, :-1], index, -1)[..., 0]  # [B, G]
+  q_drafted = jnp.take_along_axis(q, index, -1)[..., 0]  # [B, G]
+  u = randomness.uniform(
+      randomness.streams(keys, 'accept'), (drafted.shape[1],)
+  )
+  passes = u * q_drafted < p_drafted  # u in [0, 1): q > 0, p = 0 never passes
+  num_accepted = _prefix_length(passes)
+
+  # Only the one position after the accepted prefix is needed. Padding q with
+  # zeros makes the bonus token the same formula, max(p - 0, 0).
+  p_at = _at(p, num_accepted)  # [B, V]
+  q_at = _at(jnp.pad(q, ((0, 0), (0, 1), (0, 0))), num_accepted)
+  residual = jnp.maximum(p_at - q_at, 0.0)
+  # Where p equals q the residual is empty, and sampling from all -inf would
+  # return token 0, which is padding. The limit of the formula is p.
+  empty = jnp.sum(residual, axis=-1, keepdims=True) == 0.0
+  weights = jnp.log(jnp.where(empty, p_at, residual))
+  next_token = randomness.categorical(
+      randomness.streams(keys, 'next'), weights
+  )
+  return Verdict(num_accepted, next_token)
+
+
+def greedy(drafted: jax.Array, p_logits: jax.Array) -> Verdict:
+  """Accepts what the target would have said itself; the limit of `token`.
+
+  Args:
+    drafted: int32[B, G].
+    p_logits: float[B, G+1, V] target logits, not warped.
+  """
+  shapes.bind_shapes(
+      drafted=(drafted, 'B G'), p_logits=(p_logits[:, :-1], 'B G V')
+  )
+  best = jnp.argmax(p_logits, axis=-1).astype(jnp.int32)  # [B, G+1]
+  num_accepted = _prefix_length(drafted == best[:, :-1])
+  return Verdict(num_accepted, _at(best, num_accepted))
+
+
+def _prefix_length(passes: jax.Array) -> jax.Array:
+  """How many pass before the first that does not, bool[B, G] -> int32[B]."""
+  return jnp.cumprod(passes.astype(jnp.int32), axis=1).sum(axis=1)
+
+
+def _at(array: jax.Array, position: jax.Array) -> jax.Array:
+  """array[b, position[b]], [B, N, ...] -> [B, ...]."""
+  return jax.vmap(lambda row, i: row[i])(array, position)
+
+
+def _check(keys, drafted, q_logits, p_logits) -> None:
+  shapes.bind_shapes(
+      keys=(keys, 'B'),
+      drafted=(drafted, 'B G'),
+      q_logits=(q_logits, 'B G V'),
+      p_logits=(p_logits[:, :-1], 'B G V'),
+  )

@@ -1,0 +1,1 @@
+"""Rollouts, one training step, the loop: fine-tuning and distillation."""

@@ -1,0 +1,469 @@
+"""The training loop: fine-tuning and distillation, by the method it is given.
+
+A run lives in a folder. Started again in the same folder it goes on from its
+last checkpoint, with the state, the random numbers and the data position it
+had, and ends as if it had never been stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distillspec_jax.checkpoints import model_folder
+from distillspec_jax.checkpoints import store
+from distillspec_jax.core import configuration
+from distillspec_jax.core import errors
+from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.core import randomness
+from distillspec_jax.core import results
+from distillspec_jax.core import types
+from distillspec_jax.data import batches as batches_lib
+from distillspec_jax.data import tasks
+from distillspec_jax.data import vocabularies
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.training import method as method_lib
+from distillspec_jax.training import optimizers
+from distillspec_jax.training import progress as progress_lib
+from distillspec_jax.training import step as step_lib
+from distillspec_jax.training import validation
+
+
+def train(
+    *,
+    run: str,
+    task: tasks.Task,
+    num_steps: int,
+    model: config_lib.T5Config | str | None = None,
+    initial: str | None = None,
+    target: str | None = None,
+    method: method_lib.Method = method_lib.Method(),
+    optimizer: optimizers.Optimizer = optimizers.Optimizer(),
+    batch_size: int = 32,
+    micro_batches: int = 1,
+    pack: bool = False,
+    log_every: int = 10,
+    validation_every: int = 100,
+    validation_examples: int = 64,
+    validation_block_length: int = 5,
+    checkpoint_every: int = 500,
+    keep_checkpoints: int = 2,
+    seed: int = 0,
+    mesh_data: int = -1,
+    mesh_fsdp: int = 1,
+    mesh_tensor: int = 1,
+) -> str:
+  """Trains a model in the folder `run`; goes on where it left off.
+
+  Args:
+    run: the run's folder; made if it is absent.
+    task: what to train on.
+    num_steps: updates in all, those before a restart included.
+    model: the model to start from scratch: a configuration, or a name of
+      `models.config.published`, which then gets the task's vocabulary.
+    initial: folder of the model to start from instead.
+    target: folder of the target, where the method needs one.
+    method: what is minimised and on whose tokens; default: fine-tuning.
+    optimizer: and its schedule.
+    batch_size: examples (rows, if packed) a step, over all devices.
+    micro_batches: parts the batch is split into, to save memory.
+    pack: several examples a row; not where tokens are sampled.
+    log_every: steps between lines of results.
+    validation_every: steps between validations; the best model is kept.
+    validation_examples: how many examples are judged.
+    validation_block_length: drafted tokens a block, with a target.
+    checkpoint_every: steps between checkpoints.
+    keep_checkpoints: how many are kept.
+    seed: of initialisation, data order and sampling.
+    mesh_data: size of the data axis, -1: all devices that are left.
+    mesh_fsdp: size of the fsdp axis.
+    mesh_tensor: size of the tensor axis.
+
+  Returns:
+    The folder of the best model, RUN/best.
+
+  Raises:
+    UserError: anything that is wrong with the arguments, before work starts.
+  """
+  folder = pathlib.Path(run)
+  _check(num_steps, batch_size, micro_batches, pack, method, target, task)
+  for name, value in (
+      ('log_every', log_every),
+      ('validation_every', validation_every),
+      ('checkpoint_every', checkpoint_every),
+      ('validation_examples', validation_examples),
+      ('validation_block_length', validation_block_length),
+  ):
+    if value < 1:
+      raise errors.UserError(f'{name} is {value}; it must be at least 1.')
+  mesh = mesh_lib.make_mesh(mesh_data, mesh_fsdp, mesh_tensor)
+  mesh_lib.check_batch(mesh, batch_size // micro_batches)
+  store.check_writable(folder)
+  student = _student(model, initial, task, seed)
+  teacher = None
+  if target is not None:
+    teacher = pretrained.load(target)
+    pretrained.check_pair(teacher, student)
+  # All that can fail on the data fails here, before anything is written.
+  held_out = _held_out(task, validation_examples, batch_size, mesh)
+  transform = optimizer.build(num_steps)
+  schedule = optimizer.schedule(num_steps)
+
+  with (
+      jax.set_mesh(mesh),
+      transformer_lib.sharding_rules(),
+      store.Store(folder / 'checkpoints', keep=keep_checkpoints) as checkpoints,
+  ):
+    state, abstract = _initial_state(student, transform, mesh, seed)
+    teacher_params = None
+    if teacher is not None:
+      teacher_params = _place(teacher.transformer, teacher.params, mesh)
+    best = None
+    latest = checkpoints.latest_step()
+    if latest is not None:
+      _check_same_model(folder, student.config)
+      state, extra = checkpoints.restore(latest, abstract)
+      best = extra['best']
+    start = int(state.step)
+    recorder = _Recorder(folder, task, student, teacher, method, seed, start)
+    model_folder.write_config(folder, student.config.to_dict())
+    configuration.write(folder)
+
+    update = jax.jit(
+        step_lib.make_step(
+            method,
+            transform,
+            student.transformer,
+            teacher.transformer if teacher else None,
+            micro_batches,
+        ),
+        donate_argnums=0,
+    )
+
+    def judge(params) -> validation.Score:
+      if teacher is None:
+        return validation.cross_entropy(student.transformer, params, held_out)
+      return validation.block_efficiency(
+          teacher.transformer,
+          teacher_params,
+          student.transformer,
+          params,
+          held_out,
+          validation_block_length,
+      )
+
+    def keep_if_best(step: int) -> None:
+      nonlocal best
+      score = judge(state.params)
+      recorder.score(step, score)
+      if best is None or score.goodness > best:
+        best = score.goodness
+        _save_best(folder, student, state.params, step, score)
+
+    if start == 0 and latest is None:
+      keep_if_best(0)
+    data = batches_lib.batches(
+        task,
+        'train',
+        batch_size,
+        seed=seed,
+        pack=pack,
+        start=start,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
+    with (
+        _interruptions() as interrupted,
+        recorder,
+        progress_lib.Progress(num_steps, start, folder.name) as progress,
+    ):
+      for number in range(start, num_steps):
+        batch = _put(next(data), mesh)
+        state, metrics = update(state, teacher_params, batch)
+        done = number + 1
+        recorder.step(done, metrics)
+        if done % log_every == 0 or done == num_steps:
+          values = recorder.flush(done, float(schedule(number)))
+          progress.update(done, values)
+        if done % validation_every == 0 or done == num_steps:
+          keep_if_best(done)
+        stop = bool(interrupted)
+        if done % checkpoint_every == 0 or done == num_steps or stop:
+          recorder.flush(done, float(schedule(number)))
+          checkpoints.save(done, state, {'best': best, 'seed': seed})
+        if stop:
+          checkpoints.wait()
+          raise KeyboardInterrupt
+  return str(folder / 'best')
+
+
+def _check(
+    num_steps, batch_size, micro_batches, pack, method, target, task
+) -> None:
+  if num_steps < 1:
+    raise errors.UserError(f'num_steps is {num_steps}; it must be at least 1.')
+  if batch_size < 1:
+    raise errors.UserError(
+        f'batch_size is {batch_size}; it must be at least 1.'
+    )
+  if micro_batches < 1 or batch_size % micro_batches:
+    raise errors.UserError(
+        f'micro_batches is {micro_batches}; it must divide the batch size'
+        f' {batch_size}.'
+    )
+  if method.needs_target and target is None:
+    raise errors.UserError(
+        f'The method ({method.divergence}, fixed_fraction'
+        f' {method.fixed_fraction}, draft_fraction {method.draft_fraction})'
+        ' needs a target; set loop.train.target to the folder of one.'
+    )
+  if pack and method.fixed_fraction < 1.0:
+    raise errors.UserError(
+        'pack is True, but the method samples tokens (fixed_fraction is'
+        f' {method.fixed_fraction}), one example a row. Set pack = False.'
+    )
+  del task
+
+
+def _student(
+    model: config_lib.T5Config | str | None,
+    initial: str | None,
+    task: tasks.Task,
+    seed: int,
+) -> pretrained.Model:
+  """The model to train, with its starting parameters on the host or device."""
+  if (model is None) == (initial is None):
+    raise errors.UserError(
+        f'model is {model!r} and initial is {initial!r}; give one of them: the'
+        ' configuration of a new model, or the folder of one to start from.'
+    )
+  vocabulary = task.vocabulary
+  if initial is not None:
+    student = pretrained.load(initial)
+    if student.vocabulary is not None and not vocabularies.same(
+        student.vocabulary, vocabulary
+    ):
+      raise errors.UserError(
+          f'The model in {initial} has another vocabulary than task'
+          f' {task.name!r}. Set the task\'s vocabulary to {initial}.'
+      )
+    return pretrained.Model(
+        student.transformer, student.params, vocabulary, str(initial)
+    )
+  if isinstance(model, str):
+    padded = -(-vocabulary.vocab_size // 128) * 128
+    model = config_lib.published(model, vocab_size=padded)
+  if model.vocab_size < vocabulary.vocab_size:
+    raise errors.UserError(
+        f'The model has {model.vocab_size} rows for tokens, task {task.name!r}'
+        f' has {vocabulary.vocab_size} tokens. Set vocab_size to at least'
+        ' that.'
+    )
+  transformer = transformer_lib.Transformer(model)
+  key = randomness.stream(jax.random.key(seed), 'init')
+  return pretrained.Model(transformer, transformer.init(key), vocabulary, 'new')
+
+
+def _place(
+    transformer: transformer_lib.Transformer, params: Any, mesh: Any
+) -> Any:
+  """The parameters on the mesh, laid out by their logical axes."""
+  layout = mesh_lib.shardings(mesh, params, transformer.logical_axes())
+  # A copy: the step donates its argument, and the caller's must live on.
+  return jax.tree.map(
+      lambda x, sharding: jax.device_put(jnp.array(x), sharding), params, layout
+  )
+
+
+def _initial_state(student, transform, mesh, seed):
+  """The state at step 0, and its shapes with shardings for restoring."""
+  params = _place(student.transformer, student.params, mesh)
+  key = randomness.stream(jax.random.key(seed), 'training')
+  key = jax.device_put(key, mesh_lib.replicated(mesh))
+  state = step_lib.initial_state(params, transform, key)
+  state = jax.tree.map(
+      lambda x: x
+      if isinstance(x.sharding, jax.sharding.NamedSharding)
+      else jax.device_put(x, mesh_lib.replicated(mesh)),
+      state,
+  )
+  abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
+  )
+  return state, abstract
+
+
+def _put(batch: types.Batch, mesh: Any) -> types.Batch:
+  """The batch on the mesh, rows spread over it."""
+  sharding = mesh_lib.rows(mesh)
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def _held_out(
+    task: tasks.Task, examples: int, batch_size: int, mesh: Any
+) -> list[types.Batch]:
+  """The first validation examples, in batches of one shape."""
+  found: list[types.Batch] = []
+  rows = min(batch_size, examples)
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  rows = -(-rows // ways) * ways
+  for batch in batches_lib.batches(
+      task, 'validation', rows, seed=0, shuffle=False, num_epochs=1
+  ):
+    found.append(_put(batch, mesh))
+    if len(found) * rows >= examples:
+      break
+  return found
+
+
+def _check_same_model(folder: pathlib.Path, config: config_lib.T5Config):
+  """Refuses to go on in a folder where another model was trained."""
+  known = config_lib.T5Config.from_dict(model_folder.read_config(folder))
+  if known != config:
+    raise errors.UserError(
+        f'{folder} holds checkpoints of another model: {known}, but this run'
+        f' trains {config}. Name another folder, or remove this one.'
+    )
+
+
+def _save_best(folder, student, params, step, score) -> None:
+  model_folder.save_model(
+      folder / 'best',
+      student.config.to_dict(),
+      params,
+      step,
+      metrics={score.name: score.value},
+      also=lambda path: vocabularies.save(student.vocabulary, path),
+  )
+
+
+@contextlib.contextmanager
+def _interruptions():
+  """Yields a list that is no longer empty once the run is asked to stop.
+
+  SIGINT and SIGTERM end the run after the step under way, with a checkpoint. A
+  second one stops at once.
+  """
+  asked: list[int] = []
+
+  def handle(number, frame):
+    if asked:
+      raise KeyboardInterrupt
+    asked.append(number)
+
+  try:
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+  except ValueError:  # not the main thread: the caller handles signals
+    before = {}
+  try:
+    yield asked
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+class _Recorder:
+  """Collects step metrics on the device and writes them window by window.
+
+  Results of steps that a restart repeats are written once: lines after the
+  restored checkpoint are dropped when it starts.
+  """
+
+  def __init__(self, folder, task, student, teacher, method, seed, start):
+    self._path = folder / 'results.jsonl'
+    self._seed = seed
+    self._task = task.name
+    self._run = folder.name
+    self._target = teacher.name if teacher else None
+    self._method = method
+    self._steps: list[tuple[int, dict[str, types.Mean]]] = []
+    self._time = time.perf_counter()
+    self._writer = progress_lib.MetricsWriter(folder / 'metrics')
+    if self._path.exists():
+      results.drop_after(self._path, self._run, start)
+
+  def __enter__(self):
+    self._time = time.perf_counter()
+    return self
+
+  def __exit__(self, *exception):
+    self._writer.close()
+
+  def step(self, number: int, metrics: dict[str, types.Mean]) -> None:
+    self._steps.append((number, metrics))
+
+  def flush(self, number: int, learning_rate: float) -> dict[str, float]:
+    """Writes the steps since the last call; returns the window's means."""
+    if not self._steps:
+      return {}
+    fetched = jax.device_get(self._steps)
+    self._steps = []
+    window: dict[str, types.Mean] = {}
+    for at, metrics in fetched:
+      for name, mean in metrics.items():
+        mean = types.Mean(*mean)
+        self._writer.write(at, {name: float(mean.value())})
+        window[name] = window[name].merge(mean) if name in window else mean
+    elapsed = time.perf_counter() - self._time
+    self._time = time.perf_counter()
+    tokens = float(window['loss'].count)
+    values = {name: float(mean.value()) for name, mean in window.items()}
+    rename = {'acceptance': 'acceptance_rate'}
+    values = {rename.get(k, k): v for k, v in values.items()}
+    values['learning_rate'] = learning_rate
+    values['tokens_per_second'] = tokens / max(elapsed, 1e-9)
+    self._writer.write(number, {
+        'learning_rate': learning_rate,
+        'tokens_per_second': values['tokens_per_second'],
+    })
+    units = {
+        'loss': 'nats/token',
+        'cross_entropy': 'nats/token',
+        'target_cross_entropy': 'nats/token',
+        'tokens_per_second': 'tokens/s',
+    }
+    self._write(
+        number,
+        {
+            name: results.Metric(value, None, int(tokens), units.get(name, '1'))
+            for name, value in values.items()
+        },
+        split='train',
+    )
+    return values
+
+  def score(self, number: int, score: validation.Score) -> None:
+    """Writes the outcome of a validation."""
+    self._writer.write(number, {f'validation/{score.name}': score.value})
+    metric = results.Metric(score.value, None, score.examples, score.unit)
+    self._write(number, {score.name: metric}, split='validation')
+    # Judging is not training: it does not count in the rate.
+    self._time = time.perf_counter()
+
+  def _write(self, number, metrics, split):
+    if jax.process_index():
+      return
+    results.write(
+        self._path,
+        'training',
+        run=self._run,
+        target=self._target,
+        draft=self._run,
+        task=self._task,
+        split=split,
+        decoding=None,
+        metrics={'step': results.Metric(number, None, 1, 'step'), **metrics},
+        seed=self._seed,
+        config_hash=configuration.current().hash,
+    )

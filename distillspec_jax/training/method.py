@@ -1,0 +1,83 @@
+"""A training method: which divergence, on whose tokens.
+
+The methods of DistillSpec's comparison are points in this space (Zhou et al.
+2023, https://arxiv.org/abs/2310.08461, table 1 and algorithm 1):
+
+  fine-tuning     cross-entropy   fixed labels
+  SeqKD           cross-entropy   target's tokens
+  supervised KD   forward_kl      fixed labels
+  ImitKD          forward_kl      half fixed labels, half draft's tokens
+  f-Distill       total_variation half target's, half draft's tokens
+  on-policy GKD   any             draft's tokens
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from distillspec_jax.core import errors
+from distillspec_jax.losses import divergences
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+  """What is minimised, and on whose tokens.
+
+  With probability `fixed_fraction` a step takes the labels of the dataset;
+  otherwise, with probability `draft_fraction`, tokens that the draft samples
+  from the step's inputs, and else tokens that the target samples. Nothing is
+  differentiated through the sampling.
+
+  Attributes:
+    divergence: a name of `losses.divergences`, or 'cross_entropy' on the
+      labels, which needs no target.
+    beta: of 'jsd', in (0, 1); None is its default, 0.5.
+    fixed_fraction: lambda_1 of algorithm 1.
+    draft_fraction: lambda_2 of algorithm 1.
+    temperature: at which tokens are sampled for training.
+    z_loss: weight of log(Z)^2 in the cross-entropy.
+    label_smoothing: mass spread over all tokens in the cross-entropy.
+  """
+
+  divergence: str = 'cross_entropy'
+  beta: float | None = None
+  fixed_fraction: float = 1.0
+  draft_fraction: float = 1.0
+  temperature: float = 1.0
+  z_loss: float = 0.0
+  label_smoothing: float = 0.0
+
+  def __post_init__(self):
+    for name in ('fixed_fraction', 'draft_fraction'):
+      value = getattr(self, name)
+      if not 0.0 <= value <= 1.0:
+        raise errors.UserError(
+            f'Method.{name} is {value}; it is a probability, in [0, 1].'
+        )
+    if self.divergence != 'cross_entropy':
+      self.divergence_function()
+      if self.z_loss or self.label_smoothing:
+        raise errors.UserError(
+            'Method.z_loss and Method.label_smoothing belong to'
+            f' cross_entropy; with {self.divergence} they must be 0.'
+        )
+
+  def divergence_function(self) -> divergences.Divergence:
+    """(p_logits, q_logits) -> float32[...]; raises for an unknown name."""
+    return divergences.named(self.divergence, beta=self.beta)
+
+  @property
+  def is_distillation(self) -> bool:
+    return self.divergence != 'cross_entropy'
+
+  @property
+  def samples_from_draft(self) -> bool:
+    return self.fixed_fraction < 1.0 and self.draft_fraction > 0.0
+
+  @property
+  def samples_from_target(self) -> bool:
+    return self.fixed_fraction < 1.0 and self.draft_fraction < 1.0
+
+  @property
+  def needs_target(self) -> bool:
+    return self.is_distillation or self.samples_from_target

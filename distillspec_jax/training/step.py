@@ -1,0 +1,189 @@
+"""One training step: a pure function, the same for every method.
+
+  labels     whose tokens, see `rollouts.py`
+  gradient   of the summed loss, micro-batch by micro-batch
+  update     of the sum divided by the number of tokens, so that micro-batches
+             give the update of the whole batch
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from distillspec_jax.core import randomness
+from distillspec_jax.core import types
+from distillspec_jax.losses import objective
+from distillspec_jax.models import transformer
+from distillspec_jax.training import method as method_lib
+from distillspec_jax.training import rollouts
+
+Metrics = dict[str, types.Mean]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a run needs to go on, but for the data position.
+
+  Attributes:
+    step: int32[] updates done.
+    params: float32 parameters.
+    optimizer: its state.
+    key: the run's key; a step derives its own from it and never changes it.
+  """
+
+  step: jax.Array
+  params: Any
+  optimizer: Any
+  key: jax.Array
+
+
+def initial_state(
+    params: Any, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+  return TrainState(jnp.int32(0), params, optimizer.init(params), key)
+
+
+def make_loss(
+    method: method_lib.Method,
+    draft: transformer.Transformer,
+    target: transformer.Transformer | None,
+) -> Callable[..., tuple[jax.Array, Metrics]]:
+  """(params, target_params, batch, dropout_key) -> (summed loss, metrics).
+
+  The loss is the sum over tokens in nats; its count is metrics['loss'].count.
+  """
+
+  def hidden(model, params, batch, dropout_key=None):
+    return model.hidden(
+        params,
+        batch.inputs,
+        batch.input_segments,
+        transformer.shift_right(batch.labels, batch.segments),
+        batch.segments,
+        dropout_key,
+    )
+
+  def loss(params, target_params, batch, dropout_key):
+    q_hidden = hidden(draft, params, batch, dropout_key)
+    unembed = functools.partial(draft.unembed, params)
+    if not method.is_distillation:
+      metrics = objective.supervised(
+          unembed,
+          q_hidden,
+          batch.labels,
+          batch.mask,
+          z_loss=method.z_loss,
+          label_smoothing=method.label_smoothing,
+      )
+    else:
+      # Rows beyond the smaller vocabulary are padding in both.
+      size = min(draft.config.vocab_size, target.config.vocab_size)
+      metrics = objective.distillation(
+          lambda x: target.unembed(target_params, x)[..., :size],
+          lambda x: unembed(x)[..., :size],
+          hidden(target, target_params, batch),
+          q_hidden,
+          batch.labels,
+          batch.mask,
+          method.divergence_function(),
+      )
+    return metrics['loss'].total, metrics
+
+  return loss
+
+
+def make_step(
+    method: method_lib.Method,
+    optimizer: optax.GradientTransformation,
+    draft: transformer.Transformer,
+    target: transformer.Transformer | None = None,
+    micro_batches: int = 1,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """(state, target_params, batch) -> (new state, metrics).
+
+  Args:
+    method: what is minimised.
+    optimizer: applied to the gradient of the mean loss a token.
+    draft: the model that is trained.
+    target: needed where the method says so.
+    micro_batches: the batch is split into so many equal parts, whose
+      gradients are added up before the update.
+  """
+  gradient = jax.grad(make_loss(method, draft, target), has_aux=True)
+
+  def step(state, target_params, batch):
+    key = jax.random.fold_in(state.key, state.step)
+    batch, source = rollouts.with_labels(
+        batch, key, method, draft, state.params, target, target_params
+    )
+    dropout_key = randomness.stream(key, 'dropout')
+    if draft.config.dropout_rate == 0.0:
+      dropout_key = None
+
+    if micro_batches == 1:
+      gradients, metrics = gradient(
+          state.params, target_params, batch, dropout_key
+      )
+    else:
+      gradients, metrics = _accumulate(
+          gradient, state.params, target_params, batch, dropout_key,
+          micro_batches,
+      )  # fmt: skip
+    count = jnp.maximum(metrics['loss'].count, 1.0)
+    gradients = jax.tree.map(lambda g: g / count, gradients)
+    updates, optimizer_state = optimizer.update(
+        gradients, state.optimizer, state.params
+    )
+    metrics['gradient_norm'] = types.Mean(
+        optax.tree.norm(gradients), jnp.float32(1.0)
+    )
+    metrics['draft_tokens'] = types.Mean(
+        (source == rollouts.DRAFT).astype(jnp.float32), jnp.float32(1.0)
+    )
+    new_state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        optimizer=optimizer_state,
+    )
+    return new_state, metrics
+
+  return step
+
+
+def _accumulate(
+    gradient, params, target_params, batch, dropout_key, micro_batches
+):
+  """Gradients and metrics summed over the parts of the batch."""
+
+  # Part i takes every i-th row, so that each part is spread over the mesh as
+  # the batch is.
+  parts = jax.tree.map(
+      lambda x: jnp.swapaxes(
+          x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]),
+          0,
+          1,
+      ),
+      batch,
+  )
+
+  def add(sums, numbered):
+    number, part = numbered
+    key = dropout_key
+    if key is not None:
+      key = jax.random.fold_in(key, number)
+    new = gradient(params, target_params, part, key)
+    return jax.tree.map(jnp.add, sums, new), None
+
+  shapes = jax.eval_shape(
+      gradient, params, target_params, jax.tree.map(lambda x: x[0], parts),
+      dropout_key,
+  )  # fmt: skip
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  sums, _ = jax.lax.scan(add, zeros, (jnp.arange(micro_batches), parts))
+  return sums

@@ -1,0 +1,25 @@
+"""What every test runs under: CPU, eight devices, no silent broadcasting."""
+
+import os
+import pathlib
+
+# Before jax is imported anywhere: the platform is fixed when it first starts.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_num_cpu_devices', 8)
+
+
+@pytest.fixture(scope='session')
+def shared() -> pathlib.Path:
+  """The folder of reference data, which is not part of the repository."""
+  beside = pathlib.Path(__file__).parents[2] / 'shared'
+  folder = pathlib.Path(os.environ.get('DISTILLSPEC_SHARED', beside))
+  if not folder.is_dir():
+    pytest.skip(
+        f'no reference data at {folder}; set DISTILLSPEC_SHARED to its folder'
+    )
+  return folder

@@ -1,0 +1,112 @@
+"""Configurations: published sizes, and what is refused."""
+
+import json
+import math
+
+import jax
+import pytest
+
+from distillspec_jax.core import errors
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import transformer
+
+# Parameters of the released checkpoints, 32,128 rows in the embedding.
+PARAMETERS = {
+    't5_1_1_small': 76_961_152,
+    't5_1_1_base': 247_577_856,
+    't5_1_1_large': 783_150_080,
+    't5_1_1_xl': 2_849_757_184,
+    't5_1_1_xxl': 11_135_332_352,
+    't5_1_0_small': 60_506_624,
+    't5_1_0_base': 222_903_552,
+    't5_1_0_large': 737_668_096,
+    't5_1_0_xl': 2_851_598_336,
+    't5_1_0_xxl': 11_307_321_344,
+}
+
+
+def count(config):
+  shapes = transformer.Transformer(config).abstract()
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_published_sizes_have_the_released_number_of_parameters(name):
+  scanned = config_lib.published(name, scan_layers=True)  # traces in no time
+  assert count(scanned) == PARAMETERS[name]
+
+
+def test_scanning_does_not_change_the_number_of_parameters():
+  config = config_lib.published('t5_1_1_small')
+  assert not config.scan_layers
+  assert count(config) == PARAMETERS['t5_1_1_small']
+
+
+@pytest.mark.parametrize('name', ['test', 'nano', 'micro', 'tiny', 'mini'])
+def test_laptop_sizes_take_vocabulary_and_changes(name):
+  config = config_lib.published(name, 260, num_encoder_layers=0)
+  assert config.vocab_size == 260
+  assert config.is_decoder_only
+  assert count(config) < 10_000_000
+
+
+def test_v1_0_is_tied_and_relu_and_v1_1_is_neither():
+  old = config_lib.published('t5_1_0_small')
+  new = config_lib.published('t5_1_1_small')
+  assert (old.mlp_activations, old.logits_via_embedding) == (('relu',), True)
+  assert (new.mlp_activations, new.logits_via_embedding) == (
+      ('gelu', 'linear'),
+      False,
+  )
+
+
+@pytest.mark.parametrize('name', ['t5_1_1_smal', 't5_1_0_3B', 't5', ''])
+def test_an_unknown_name_lists_the_known_ones(name):
+  with pytest.raises(errors.UserError) as error:
+    config_lib.published(name)
+  assert f'no model called {name!r}' in str(error.value)
+  assert 't5_1_1_small' in str(error.value)
+  assert 't5_1_0_xxl' in str(error.value)
+  assert 'mini' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'field, value, message',
+    [
+        ('vocab_size', 0, 'vocab_size is 0; it must be at least 1'),
+        ('emb_dim', -1, 'emb_dim is -1; it must be at least 1'),
+        ('num_heads', 0, 'num_heads is 0; it must be at least 1'),
+        ('head_dim', 0, 'head_dim is 0; it must be at least 1'),
+        ('mlp_dim', 0, 'mlp_dim is 0; it must be at least 1'),
+        ('num_decoder_layers', 0, 'num_decoder_layers is 0; it must be'),
+        ('num_encoder_layers', -2, 'num_encoder_layers is -2; 0 makes a'),
+        ('dropout_rate', 1.0, r'dropout_rate is 1.0; it must lie in \[0, 1\)'),
+        ('dropout_rate', -0.1, 'dropout_rate is -0.1'),
+        ('dropout_rate', math.nan, 'dropout_rate is nan'),
+        ('dtype', 'float16', "dtype is 'float16'; it must be one of"),
+        ('remat', 'some', "remat is 'some'; it must be one of"),
+        ('mlp_activations', ('gelu', 'tanh'), "mlp_activations is 'tanh'"),
+        ('num_layers', 3, r"unknown entries \['num_layers'\]"),
+    ],
+)
+def test_bad_values_are_refused_by_name(field, value, message):
+  with pytest.raises(errors.UserError, match=message):
+    config_lib.published('test', **{field: value})
+
+
+def test_plain_data_round_trips_through_json():
+  config = config_lib.published('t5_1_1_base', dtype='bfloat16', remat='dots')
+  text = json.dumps(config.to_dict())
+  again = config_lib.T5Config.from_dict(json.loads(text))
+  assert again == config
+  assert hash(again) == hash(config)  # lists have become tuples
+
+
+def test_equal_configurations_make_equal_models():
+  one, two = (config_lib.published('test', 50) for _ in range(2))
+  other = config_lib.published('test', 51)
+  first = transformer.Transformer(one)
+  assert first == transformer.Transformer(two)
+  assert hash(first) == hash(transformer.Transformer(two))
+  assert first != transformer.Transformer(other)
+  assert first != one
