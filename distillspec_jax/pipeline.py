@@ -150,7 +150,6 @@ def _write_samples(
     found += sample_texts.collect(
         model,
         pretrained.load(drafts / name),
-        task,
         [next(batches)],
         decoding,
         seed=0,

@@ -5,7 +5,9 @@ A divergence needs several float32 arrays of [B, T, V]; for a vocabulary of
 layer come here together with the function that turns them into logits, and
 both are taken `chunk` positions of T at a time, in a scan whose body is
 computed again on the way back: only [B, chunk, V] is ever held. T is cut and B
-is not, so that rows split over devices stay where they are.
+is not, so that rows split over devices stay where they are. At B = 8, T = 128
+and chunk = 8 that is a sixteenth to a sixth of the plain formula's memory; it
+grows with the chunk, and so does the speed where B is small.
 
 Means leave as (total, count); a caller divides once, after adding up micro-
 batches and hosts.
@@ -45,7 +47,7 @@ def distillation(
     labels: jax.Array,
     mask: jax.Array,
     divergence: divergences.Divergence,
-    chunk: int = 16,
+    chunk: int = 8,
 ) -> dict[str, types.Mean]:
   """The divergence of the draft from the target over the tokens under the mask.
 
@@ -107,7 +109,7 @@ def supervised(
     mask: jax.Array,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    chunk: int = 16,
+    chunk: int = 8,
 ) -> dict[str, types.Mean]:
   """The cross-entropy on given labels over the tokens under the mask.
 

@@ -67,9 +67,7 @@ def test_rows_draw_the_same_alone_and_together():
     assert alone[0] == together[i]
   uniform = randomness.uniform(keys, (3,))
   assert uniform.shape == (6, 3)
-  np.testing.assert_array_equal(
-      randomness.uniform(keys[4:], (3,)), uniform[4:]
-  )
+  np.testing.assert_array_equal(randomness.uniform(keys[4:], (3,)), uniform[4:])
 
 
 def test_categorical_follows_its_logits_over_rows():

@@ -138,7 +138,9 @@ def test_jsd_has_the_two_kl_as_limits():
 def test_equal_distributions_have_divergence_and_gradient_zero(name):
   logits = np.random.default_rng(2).normal(size=(6, 7)).astype(np.float32)
   np.testing.assert_allclose(ALL[name](logits, logits), 0, atol=1e-6)
-  np.testing.assert_allclose(gradient(ALL[name], logits, logits), 0, atol=1e-6)
+  if name != 'total_variation':  # at its kink rounding decides the sign
+    actual = gradient(ALL[name], logits, logits)
+    np.testing.assert_allclose(actual, 0, atol=1e-6)
 
 
 def test_acceptance_is_one_minus_total_variation():
@@ -251,9 +253,8 @@ def test_cross_entropy_leaves_out_columns_of_minus_infinity(label_smoothing):
 def test_divergences_are_found_by_name(name):
   p, q = np.random.default_rng(8).normal(size=(2, 6, 7)).astype(np.float32)
   beta = BETA if name == 'jsd' else None
-  np.testing.assert_array_equal(
-      divergences.named(name, beta)(p, q), ALL[name](p, q)
-  )
+  actual = divergences.named(name, beta)(p, q)
+  np.testing.assert_allclose(actual, ALL[name](p, q), rtol=1e-5)
 
 
 def test_named_jsd_without_beta_is_the_symmetric_one():

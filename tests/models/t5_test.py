@@ -43,9 +43,12 @@ def arguments(forward, part):
     input_segments = (inputs > 0).astype(np.int32)
     segments = forward['batch/decoder_target_tokens'] > 0
     segments = segments.astype(np.int32)
-  return inputs, input_segments, forward[
-      f'{part}/decoder_input_tokens'
-  ], segments
+  return (
+      inputs,
+      input_segments,
+      forward[f'{part}/decoder_input_tokens'],
+      segments,
+  )
 
 
 @pytest.mark.parametrize('part', ['batch', 'packed'])

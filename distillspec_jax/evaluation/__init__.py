@@ -1,0 +1,1 @@
+"""A pair of models -> numbers: acceptance, task quality, wall clock."""

@@ -1,0 +1,60 @@
+"""Task quality: a model's own answers, judged by the task's metrics."""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distillspec_jax.core import randomness
+from distillspec_jax.core import results
+from distillspec_jax.core import types
+from distillspec_jax.data import metrics as metrics_lib
+from distillspec_jax.data import tasks
+from distillspec_jax.evaluation import statistics
+from distillspec_jax.models import pretrained
+from distillspec_jax.sampling import autoregressive
+from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import generation
+
+
+def measure(
+    model: pretrained.Model,
+    task: tasks.Task,
+    batches: Iterable[types.Batch],
+    decoding: decoding_lib.Decoding,
+    seed: int,
+) -> dict[str, results.Metric]:
+  """The task's metrics over the batches' examples; empty rows do not count."""
+  answers, labels = [], []
+  start = 0
+  for batch in batches:
+    size = batch.inputs.shape[0]
+    keys = randomness.row_keys(jax.random.key(seed), start + jnp.arange(size))
+    start += size
+    samples = jax.device_get(
+        autoregressive.generate(
+            model.transformer,
+            model.params,
+            batch.inputs,
+            batch.input_segments,
+            keys,
+            decoding,
+        )
+    )
+    for i in np.flatnonzero(np.any(np.asarray(batch.segments) > 0, axis=1)):
+      answer = samples.tokens[i, : samples.lengths[i]]
+      label = batch.labels[i][batch.segments[i] > 0]
+      answers.append(generation.detokenize(model.vocabulary, answer))
+      labels.append(generation.detokenize(model.vocabulary, label))
+  found = {}
+  for name in task.metrics:
+    values = metrics_lib.named(name)(answers, labels)
+    estimate = statistics.mean(values)
+    error = estimate.standard_error
+    found[name] = results.Metric(
+        estimate.value, None if np.isnan(error) else error, len(values), '1'
+    )
+  return found
