@@ -289,6 +289,33 @@ def test_garbage_outside_the_mask_leaves_no_trace(name, bad):
   np.testing.assert_array_equal(hidden_gradient[~np.asarray(batch['mask'])], 0)
 
 
+def test_a_head_that_fails_outside_the_mask_leaves_no_trace():
+  batch = make_batch()
+  p_logits = batch['p_hidden'] @ batch['p_head']
+  q_logits = batch['q_hidden'] @ batch['q_head']
+
+  def head(logits):
+    blank = jnp.all(logits == 0, axis=-1, keepdims=True)
+    return logits + jnp.where(blank, jnp.nan, 0.0)
+
+  def loss(q_logits):
+    return objective.distillation(
+        head,
+        head,
+        p_logits,
+        q_logits,
+        batch['labels'],
+        batch['mask'],
+        divergences.forward_kl,
+        chunk=4,
+    )['loss'].total
+
+  expected = value_and_grad(
+      lambda q: plain(divergences.forward_kl, p_logits, q, batch['mask'])
+  )(q_logits)
+  assert_close(value_and_grad(loss)(q_logits), expected)
+
+
 @pytest.mark.parametrize('name', ALL)
 def test_padded_vocabulary_columns_change_nothing(name):
   batch = make_batch()

@@ -21,8 +21,7 @@ from distillspec_jax.sampling import decoding as decoding_lib
         (
             'block_length',
             0,
-            r'block_length is 0; it must lie in \[1, max_new_tokens = 128\]\.'
-            ' To decode without speculation leave the draft out',
+            r'block_length is 0; it must lie in \[1, max_new_tokens = 128\]',
         ),
         ('block_length', 129, 'block_length is 129; it must lie in'),
         ('verification', 'block', "verification is 'block'; it must be"),
@@ -31,6 +30,11 @@ from distillspec_jax.sampling import decoding as decoding_lib
 def test_bad_values_are_refused_by_name(field, value, message):
   with pytest.raises(errors.UserError, match=message):
     decoding_lib.Decoding(**{field: value})
+
+
+def test_a_block_of_no_tokens_names_the_remedy():
+  with pytest.raises(errors.UserError, match='leave the draft out'):
+    decoding_lib.Decoding(block_length=0)
 
 
 def test_limits_themselves_are_allowed():

@@ -17,14 +17,16 @@ V = 7
 LOGITS = arrays.arrays(
     np.float32,
     (V,),
-    elements=strategies.floats(-20, 20, width=32, allow_subnormal=False),
+    elements=strategies.floats(-20, 20, width=32),
 )
 warp = jax.jit(warping.warp, static_argnums=1)
 # A few settings, so that each is compiled once.
 TEMPERATURES = (0.25, 1.0, 2.0)
 TOP_KS = (0, 1, 3, V, V + 5)
 TOP_PS = (1.0, 0.9, 0.3, 1e-6)
-many = functools.partial(hypothesis.settings, deadline=None, database=None)
+many = functools.partial(
+    hypothesis.settings, deadline=None, derandomize=True, database=None
+)
 
 
 def softmax(logits):
@@ -40,7 +42,9 @@ def decoding(**settings):
 @hypothesis.given(LOGITS, strategies.sampled_from(TEMPERATURES))
 def test_temperature_divides(logits, temperature):
   warped = warp(logits, decoding(temperature=temperature))
-  np.testing.assert_allclose(warped, logits / temperature, rtol=1e-6)
+  np.testing.assert_allclose(
+      warped, logits / temperature, rtol=1e-6, atol=1e-30
+  )
 
 
 @many(max_examples=60)

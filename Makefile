@@ -1,0 +1,56 @@
+# make quickstart   the whole story on embedded data, in minutes
+# make test         all tests
+#
+# Each makes .venv, installs what was tested, and runs. PYTHON=python3.12 uses
+# another interpreter, with an environment of its own.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := $(if $(filter 3.11,$(VERSION)),.venv,.venv-$(VERSION))
+BIN := $(VENV)/bin
+LOCK := requirements/lock-$(VERSION).txt
+STAMP := $(VENV)/.installed
+
+.PHONY: help install quickstart test lint format lock wheel clean
+
+help:
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@echo 'make install | lint | format | lock | wheel | clean'
+
+install: $(STAMP)
+
+$(STAMP): $(LOCK) setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+quickstart: install
+	$(BIN)/distillspec quickstart --run=runs/quickstart
+
+test: install
+	$(BIN)/python -m pytest -n 2 $(TESTS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/pyink --check --quiet .
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+
+format: install
+	$(BIN)/pyink --quiet .
+	$(BIN)/ruff check --fix .
+
+# Needs a network; writes the versions that a new machine gets.
+lock:
+	for version in 3.11 3.12; do \
+	  $(BIN)/uv pip compile --quiet --no-header --no-annotate \
+	    --no-emit-index-url --python-version $$version --extra dev \
+	    --output-file requirements/lock-$$version.txt setup.py \
+	    requirements/build.in; \
+	done
+
+wheel: install
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info

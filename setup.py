@@ -1,0 +1,76 @@
+"""All metadata of the package; pyproject.toml holds settings of tools."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).resolve().parent
+VERSION = re.search(
+    r"^__version__ = '(.+)'$",
+    (HERE / 'distillspec_jax' / '__init__.py').read_text(),
+    re.MULTILINE,
+).group(1)
+
+TEST = [
+    'hypothesis>=6,<7',
+    'pytest>=8,<10',
+    'pytest-xdist>=3,<4',
+    'scipy>=1.14,<2',
+]
+DEV = [
+    'import-linter>=2,<3',
+    'pyink>=25',
+    'ruff>=0.12,<1',
+    'uv>=0.8,<1',
+]
+
+setuptools.setup(
+    name='distillspec_jax',
+    version=VERSION,
+    description=(
+        'DistillSpec in JAX: distilled drafts that make speculative decoding'
+        ' of T5 models faster.'
+    ),
+    long_description=(HERE / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    classifiers=[
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    keywords='speculative decoding, knowledge distillation, T5, JAX, TPU',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['distillspec_jax*'])
+    + ['distillspec_jax.gin_configs'],
+    # The gin files ship inside the package and are found from any folder.
+    package_dir={'distillspec_jax.gin_configs': 'gin_configs'},
+    package_data={
+        'distillspec_jax.gin_configs': ['**/*.gin'],
+        'distillspec_jax.reporting': ['*.j2', '*.css'],
+    },
+    entry_points={'console_scripts': ['distillspec = distillspec_jax.main:run']},
+    install_requires=[
+        'flax>=0.12.8,<0.13',
+        'gin-config>=0.5,<0.6',
+        'jax>=0.10.2,<0.13',
+        'jinja2>=3.1,<4',
+        'matplotlib>=3.9,<4',
+        'numpy>=2,<3',
+        'optax>=0.2.8,<0.3',
+        'orbax-checkpoint>=0.12.8,<0.13',
+        'rich>=13,<16',
+        'sentencepiece>=0.2,<0.3',
+        'seqio>=0.0.20,<0.1',
+        'tensorboardX>=2.6,<3',
+        'tensorflow-datasets>=4.9,<5',
+    ],
+    extras_require={
+        'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
+        'dev': TEST + DEV,
+        'test': TEST,
+        'tpu': ['jax[tpu]>=0.10.2,<0.13'],
+    },
+)
