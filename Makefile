@@ -5,7 +5,11 @@
 # another interpreter, with an environment of its own.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# The first that runs: pyenv's shims exist for versions that are not selected.
+RUNS := $(shell for python in $(PYTHON) \
+  "$$(pyenv root 2>/dev/null)"/versions/*/bin/$(notdir $(PYTHON)); do \
+  $$python -c '' 2>/dev/null && echo $$python && break; done)
+VERSION := $(shell $(RUNS) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := $(if $(filter 3.11,$(VERSION)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
 LOCK := requirements/lock-$(VERSION).txt
@@ -19,8 +23,13 @@ help:
 
 install: $(STAMP)
 
+$(LOCK):
+	@echo 'There is no $(LOCK) for PYTHON=$(PYTHON); Python 3.11 and 3.12' \
+	  'have one: install python3.11, or name it with PYTHON=.' >&2
+	@exit 1
+
 $(STAMP): $(LOCK) setup.py
-	$(PYTHON) -m venv $(VENV)
+	$(RUNS) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@

@@ -49,9 +49,11 @@ setuptools.setup(
     package_dir={'distillspec_jax.gin_configs': 'gin_configs'},
     package_data={
         'distillspec_jax.gin_configs': ['**/*.gin'],
-        'distillspec_jax.reporting': ['*.j2', '*.css'],
+        'distillspec_jax.reporting': ['*.css', '*.j2'],
     },
-    entry_points={'console_scripts': ['distillspec = distillspec_jax.main:run']},
+    entry_points={
+        'console_scripts': ['distillspec = distillspec_jax.main:run']
+    },
     install_requires=[
         'flax>=0.12.8,<0.13',
         'gin-config>=0.5,<0.6',

@@ -1,11 +1,11 @@
 """DistillSpec in JAX: drafts that make speculative decoding faster.
 
-  import distillspec_jax as ds
+import distillspec_jax as ds
 
-  target = ds.load('runs/quickstart/seed_0/target')
-  draft = ds.load('runs/quickstart/seed_0/distilled')
-  out = ds.generate(target, ['def main('], draft=draft, block_length=5)
-  out.text, out.statistics.block_efficiency
+target = ds.load('runs/quickstart/seed_0/target')
+draft = ds.load('runs/quickstart/seed_0/distilled')
+out = ds.generate(target, ['def main('], draft=draft, block_length=5)
+out.text, out.statistics.block_efficiency
 """
 
 from distillspec_jax.core.errors import UserError

@@ -9,7 +9,7 @@ of the command, and turns errors into one line and an exit code:
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import ast
 import difflib
 import importlib
 import inspect
@@ -19,7 +19,10 @@ import pathlib
 import re
 import sys
 import traceback
-from typing import Any, NamedTuple, Sequence
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
@@ -99,14 +102,18 @@ def main(arguments: Sequence[str]) -> int:
   except KeyboardInterrupt:
     print('distillspec: interrupted', file=sys.stderr)
     return 130
-  except OSError as error:
-    where = f' ({error.filename})' if error.filename else ''
-    print(f'distillspec: {error.strerror or error}{where}', file=sys.stderr)
+  except OSError as error:  # its text names the path
+    text = re.sub(r'^\[Errno \d+\] ', '', _one_line(error))
+    print(f'distillspec: {text}', file=sys.stderr)
     return 1
   except SystemExit as stop:
     return int(stop.code or 0)
-  except Exception:  # a failure of ours: the traceback is the message
-    traceback.print_exc()
+  except Exception as error:
+    missing = _missing_arguments(error)
+    if missing:
+      print(f'distillspec: {missing}', file=sys.stderr)
+      return 2
+    traceback.print_exc()  # a failure of ours: the traceback is the message
     return 1
   return 0
 
@@ -174,16 +181,13 @@ def _parse(
 
 def _quoted(value: str) -> str:
   """A gin value; text that is none is taken as a string."""
-  if value.startswith(('@', '%')):
+  if re.match(r'[@%(\[{]', value):  # references, or may hold some
     return value
   try:
-    compile(value, 'value', 'eval')
-    names = set(re.findall(r'[A-Za-z_]\w*', re.sub(r"'[^']*'|\"[^\"]*\"", '', value)))
-    if names <= {'True', 'False', 'None', 'e', 'E'}:
-      return value
-  except SyntaxError:
-    pass
-  return repr(value)
+    ast.literal_eval(value)
+  except (SyntaxError, ValueError):
+    return repr(value)
+  return value
 
 
 def gin_folder() -> pathlib.Path:
@@ -209,10 +213,9 @@ def _configured(
 
   module = importlib.import_module(module_name)
   original = getattr(module, name)
-  function = gin.external_configurable(
-      original, module='.'.join(module_name.split('.')[1:])
-  )
-  selector = f'{".".join(module_name.split(".")[1:])}.{name}'
+  short = module_name.removeprefix('distillspec_jax.')
+  function = gin.external_configurable(original, module=short)
+  selector = f'{short}.{name}'
   folder = gin_folder()
   for path in (*options.gin_search_paths.split(','), folder, folder.parent):
     gin.add_config_file_search_path(str(path))
@@ -229,29 +232,42 @@ def _configured(
         finalize_config=False,
         print_includes_and_imports=False,
     )
-    _check_macros(gin.config_str())
-  except errors.UserError:
-    raise
-  except (ValueError, TypeError, SyntaxError, ImportError, OSError,
-          AttributeError, RuntimeError, KeyError) as error:  # fmt: skip
-    raise errors.UserError(_explain(error, original)) from error
+  except _GIN_ERRORS as error:
+    raise errors.UserError(_explain(gin, error, selector)) from error
   finally:
     logging.disable(logging.NOTSET)
-  configuration.set_current(gin.config_str())
-  _check_arguments(gin, original, selector)
-  _check_types(gin)
+  text = gin.config_str()
+  _check_macros(text)
+  _check_arguments(gin, text, selector)
+  _check_types(gin, text)
+  configuration.set_current(text)
   return function
 
 
+# What gin raises for a wrong file or binding, besides errors of ours.
+_GIN_ERRORS = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
 def _check_macros(text: str) -> None:
-  """Raises for macros that are used but have no value.
+  """Raises for names that are used, or required, but have no value.
 
   Args:
     text: the configuration as gin prints it.
   """
-  bound = re.findall(r'^(\w+) = (.*)$', text, re.MULTILINE)
+  # Text between quotes may hold a % of its own.
+  text = re.sub(r"'(\\.|[^'\\\n])*'|\"(\\.|[^\"\\\n])*\"", "''", text)
+  bound = re.findall(r'^([\w./]+) =\s+(.*)$', text, re.MULTILINE)
   missing = {name for name, value in bound if value == '%gin.REQUIRED'}
-  used = set(re.findall(r'%(\w+)(?![\w.])', text)) - {'gin'}
+  used = set(re.findall(r'%(\w+)(?![\w.])', text))
   missing |= used - {name for name, _ in bound}
   if missing:
     names = sorted(missing)
@@ -261,93 +277,174 @@ def _check_macros(text: str) -> None:
     )
 
 
-def _check_arguments(gin: Any, function: Any, selector: str) -> None:
-  """Raises for arguments of the command's function that nothing binds."""
-  missing = []
-  for parameter in inspect.signature(function).parameters.values():
-    if parameter.default is not inspect.Parameter.empty:
+# What an experiment itself passes to the stages that it is given.
+_PASSED_ON = frozenset(
+    ('run', 'task', 'seed', 'initial', 'target', 'draft', 'draft_name')
+)
+
+
+def _check_arguments(gin: Any, text: str, selector: str) -> None:
+  """Raises for required arguments that nothing binds, before work starts.
+
+  Args:
+    gin: the module.
+    text: the configuration as gin prints it.
+    selector: of the command's function.
+  """
+  needs = [('', selector, frozenset())]
+  for scope, name, call in re.findall(
+      r'@((?:\w+/)*)([A-Za-z_][\w.]*)(\(\))?', text
+  ):
+    needs.append((scope, name, frozenset() if call else _PASSED_ON))
+  for scope, name, given in needs:
+    parameters = inspect.signature(gin.get_configurable(name)).parameters
+    missing = [
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind
+        not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name not in given
+        and not _is_bound(gin, scope, f'{name}.{parameter.name}')
+    ]
+    if not missing:
       continue
+    advice = f'bind {scope}{name}.{missing[0]} in a gin file'
+    if missing[0] == 'run':
+      advice = 'give --run=FOLDER'
+    verb = 'is' if len(missing) == 1 else 'are'
+    raise errors.UserError(
+        f'{", ".join(missing)} of {scope}{name} {verb} missing: {advice}.'
+    )
+
+
+def _is_bound(gin: Any, scope: str, name: str) -> bool:
+  """Whether `name` has a value in the scope 'a/b/' or in one around it."""
+  parts = scope.split('/')[:-1]
+  for depth in range(len(parts) + 1):
     try:
-      gin.query_parameter(f'{selector}.{parameter.name}')
+      gin.query_parameter('/'.join([*parts[:depth], name]))
+      return True
     except ValueError:
-      missing.append(parameter.name)
-  if not missing:
-    return
-  advice = f'bind {selector}.{missing[0]} in a gin file'
-  if missing[0] == 'run':
-    advice = 'give --run=FOLDER'
-  raise errors.UserError(f'{", ".join(missing)} is missing: {advice}.')
-
-
-# What a value of an annotated argument may be; others are not checked.
-_TYPES = {
-    'bool': (bool,),
-    'float': (int, float),
-    'int': (int,),
-    'str': (str,),
-}
-
-
-def _check_types(gin: Any) -> None:
-  """Raises for values whose type is not the one that is annotated."""
-  for name in re.findall(r'^([\w./]+\.\w+) =', gin.config_str(), re.MULTILINE):
-    value = gin.query_parameter(name)
-    selector, parameter = name.rsplit('.', 1)
-    configurable = gin.get_configurable(selector.rsplit('/', 1)[-1])
-    annotation = _annotations(configurable).get(parameter, '')
-    allowed = _allowed(annotation)
-    plain = isinstance(value, (bool, int, float, str)) or value is None
-    if allowed is None or not plain:
       continue
-    right = isinstance(value, allowed)
-    if isinstance(value, bool) and bool not in allowed:
-      right = False
-    if not right:
-      raise errors.UserError(
-          f'{name} is {value!r}; it must be of type {annotation}.'
-      )
+  return False
 
 
-def _annotations(configurable: Any) -> dict[str, str]:
-  """Argument -> annotation, of a function or a dataclass."""
-  if dataclasses.is_dataclass(configurable):
-    return {f.name: str(f.type) for f in dataclasses.fields(configurable)}
-  parameters = inspect.signature(configurable).parameters.values()
-  return {p.name: str(p.annotation) for p in parameters}
+def _check_types(gin: Any, text: str) -> None:
+  """Raises for values whose type is not the one that is annotated."""
+  names = re.findall(r'^([\w./]+\.\w+) =', text, re.MULTILINE)
+  for name in names:
+    selector, parameter = name.rsplit('.', 1)
+    annotations = _annotations(gin.get_configurable(selector.split('/')[-1]))
+    value = gin.query_parameter(name)
+    macro = re.fullmatch(r'%(\w+)', str(value))
+    if macro:
+      value = gin.query_parameter(f'{macro.group(1)}/gin.macro.value')
+      name = f'{name} = {macro.group()}'
+    if parameter not in annotations or _fits(value, annotations[parameter]):
+      continue
+    annotation = annotations[parameter]
+    wanted = annotation.__name__ if isinstance(annotation, type) else annotation
+    raise errors.UserError(f'{name} is {value!r}; it must be {wanted}.')
 
 
-def _allowed(annotation: str) -> tuple[type, ...] | None:
-  """The types of an annotation such as 'int | None'; None: anything goes."""
-  found: list[type] = []
-  for part in annotation.split(' | '):
-    if part == 'None':
-      found.append(type(None))
-    elif part in _TYPES:
-      found += _TYPES[part]
-    else:
-      return None
-  return tuple(found)
+def _annotations(configurable: Any) -> dict[str, Any]:
+  """Argument -> type, of a function or a dataclass."""
+  try:
+    return typing.get_type_hints(configurable)
+  except NameError:  # an annotation for readers, not for programs
+    return {}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+  """Whether a plain value is of an annotated type; others are not checked."""
+  plain = (bool, int, float, str, tuple, list, dict, type(None))
+  if not isinstance(value, plain) or annotation is Any:
+    return True
+  origin = typing.get_origin(annotation)
+  if origin in (types.UnionType, typing.Union):
+    parts = typing.get_args(annotation)
+    return any(_fits(value, part) for part in parts)
+  if origin is typing.Literal:
+    return value in typing.get_args(annotation)
+  kind = annotation if origin is None else origin
+  if not isinstance(kind, type):
+    return True
+  if isinstance(value, bool):
+    return kind is bool
+  if isinstance(value, str):  # a sequence too, but never meant as one
+    return kind is str
+  if kind is float:
+    return isinstance(value, (int, float))
+  if isinstance(value, list) and kind is tuple:
+    return True
+  return isinstance(value, kind)
 
 
 def _one_line(error: Exception) -> str:
   """The message without what gin adds about where it was raised."""
-  return ' '.join(re.split(r'\n\s*In call to configurable', str(error))[0].split())
+  text = re.split(r'\n\s*In call to configurable', str(error))[0]
+  return ' '.join(text.split())
 
 
-def _explain(error: Exception, function: Any) -> str:
-  """One line on what is wrong with the configuration, and near names."""
-  text = ' '.join(str(error).split())
-  found = re.search(r"doesn't have a parameter named '(\w+)'", text) or re.search(
-      r"No configurable matching '([\w./]+)'", text
+def _missing_arguments(error: Exception) -> str:
+  """One line, if the error is that a configured call lacks arguments."""
+  found = re.search(
+      r'(\w+)(?:\.__init__)?\(\) missing \d+ required [\w -]+: (.*)\n'
+      r"(?:.*\n)*?\s*In call to configurable '\1'",
+      str(error),
   )
-  if found:
-    known = list(inspect.signature(function).parameters)
-    close = difflib.get_close_matches(found.group(1).split('.')[-1], known)
-    if close:
-      text += f' Did you mean {" or ".join(close)}?'
-  if isinstance(error, OSError) and 'open' in text.lower():
-    text += f' Files that come with the package are in {gin_folder()}.'
+  if found is None or not isinstance(error, TypeError):
+    return ''
+  name, arguments = found.groups()
+  return f'{arguments} of {name} must be set; bind it in a gin file.'
+
+
+def _explain(gin: Any, error: Exception, selector: str) -> str:
+  """One line on what is wrong with the configuration, where, and near names."""
+  text, _, place = str(error).partition('\n  In ')
+  text = ' '.join(text.split())
+  if isinstance(error, SyntaxError):
+    text = f'{error.msg.rstrip(".")} in {(error.text or "").strip()!r}.'
+    if error.filename:
+      text = f'{error.filename}:{error.lineno}: {text}'
+  where = re.match(r'file "(.+)", line (\d+)', place)
+  if where:
+    text = f'{where.group(1)}:{where.group(2)}: {text}'
+  elif place:
+    text += f' Given as {place.splitlines()[1].strip()!r}.'
+  close = _close_names(gin, text, selector)
+  if close:
+    text += f' Did you mean {" or ".join(close)}?'
+  if isinstance(error, OSError) and 'Unable to open file' in text:
+    text = text.split(' Searched')[0]
+    text += (
+        ' It is looked for here, in --gin_search_paths and in'
+        f' {gin_folder()}; name one of those files.'
+    )
   return f'configuration: {text}'
+
+
+def _close_names(gin: Any, text: str, selector: str) -> list[str]:
+  """Names like the one that an error complains of."""
+  parameter = re.search(
+      r"Configurable '([\w./]+)' doesn't have a parameter named '(\w+)'", text
+  )
+  if parameter:
+    configurable = gin.get_configurable(parameter.group(1))
+    known = list(inspect.signature(configurable).parameters)
+    return difflib.get_close_matches(parameter.group(2), known)
+  unknown = re.search(r"No configurable matching '([\w./]+)'", text)
+  if unknown:
+    bound = re.findall(r'^(?:\w+/)*([\w.]+)\.\w+ =', gin.config_str(), re.M)
+    known = {selector.rsplit('.', 1)[-1], selector, *bound}
+    known |= {name.rsplit('.', 1)[-1] for name in bound}
+    return difflib.get_close_matches(unknown.group(1), sorted(known))
+  attribute = re.search(r"<module '([\w.]+)'.*> has no attribute (\w+)", text)
+  if attribute:
+    module = importlib.import_module(attribute.group(1))
+    return difflib.get_close_matches(attribute.group(2), dir(module))
+  return []
 
 
 def _use_compilation_cache() -> None:

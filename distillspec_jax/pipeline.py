@@ -17,7 +17,8 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Callable, Sequence
+from typing import Any
+from collections.abc import Callable, Sequence
 
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
@@ -99,8 +100,10 @@ def run_experiment(
           task=task,
           seed=seed,
       )
-      if benchmark is not None and seed == seeds[0] and name != (
-          'fine-tuned longer'
+      if (
+          benchmark is not None
+          and seed == seeds[0]
+          and name != ('fine-tuned longer')
       ):
         _once(
             here / f'benchmark_{name}',

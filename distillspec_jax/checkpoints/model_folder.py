@@ -1,8 +1,8 @@
 """A model folder: what a model is, its parameters, and its vocabulary.
 
-  model.json   the configuration, the step and the metrics it was kept for
-  params/      the parameters, by Orbax
-  vocabulary*  written by the caller, see `save_model`
+model.json   the configuration, the step and the metrics it was kept for
+params/      the parameters, by Orbax
+vocabulary*  written by the caller, see `save_model`
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp

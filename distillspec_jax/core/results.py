@@ -121,10 +121,8 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return lines
 
 
-def drop_after(
-    path: str | os.PathLike[str], run: str, step: int
-) -> None:
-  """Removes the training lines of `run` after `step`, which are to be redone."""
+def drop_after(path: str | os.PathLike[str], run: str, step: int) -> None:
+  """Removes the training lines of `run` after `step`, to be done again."""
   path = pathlib.Path(path)
   kept = [
       line
@@ -142,7 +140,7 @@ def provenance(seed: int, config_hash: str = '') -> dict[str, Any]:
   """Where a number comes from: code, configuration, seed, device, time."""
   import jax  # reporting reads results without it
 
-  now = datetime.datetime.now(datetime.timezone.utc)
+  now = datetime.datetime.now(datetime.UTC)
   return {
       'git': _git(),
       'config_hash': config_hash,

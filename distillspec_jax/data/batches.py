@@ -7,7 +7,8 @@ of hosts: each host takes its rows of the same global batch.
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -121,7 +122,9 @@ def batches(
     )
   # Errors are raised here, not when the first batch is asked for.
   examples = [_cut(task, example) for example in _usable(task, split)]
-  rows = _rows(task, examples, seed, shuffle, pack, num_epochs, batch_size * start)
+  rows = _rows(
+      task, examples, seed, shuffle, pack, num_epochs, batch_size * start
+  )
   return _batched(task, rows, batch_size, host_index, host_count)
 
 

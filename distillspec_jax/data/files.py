@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from typing import Iterator
+from collections.abc import Iterator
 
 from distillspec_jax.core import errors
 

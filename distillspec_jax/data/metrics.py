@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,10 +26,12 @@ def final_number(answers: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     found = _NUMBER.search(text)
     return found.group(1).replace(',', '') if found else None
 
-  return np.array([
-      float(number(a) is not None and number(a) == number(b))
-      for a, b in zip(answers, labels)
-  ])
+  return np.array(
+      [
+          float(number(a) is not None and number(a) == number(b))
+          for a, b in zip(answers, labels)
+      ]
+  )
 
 
 def named(name: str) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:

@@ -14,7 +14,7 @@ import hashlib
 import os
 import pathlib
 import sysconfig
-from typing import Iterator
+from collections.abc import Iterator
 
 # Tests, generated tables, and what is not installed everywhere.
 _LEFT_OUT = {

@@ -7,9 +7,9 @@ language model's task has empty inputs.
 from __future__ import annotations
 
 import itertools
-import os
 import pathlib
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -120,7 +120,7 @@ class Task:
   def _tokenise(self, split: str) -> Iterator[Example]:
     pairs = self.texts(split)
     seqio = vocabularies.import_seqio()
-    import tensorflow as tf
+    tf = vocabularies.import_tensorflow()
 
     def source(split, shuffle_files=False, seed=None):
       del split, shuffle_files, seed
@@ -130,9 +130,7 @@ class Task:
       )
 
     features = {
-        'inputs': seqio.Feature(
-            self.vocabulary, add_eos=not self.decoder_only
-        ),
+        'inputs': seqio.Feature(self.vocabulary, add_eos=not self.decoder_only),
         'targets': seqio.Feature(self.vocabulary, add_eos=True),
     }
     task = seqio.Task(
@@ -144,8 +142,10 @@ class Task:
         ],
         output_features=features,
     )
-    dataset = task.get_dataset(None, split, shuffle=False)
-    for row in dataset.as_numpy_iterator():
+    with vocabularies.quiet():
+      dataset = task.get_dataset(None, split, shuffle=False)
+      found = list(dataset.as_numpy_iterator())
+    for row in found:
       yield Example(
           row['inputs'].astype(np.int32),
           row['targets'].astype(np.int32),
@@ -354,16 +354,16 @@ def gsm8k(
   nothing = files.Skipped()
 
   def read(name):
-    pairs = files.json_lines(
-        root / name, 'question', 'answer', False, nothing
-    )
+    pairs = files.json_lines(root / name, 'question', 'answer', False, nothing)
     return list(_prefixed('question: ', pairs))
 
   return Task(
       'gsm8k',
       {
           'train': lambda: iter(read('train.jsonl')[:-validation_examples]),
-          'validation': lambda: iter(read('train.jsonl')[-validation_examples:]),
+          'validation': lambda: iter(
+              read('train.jsonl')[-validation_examples:]
+          ),
           'test': lambda: iter(read('test.jsonl')),
       },
       input_length=input_length,
@@ -462,9 +462,7 @@ def registered(
   )
 
 
-def _readers(
-    reader: Callable[[Any], Pairs], **paths: Any
-) -> dict[str, Pairs]:
+def _readers(reader: Callable[[Any], Pairs], **paths: Any) -> dict[str, Pairs]:
   return {
       split: reader(path) for split, path in paths.items() if path is not None
   }

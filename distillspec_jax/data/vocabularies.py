@@ -13,7 +13,9 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Iterable, Iterator
+import sys
+from typing import Any
+from collections.abc import Iterable, Iterator
 
 from distillspec_jax.core import errors
 
@@ -26,9 +28,36 @@ _TRAINING_CHARACTERS = 2_000_000
 def import_seqio() -> Any:
   """seqio, without the start-up messages of TensorFlow."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with contextlib.redirect_stderr(io.StringIO()):
+  with quiet():
     import seqio
   return seqio
+
+
+def import_tensorflow() -> Any:
+  """TensorFlow, likewise."""
+  import_seqio()
+  import tensorflow
+
+  return tensorflow
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Keeps libraries' own log lines off the terminal; errors are raised still.
+
+  TensorFlow and SentencePiece write to the file descriptor itself, which is
+  pointed elsewhere meanwhile.
+  """
+  sys.stderr.flush()
+  saved = os.dup(2)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
+  try:
+    yield
+  finally:
+    os.dup2(saved, 2)
+    os.close(saved)
+    os.close(nowhere)
 
 
 def load(spec: str | os.PathLike[str]) -> Any:
@@ -50,7 +79,10 @@ def load(spec: str | os.PathLike[str]) -> Any:
         f"The vocabulary {str(spec)!r} is neither 'bytes', nor a SentencePiece"
         ' .model file, nor a model folder with a vocabulary.'
     )
-  return seqio.SentencePieceVocabulary(str(path), extra_ids=0)
+  vocabulary = seqio.SentencePieceVocabulary(str(path), extra_ids=0)
+  with quiet():  # reading the file is put off until the first use
+    vocabulary.encode('')
+  return vocabulary
 
 
 def save(vocabulary: Any, folder: pathlib.Path) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import itertools
 import pathlib
-from typing import Any, Iterable, Sequence
+from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -163,9 +164,7 @@ def measure(
   start = 0
   for batch in batches:
     size = batch.inputs.shape[0]
-    keys = randomness.row_keys(
-        jax.random.key(seed), start + jnp.arange(size)
-    )
+    keys = randomness.row_keys(jax.random.key(seed), start + jnp.arange(size))
     start += size
     samples = speculative.generate(
         target.transformer,
@@ -188,13 +187,15 @@ def measure(
     )
     counts = samples.statistics
     real = np.any(np.asarray(batch.segments) > 0, axis=1)
-    fetched = jax.device_get({
-        'expected': expected,
-        'emitted': counts.emitted,
-        'blocks': counts.blocks,
-        'reached_at': counts.reached_at,
-        'accepted_at': counts.accepted_at,
-    })
+    fetched = jax.device_get(
+        {
+            'expected': expected,
+            'emitted': counts.emitted,
+            'blocks': counts.blocks,
+            'reached_at': counts.reached_at,
+            'accepted_at': counts.accepted_at,
+        }
+    )
     rows.append({key: value[real] for key, value in fetched.items()})
   every = {key: np.concatenate([r[key] for r in rows]) for key in rows[0]}
   count = len(every['emitted'])

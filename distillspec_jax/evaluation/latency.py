@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import pathlib
 import time
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -238,9 +239,7 @@ def measure(
   }
 
 
-def step_time(
-    model: pretrained.Model, batch: types.Batch, block: int
-) -> float:
+def step_time(model: pretrained.Model, batch: types.Batch, block: int) -> float:
   """Seconds of appending `block` tokens and making their logits.
 
   The least of several runs of a compiled loop of such steps.

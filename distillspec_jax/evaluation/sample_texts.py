@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Iterable
+from typing import Any
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -57,18 +58,22 @@ def collect(
         return found
       source = batch.inputs[i][np.asarray(batch.input_segments[i]) > 0]
       length = out.lengths[i]
-      found.append({
-          'input': generation.detokenize(target.vocabulary, source),
-          'draft': draft_name,
-          'decoding': decoding.describe(
-              speculative=True, batch_size=batch.inputs.shape[0]
-          ),
-          'pieces': _pieces(
-              target.vocabulary, out.tokens[i, :length], out.origins[i, :length]
-          ),
-          'blocks': int(out.statistics.blocks[i]),
-          'emitted': int(out.statistics.emitted[i]),
-      })
+      found.append(
+          {
+              'input': generation.detokenize(target.vocabulary, source),
+              'draft': draft_name,
+              'decoding': decoding.describe(
+                  speculative=True, batch_size=batch.inputs.shape[0]
+              ),
+              'pieces': _pieces(
+                  target.vocabulary,
+                  out.tokens[i, :length],
+                  out.origins[i, :length],
+              ),
+              'blocks': int(out.statistics.blocks[i]),
+              'emitted': int(out.statistics.emitted[i]),
+          }
+      )
   return found
 
 
@@ -81,9 +86,11 @@ def _pieces(vocabulary, tokens, origins) -> list[dict[str, str]]:
     if end < len(tokens):
       # A character of several bytes is not there before its last one.
       text = text.rstrip('\N{REPLACEMENT CHARACTER}')
-    pieces.append({
-        'text': text[len(before) :],
-        'source': _SOURCES[samples_lib.Origin(int(origin))],
-    })
+    pieces.append(
+        {
+            'text': text[len(before) :],
+            'source': _SOURCES[samples_lib.Origin(int(origin))],
+        }
+    )
     before = text
   return pieces

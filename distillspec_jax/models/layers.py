@@ -187,7 +187,7 @@ class Embedding(nn.Module):
 
 
 class RelativeBias(nn.Module):
-  """Holds rel_embedding float32[H, buckets], shared by the layers of a stack."""
+  """rel_embedding float32[H, buckets], shared by the layers of a stack."""
 
   config: config_lib.T5Config
 

@@ -53,9 +53,7 @@ class Model:
     inputs = jnp.asarray(inputs, jnp.int32)
     decoder_inputs = jnp.asarray(decoder_inputs, jnp.int32)
     mask = inputs != 0 if inputs_mask is None else jnp.asarray(inputs_mask)
-    return _logits(
-        self.transformer, self.params, inputs, mask, decoder_inputs
-    )
+    return _logits(self.transformer, self.params, inputs, mask, decoder_inputs)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -70,9 +68,7 @@ def _logits(transformer, params, inputs, mask, decoder_inputs):
   return logits.astype(jnp.float32)
 
 
-def load(
-    path: str | pathlib.Path, *, dtype: str | None = None
-) -> Model:
+def load(path: str | pathlib.Path, *, dtype: str | None = None) -> Model:
   """The model in a folder.
 
   Args:
@@ -97,9 +93,7 @@ def load(
     config = dataclasses.replace(config, dtype=dtype)
   transformer = transformer_lib.Transformer(config)
   _, params = model_folder.load_model(folder, transformer.abstract())
-  return Model(
-      transformer, params, vocabularies.load_from(folder), str(path)
-  )
+  return Model(transformer, params, vocabularies.load_from(folder), str(path))
 
 
 def check_pair(target: Model, draft: Model) -> None:

@@ -150,9 +150,7 @@ class Stack(nn.Module):
       policy = None
       if config.remat == 'dots':
         policy = jax.checkpoint_policies.checkpoint_dots
-      layer = nn.remat(
-          layer, policy=policy, prevent_cse=not config.scan_layers
-      )
+      layer = nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers)
     if config.scan_layers:
       self.layers = nn.scan(
           layer,

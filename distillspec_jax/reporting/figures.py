@@ -209,9 +209,7 @@ def _by_block_length(lines: list[tables.Line]) -> Figure | None:
 
 
 def _speedup(lines: list[tables.Line]) -> Figure | None:
-  found = [
-      row for row in tables.rows(lines, 'latency') if row.draft != 'none'
-  ]
+  found = [row for row in tables.rows(lines, 'latency') if row.draft != 'none']
   if not found:
     return None
   figure, (ax,) = _new()

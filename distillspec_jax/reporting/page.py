@@ -49,8 +49,7 @@ def render(
       headlines=_headlines(lines),
       sentences=_sentences(lines),
       figures=[
-          {'title': f.title, 'alt': f.alt, 'data': _encoded(f)}
-          for f in figures
+          {'title': f.title, 'alt': f.alt, 'data': _encoded(f)} for f in figures
       ],
       samples=samples,
       tables=[table for table in made if table is not None],
@@ -95,23 +94,29 @@ def _headlines(lines: list[tables.Line]) -> list[dict[str, str]]:
         continue
       before, after = (row.metrics['block_efficiency'] for row in pair)
       percent = 100 * (after.value / before.value - 1)
-      cards.append({
-          'what': f'Block efficiency, {tables.temperature_name(temperature)}',
-          'number': f'{before.value:.2f} → {after.value:.2f}'
-          f' ({percent:+.0f} %)',
-          'detail': f'tokens a target call, fine-tuned {before.text()} →'
-          f' distilled {after.text()}, block length {block}',
-      })
+      cards.append(
+          {
+              'what': 'Block efficiency,'
+              f' {tables.temperature_name(temperature)}',
+              'number': f'{before.value:.2f} → {after.value:.2f}'
+              f' ({percent:+.0f} %)',
+              'detail': f'tokens a target call, fine-tuned {before.text()} →'
+              f' distilled {after.text()}, block length {block}',
+          }
+      )
   best = _best_speedup(lines)
   if best is not None:
     value = best.metrics['measured_speedup']
-    cards.append({
-        'what': 'Best measured speed-up here',
-        'number': f'{value.text(2)} ×',
-        'detail': f'{best.draft} draft, batch {best.decoding["batch_size"]},'
-        f' block length {best.decoding["block_length"]}, against'
-        ' autoregressive decoding',
-    })
+    cards.append(
+        {
+            'what': 'Best measured speed-up here',
+            'number': f'{value.text(2)} ×',
+            'detail': f'{best.draft} draft,'
+            f' batch {best.decoding["batch_size"]},'
+            f' block length {best.decoding["block_length"]}, against'
+            ' autoregressive decoding',
+        }
+    )
   return cards
 
 
@@ -164,4 +169,3 @@ def _provenance(lines: list[tables.Line]) -> str:
       parts.append(f'{name}: {", ".join(values)}')
   last = max(line['provenance']['time_utc'] for line in lines)
   return ' · '.join([*parts, f'measured until {last}'])
-

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import collections
 import math
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
 
 Line = dict[str, Any]
 
@@ -105,11 +106,13 @@ def select(found: list[Row], **wanted: Any) -> list[Row]:
 
 def values_of(found: list[Row], name: str) -> list[Any]:
   """The different values of a decoding setting, sorted."""
-  return sorted({
-      row.decoding[name]
-      for row in found
-      if row.decoding.get(name) is not None
-  })
+  return sorted(
+      {
+          row.decoding[name]
+          for row in found
+          if row.decoding.get(name) is not None
+      }
+  )
 
 
 def drafts(found: list[Row]) -> list[str]:
@@ -134,16 +137,18 @@ def acceptance_table(lines: list[Line]) -> Table | None:
   body = []
   for row in found:
     metrics = row.metrics
-    body.append([
-        row.draft,
-        temperature_name(row.decoding['temperature']),
-        str(row.decoding['block_length']),
-        metrics['acceptance_rate'].text(),
-        metrics['block_efficiency'].text(),
-        metrics['predicted_block_efficiency'].text(),
-        str(metrics['block_efficiency'].seeds),
-        str(metrics['block_efficiency'].count),
-    ])
+    body.append(
+        [
+            row.draft,
+            temperature_name(row.decoding['temperature']),
+            str(row.decoding['block_length']),
+            metrics['acceptance_rate'].text(),
+            metrics['block_efficiency'].text(),
+            metrics['predicted_block_efficiency'].text(),
+            str(metrics['block_efficiency'].seeds),
+            str(metrics['block_efficiency'].count),
+        ]
+    )
   return Table(
       'Acceptance and block efficiency',
       ['draft', 'decoding', 'block length', 'acceptance rate',
@@ -172,18 +177,20 @@ def latency_table(lines: list[Line]) -> Table | None:
   body = []
   for row in found:
     metrics = row.metrics
-    body.append([
-        'autoregressive' if row.draft == 'none' else row.draft,
-        str(row.decoding['batch_size']),
-        temperature_name(row.decoding['temperature']),
-        _or_dash(row.decoding['block_length']),
-        metrics['tokens_per_second'].text(0),
-        _metric(metrics, 'cost_ratio', 2),
-        _metric(metrics, 'predicted_speedup', 2),
-        _metric(metrics, 'predicted_speedup_with_verify', 2),
-        _metric(metrics, 'measured_speedup', 2),
-        metrics['compile_s'].text(1),
-    ])
+    body.append(
+        [
+            'autoregressive' if row.draft == 'none' else row.draft,
+            str(row.decoding['batch_size']),
+            temperature_name(row.decoding['temperature']),
+            _or_dash(row.decoding['block_length']),
+            metrics['tokens_per_second'].text(0),
+            _metric(metrics, 'cost_ratio', 2),
+            _metric(metrics, 'predicted_speedup', 2),
+            _metric(metrics, 'predicted_speedup_with_verify', 2),
+            _metric(metrics, 'measured_speedup', 2),
+            metrics['compile_s'].text(1),
+        ]
+    )
   return Table(
       'Wall clock',
       ['draft', 'batch', 'decoding', 'block length', 'tokens/s', 'c',

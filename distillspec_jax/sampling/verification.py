@@ -66,9 +66,7 @@ def token(
   # return token 0, which is padding. The limit of the formula is p.
   empty = jnp.sum(residual, axis=-1, keepdims=True) == 0.0
   weights = jnp.log(jnp.where(empty, p_at, residual))
-  next_token = randomness.categorical(
-      randomness.streams(keys, 'next'), weights
-  )
+  next_token = randomness.categorical(randomness.streams(keys, 'next'), weights)
   return Verdict(num_accepted, next_token)
 
 

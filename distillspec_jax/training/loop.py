@@ -36,6 +36,9 @@ from distillspec_jax.training import progress as progress_lib
 from distillspec_jax.training import step as step_lib
 from distillspec_jax.training import validation
 
+_FINE_TUNING = method_lib.Method()
+_ADAFACTOR = optimizers.Optimizer()
+
 
 def train(
     *,
@@ -45,8 +48,8 @@ def train(
     model: config_lib.T5Config | str | None = None,
     initial: str | None = None,
     target: str | None = None,
-    method: method_lib.Method = method_lib.Method(),
-    optimizer: optimizers.Optimizer = optimizers.Optimizer(),
+    method: method_lib.Method = _FINE_TUNING,
+    optimizer: optimizers.Optimizer = _ADAFACTOR,
     batch_size: int = 32,
     micro_batches: int = 1,
     pack: bool = False,
@@ -94,7 +97,7 @@ def train(
     UserError: anything that is wrong with the arguments, before work starts.
   """
   folder = pathlib.Path(run)
-  _check(num_steps, batch_size, micro_batches, pack, method, target, task)
+  _check(num_steps, batch_size, micro_batches, pack, method, target)
   for name, value in (
       ('log_every', log_every),
       ('validation_every', validation_every),
@@ -205,9 +208,7 @@ def train(
   return str(folder / 'best')
 
 
-def _check(
-    num_steps, batch_size, micro_batches, pack, method, target, task
-) -> None:
+def _check(num_steps, batch_size, micro_batches, pack, method, target) -> None:
   if num_steps < 1:
     raise errors.UserError(f'num_steps is {num_steps}; it must be at least 1.')
   if batch_size < 1:
@@ -230,7 +231,6 @@ def _check(
         'pack is True, but the method samples tokens (fixed_fraction is'
         f' {method.fixed_fraction}), one example a row. Set pack = False.'
     )
-  del task
 
 
 def _student(
@@ -253,7 +253,7 @@ def _student(
     ):
       raise errors.UserError(
           f'The model in {initial} has another vocabulary than task'
-          f' {task.name!r}. Set the task\'s vocabulary to {initial}.'
+          f" {task.name!r}. Set the task's vocabulary to {initial}."
       )
     return pretrained.Model(
         student.transformer, student.params, vocabulary, str(initial)
@@ -363,7 +363,10 @@ def _interruptions():
     asked.append(number)
 
   try:
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
   except ValueError:  # not the main thread: the caller handles signals
     before = {}
   try:
@@ -423,10 +426,13 @@ class _Recorder:
     values = {rename.get(k, k): v for k, v in values.items()}
     values['learning_rate'] = learning_rate
     values['tokens_per_second'] = tokens / max(elapsed, 1e-9)
-    self._writer.write(number, {
-        'learning_rate': learning_rate,
-        'tokens_per_second': values['tokens_per_second'],
-    })
+    self._writer.write(
+        number,
+        {
+            'learning_rate': learning_rate,
+            'tokens_per_second': values['tokens_per_second'],
+        },
+    )
     units = {
         'loss': 'nats/token',
         'cross_entropy': 'nats/token',

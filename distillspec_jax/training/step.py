@@ -1,15 +1,16 @@
 """One training step: a pure function, the same for every method.
 
-  labels     whose tokens, see `rollouts.py`
-  gradient   of the summed loss, micro-batch by micro-batch
-  update     of the sum divided by the number of tokens, so that micro-batches
-             give the update of the whole batch
+labels     whose tokens, see `rollouts.py`
+gradient   of the summed loss, micro-batch by micro-batch
+update     of the sum divided by the number of tokens, so that micro-batches
+           give the update of the whole batch
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import flax.struct
 import jax
