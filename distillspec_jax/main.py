@@ -13,7 +13,6 @@ import ast
 import difflib
 import importlib
 import inspect
-import logging
 import os
 import pathlib
 import re
@@ -213,9 +212,9 @@ def _configured(
 
   module = importlib.import_module(module_name)
   original = getattr(module, name)
-  short = module_name.removeprefix('distillspec_jax.')
-  function = gin.external_configurable(original, module=short)
-  selector = f'{short}.{name}'
+  # Under the name that `import` in a gin file gives it.
+  function = gin.external_configurable(original, module=module_name)
+  selector = f'{module_name.removeprefix("distillspec_jax.")}.{name}'
   folder = gin_folder()
   for path in (*options.gin_search_paths.split(','), folder, folder.parent):
     gin.add_config_file_search_path(str(path))
@@ -223,8 +222,9 @@ def _configured(
   files += options.gin_file
   if options.run is not None:
     bindings = [*bindings, f'{selector}.run = {options.run!r}']
-  # gin logs each folder in which a file is not.
-  logging.disable(logging.ERROR)
+  # gin's other reader takes runs/x.gin for a file of a package named `runs`,
+  # and fails if the working folder has a folder of that name.
+  del gin.config._FILE_READERS[1:]
   try:
     gin.parse_config_files_and_bindings(
         files,
@@ -234,8 +234,6 @@ def _configured(
     )
   except _GIN_ERRORS as error:
     raise errors.UserError(_explain(gin, error, selector)) from error
-  finally:
-    logging.disable(logging.NOTSET)
   text = gin.config_str()
   _check_macros(text)
   _check_arguments(gin, text, selector)
@@ -297,7 +295,7 @@ def _check_arguments(gin: Any, text: str, selector: str) -> None:
   ):
     needs.append((scope, name, frozenset() if call else _PASSED_ON))
   for scope, name, given in needs:
-    parameters = inspect.signature(gin.get_configurable(name)).parameters
+    parameters = _parameters(gin.get_configurable(name))
     missing = [
         parameter.name
         for parameter in parameters.values()
@@ -316,6 +314,15 @@ def _check_arguments(gin: Any, text: str, selector: str) -> None:
     raise errors.UserError(
         f'{", ".join(missing)} of {scope}{name} {verb} missing: {advice}.'
     )
+
+
+def _parameters(configurable: Any) -> dict[str, inspect.Parameter]:
+  """Those of a function, or of making an instance of a class."""
+  if not isinstance(configurable, type):
+    return dict(inspect.signature(configurable).parameters)
+  parameters = dict(inspect.signature(configurable.__init__).parameters)
+  del parameters['self']
+  return parameters
 
 
 def _is_bound(gin: Any, scope: str, name: str) -> bool:
@@ -432,7 +439,7 @@ def _close_names(gin: Any, text: str, selector: str) -> list[str]:
   )
   if parameter:
     configurable = gin.get_configurable(parameter.group(1))
-    known = list(inspect.signature(configurable).parameters)
+    known = list(_parameters(configurable))
     return difflib.get_close_matches(parameter.group(2), known)
   unknown = re.search(r"No configurable matching '([\w./]+)'", text)
   if unknown:
@@ -449,7 +456,6 @@ def _close_names(gin: Any, text: str, selector: str) -> list[str]:
 
 def _use_compilation_cache() -> None:
   """Keeps compiled programs on disk, so that a second run starts at once."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   import jax
 
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):

@@ -13,6 +13,7 @@ import pytest
 from distillspec_jax import main
 from distillspec_jax.core import configuration
 
+N = 'stages.train.num_steps = 1\n'
 HEADER = 'from __gin__ import dynamic_registration\nimport stages\n'
 
 # A stage that records its arguments, or fails as it is told.
@@ -27,6 +28,9 @@ calls = []
 class Method:
   divergence: str
   beta: float = 0.5
+
+def other(*, run: str, steps: int):
+  return f'{run} {steps}'
 
 def needs_two(one, two):
   return one + two
@@ -148,6 +152,7 @@ def test_search_paths_and_macros(capsys, stages):
 def test_the_files_of_the_package_are_found_from_any_folder():
   # Not in this process, which has given the name `train` to another function.
   root = pathlib.Path(main.__file__).parents[1]
+  pathlib.Path('runs').mkdir()  # which is not where runs/train.gin is
   done = subprocess.run(
       [sys.executable, '-m', 'distillspec_jax', 'train', '--run=x']
       + ['--gin_file=runs/train.gin', '--gin_file=gin_configs/models/nano.gin'],
@@ -196,11 +201,20 @@ def test_a_misspelt_parameter_names_file_line_and_near_names(capsys):
         ("stages.train.num_steps = 'x'", "num_steps is 'x'; it must be int"),
         ('stages.train.num_steps = 1.5', 'num_steps is 1.5; it must be int'),
         ('stages.train.num_steps = True', 'is True; it must be int'),
-        ('stages.train.batch_sizes = 3', 'is 3; it must be .*Sequence'),
+        (N + 'stages.train.batch_sizes = 3', 'is 3; it must be .*Sequence'),
         ("N = 'x'\nstages.train.num_steps = %N", "= %N is 'x'; it must be int"),
-        ('stages.train.method = @stages.Method()', 'divergence of .*Method'),
-        ('stages.train.stage = @a/stages.train', 'num_steps of a/.*train'),
-        ("stages.train.method = 'jsd'", "method is 'jsd'; it must be .*Method"),
+        (
+            N + 'stages.train.method = @stages.Method()',
+            'divergence of .*Method',
+        ),
+        (
+            N + 'stages.train.stage = @a/stages.other',
+            'steps of a/stages.other is missing',
+        ),
+        (
+            N + "stages.train.method = 'jsd'",
+            "method is 'jsd'; it must be .*Method",
+        ),
         ("include 'none.gin'", 'a.gin:3: Unable to open file: none.gin'),
     ],
 )

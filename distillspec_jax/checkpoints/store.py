@@ -114,4 +114,4 @@ def _like_data(like: Any) -> Any:
 def _from_data(array: Any, like: Any) -> Any:
   if not _is_key(like):
     return array
-  return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+  return jax.random.wrap_key_data(array)

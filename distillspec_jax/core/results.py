@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -26,6 +27,20 @@ KINDS = (
     'certificate',
     'plan',
 )
+
+# What every line has, and of which type.
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    'kind': str,
+    'run': str,
+    'target': (str, type(None)),
+    'draft': (str, type(None)),
+    'task': str,
+    'split': str,
+    'decoding': (dict, type(None)),
+    'metrics': dict,
+    'provenance': dict,
+}
+_PROVENANCE = ('git', 'config_hash', 'seed', 'device', 'jax', 'time_utc')
 
 
 class Metric(NamedTuple):
@@ -78,9 +93,7 @@ def write(
       'metrics': {
           name: {
               'value': _number(name, metric.value),
-              'standard_error': None
-              if metric.standard_error is None
-              else _number(name, metric.standard_error),
+              'standard_error': _error(name, metric.standard_error),
               'count': int(metric.count),
               'unit': metric.unit,
           }
@@ -88,12 +101,13 @@ def write(
       },
       'provenance': provenance(seed, config_hash),
   }
+  text = json.dumps(line)
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  # One write call, so that a process that dies leaves whole lines but one.
-  with path.open('a') as file:
-    file.write(json.dumps(line, allow_nan=True) + '\n')
-    file.flush()
+  _mend(path)
+  # One call of the system, so that a process that dies tears one line at most.
+  with path.open('ab', buffering=0) as file:
+    file.write(text.encode() + b'\n')
   return line
 
 
@@ -101,28 +115,36 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """The lines of a file; a last line that was torn off is left out.
 
   Raises:
-    UserError: the file is absent, or a line but the last is not JSON.
+    UserError: the file is absent, or a line is not JSON or not a result.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise errors.UserError(f'There is no file of results {path}.')
-  text = path.read_text()
+  # Not splitlines, which also splits at characters that JSON may hold.
+  raw = path.read_bytes().split(b'\n')
   lines = []
-  numbered = list(enumerate(text.splitlines(), start=1))
-  for number, line in numbered:
+  for number, line in enumerate(raw, start=1):
+    if not line.strip():
+      continue
     try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError as error:
-      if number == len(numbered) and not text.endswith('\n'):
+      parsed = json.loads(line)
+    except ValueError as error:  # of JSON, or of UTF-8
+      if number == len(raw):
         break
       raise errors.UserError(
           f'{path}, line {number} is not JSON ({error}). Remove the line.'
       ) from error
+    fault = _fault(parsed)
+    if fault:
+      raise errors.UserError(
+          f'{path}, line {number} is not a result: {fault}. Remove the line.'
+      )
+    lines.append(parsed)
   return lines
 
 
 def drop_after(path: str | os.PathLike[str], run: str, step: int) -> None:
-  """Removes the training lines of `run` after `step`, to be done again."""
+  """Removes the training lines of `run` after `step`; they are to be redone."""
   path = pathlib.Path(path)
   kept = [
       line
@@ -132,7 +154,9 @@ def drop_after(path: str | os.PathLike[str], run: str, step: int) -> None:
       or line['metrics']['step']['value'] <= step
   ]
   beside = path.with_name(path.name + '.new')
-  beside.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+  beside.write_text(
+      ''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8'
+  )
   os.replace(beside, path)
 
 
@@ -173,3 +197,65 @@ def _number(name: str, value: Any) -> float:
   if isinstance(value, (str, bytes)) or value is None:
     raise ValueError(f'Metric {name!r} is {value!r}, not a number.')
   return float(value)
+
+
+def _error(name: str, value: Any) -> float | None:
+  """A standard error; nan, which one example gives, is none."""
+  if value is None or math.isnan(_number(name, value)):
+    return None
+  return float(value)
+
+
+def _mend(path: pathlib.Path) -> None:
+  """Ends the file with a whole line, so that the next one starts a new line.
+
+  A last line without its end is one that a dying process tore, and goes; or
+  one that an editor left so, and stays.
+  """
+  if not path.exists():
+    return
+  with path.open('rb+') as file:
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+      return
+    file.seek(size - 1)
+    if file.read() == b'\n':
+      return
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b'\n') + 1
+    try:
+      json.loads(content[start:])
+    except ValueError:
+      file.truncate(start)
+    else:
+      file.write(b'\n')
+
+
+def _fault(line: Any) -> str:
+  """What a parsed line lacks to be a result; '' for a good one."""
+  if not isinstance(line, dict):
+    return f'it is {type(line).__name__}, not an object'
+  for name, kind in _ENTRIES.items():
+    if name not in line:
+      return f'{name!r} is missing'
+    if not isinstance(line[name], kind):
+      return f'{name!r} is {line[name]!r}'
+  if line['kind'] not in KINDS:
+    return f'its kind is {line["kind"]!r}, not one of {", ".join(KINDS)}'
+  for name, metric in line['metrics'].items():
+    if not isinstance(metric, dict):
+      return f'metric {name!r} is {metric!r}'
+    for entry in Metric._fields:
+      if entry not in metric:
+        return f'metric {name!r} lacks {entry!r}'
+    if not isinstance(metric['value'], (int, float)):
+      return f'metric {name!r} has the value {metric["value"]!r}'
+    if not isinstance(metric['standard_error'], (int, float, type(None))):
+      return f'metric {name!r} has the error {metric["standard_error"]!r}'
+  if line['kind'] == 'training' and 'step' not in line['metrics']:
+    return "it is of training but has no metric 'step'"
+  for name in _PROVENANCE:
+    if name not in line['provenance']:
+      return f'its provenance lacks {name!r}'
+  return ''

@@ -8,11 +8,12 @@ is counted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+import dataclasses
 import functools
 import itertools
 import pathlib
 from typing import Any
-from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,17 @@ import numpy as np
 import rich.console
 import rich.table
 
+from distillspec_jax.checkpoints import store
 from distillspec_jax.core import configuration
+from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import types
-from distillspec_jax.data import batches as batches_lib
 from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import cost_model
+from distillspec_jax.evaluation import examples as examples_lib
+from distillspec_jax.evaluation import pair as pair_lib
+from distillspec_jax.evaluation import progress
 from distillspec_jax.evaluation import quality
 from distillspec_jax.evaluation import statistics
 from distillspec_jax.losses import divergences
@@ -37,6 +42,7 @@ from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import warping
 
+# Positions whose distributions [B, 16, V] are held at a time.
 _CHUNK = 16
 
 
@@ -57,15 +63,18 @@ def evaluate(
     seed: int = 0,
     draft_name: str | None = None,
 ) -> list[dict[str, Any]]:
-  """Measures a pair and writes RUN/results.jsonl; returns the lines.
+  """Measures a pair, adds to RUN/results.jsonl and returns the lines.
+
+  A line of kind `acceptance` for each temperature and block length, and one of
+  kind `task_quality` for each model if the task has metrics (greedy answers).
 
   Args:
     run: folder for the results.
-    target: folder of a model, or a model.
+    target: folder of a model or of a run, or a model.
     draft: likewise.
     task: whose inputs.
     split: of the task.
-    examples: from the start of the split.
+    examples: from the start of the split; all there are if it has fewer.
     batch_size: rows at a time; has no influence on the numbers.
     temperatures: 0 is greedy.
     block_lengths: drafted tokens a block.
@@ -76,34 +85,37 @@ def evaluate(
     draft_name: in results; default: the folder's.
 
   Raises:
-    UserError: folders without models, models that do not fit, settings.
+    UserError: folders without models, models that do not fit each other or
+      the task, settings out of range, a folder that cannot be written to.
   """
-  if isinstance(target, str):
-    target = pretrained.load(target)
-  if isinstance(draft, str):
-    draft = pretrained.load(draft)
-  pretrained.check_pair(target, draft)
-  name = draft_name or pathlib.Path(draft.name).name
-  path = pathlib.Path(run) / 'results.jsonl'
   settings = [
       decoding_lib.Decoding(
           temperature=temperature,
           top_k=top_k,
           top_p=top_p,
           block_length=block_length,
-          max_new_tokens=max_new_tokens or task.label_length,
+          max_new_tokens=task.label_length
+          if max_new_tokens is None
+          else max_new_tokens,
       )
       for temperature, block_length in itertools.product(
           temperatures, block_lengths
       )
   ]
-  batches = first_batches(task, split, examples, batch_size)
+  if not settings:
+    raise errors.UserError(
+        f'temperatures is {temperatures} and block_lengths {block_lengths};'
+        ' give at least one of each.'
+    )
+  store.check_writable(run)
+  target, draft, name = pair_lib.load(target, draft, task, draft_name)
+  batches = examples_lib.first(task, split, examples, batch_size)
   lines = []
 
   def write(kind, decoding, metrics):
     lines.append(
         results.write(
-            path,
+            pathlib.Path(run) / 'results.jsonl',
             kind,
             run=pathlib.Path(run).name,
             target=target.name,
@@ -122,7 +134,10 @@ def evaluate(
       title=f'{name}, {task.name} {split}',
   )  # fmt: skip
   for decoding in settings:
-    metrics = measure(target, draft, batches, decoding, seed)
+    what = f'{name}, {_describe(decoding)}'
+    metrics = measure(
+        target, draft, progress.shown(batches, what), decoding, seed
+    )
     described = decoding.describe(speculative=True, batch_size=batch_size)
     write('acceptance', described, metrics)
     table.add_row(
@@ -132,9 +147,11 @@ def evaluate(
         _show(metrics['block_efficiency']),
     )
   if task.metrics and target.vocabulary is not None:
+    # What a model can do is asked without chance.
+    decoding = dataclasses.replace(settings[0], temperature=0.0)
     for model, who in ((target, 'target'), (draft, name)):
-      decoding = settings[0]
-      metrics = quality.measure(model, task, batches, decoding, seed)
+      shown = progress.shown(batches, f'{who}, task quality')
+      metrics = quality.measure(model, task, shown, decoding, seed)
       described = decoding.describe(speculative=False, batch_size=batch_size)
       write('task_quality', {**described, 'model': who}, metrics)
   rich.console.Console(stderr=True).print(table)
@@ -158,7 +175,13 @@ def measure(
     seed: of sampling; row i of all batches draws from stream (seed, i).
 
   Returns:
-    Metrics with standard errors over examples.
+    Name -> metric, with standard errors over examples: acceptance_rate,
+    block_efficiency, predicted_block_efficiency, tokens (an answer), and
+    acceptance_at_1 .. acceptance_at_G: how often the token at this place of a
+    block is accepted if all before it were (places never reached are left out).
+
+  Raises:
+    UserError: there is no example.
   """
   rows: list[dict[str, np.ndarray]] = []
   start = 0
@@ -176,58 +199,65 @@ def measure(
         keys,
         decoding,
     )
-    expected = _expected_acceptance(
-        target.transformer,
-        draft.transformer,
-        decoding,
-        target.params,
-        draft.params,
-        batch,
-        samples,
+    found = {
+        'expected': _expected_acceptance(
+            target.transformer,
+            draft.transformer,
+            decoding,
+            target.params,
+            draft.params,
+            batch.inputs,
+            batch.input_segments,
+            samples,
+        ),
+        'emitted': samples.statistics.emitted,
+        'blocks': samples.statistics.blocks,
+        'reached_at': samples.statistics.reached_at,
+        'accepted_at': samples.statistics.accepted_at,
+    }
+    real = examples_lib.real_rows(batch)
+    rows.append({k: v[real] for k, v in jax.device_get(found).items()})
+  count = sum(len(row['emitted']) for row in rows)
+  if not count:
+    raise errors.UserError(
+        'There is no example to measure: no batches, or only padding rows.'
     )
-    counts = samples.statistics
-    real = np.any(np.asarray(batch.segments) > 0, axis=1)
-    fetched = jax.device_get(
-        {
-            'expected': expected,
-            'emitted': counts.emitted,
-            'blocks': counts.blocks,
-            'reached_at': counts.reached_at,
-            'accepted_at': counts.accepted_at,
-        }
-    )
-    rows.append({key: value[real] for key, value in fetched.items()})
-  every = {key: np.concatenate([r[key] for r in rows]) for key in rows[0]}
-  count = len(every['emitted'])
+  every = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+  return _metrics(every, decoding.block_length)
 
-  def metric(totals, counts, unit):
-    estimate = statistics.ratio(totals, counts)
-    error = estimate.standard_error
-    return results.Metric(
-        estimate.value, None if np.isnan(error) else error, count, unit
-    )
 
-  rate = metric(every['expected'], every['emitted'], '1')
+def _metrics(
+    counts: dict[str, np.ndarray], block_length: int
+) -> dict[str, results.Metric]:
+  """Metrics of the examples' counts, each [n] or [n, G]."""
+  number = len(counts['emitted'])
+
+  def metric(totals, weights, unit):
+    return results.Metric(*statistics.ratio(totals, weights), number, unit)
+
+  rate = metric(counts['expected'], counts['emitted'], '1')
+  # A sum of rounded terms, which may end above 1.
+  rate = rate._replace(value=min(rate.value, 1.0))
+  slope = cost_model.block_efficiency_slope(rate.value, block_length)
+  error = rate.standard_error
   found = {
       'acceptance_rate': rate,
       'block_efficiency': metric(
-          every['emitted'], every['blocks'], 'tokens/block'
+          counts['emitted'], counts['blocks'], 'tokens/block'
       ),
       'predicted_block_efficiency': results.Metric(
-          cost_model.predicted_block_efficiency(
-              min(rate.value, 1.0), decoding.block_length
-          ),
-          None,
-          count,
+          cost_model.predicted_block_efficiency(rate.value, block_length),
+          None if error is None else slope * error,
+          number,
           'tokens/block',
       ),
-      'tokens': metric(every['emitted'], np.ones(count), 'tokens'),
+      'tokens': metric(counts['emitted'], np.ones(number), 'tokens'),
   }
-  for place in range(decoding.block_length):
-    reached = every['reached_at'][:, place]
-    if reached.sum():
+  for place in range(block_length):
+    reached = counts['reached_at'][:, place]
+    if reached.any():
       found[f'acceptance_at_{place + 1}'] = metric(
-          every['accepted_at'][:, place], reached, '1'
+          counts['accepted_at'][:, place], reached, '1'
       )
   return found
 
@@ -239,7 +269,8 @@ def _expected_acceptance(
     decoding: decoding_lib.Decoding,
     target_params: Any,
     draft_params: Any,
-    batch: types.Batch,
+    inputs: jax.Array,
+    input_segments: jax.Array,
     samples: samples_lib.Samples,
 ) -> jax.Array:
   """float32[B]: sum over emitted tokens of sum_v min(p, q), both warped."""
@@ -247,16 +278,16 @@ def _expected_acceptance(
   written = jnp.arange(length)[None] < samples.lengths[:, None]
   segments = written.astype(jnp.int32)
   tokens = transformer_lib.shift_right(samples.tokens, segments)
-  inputs = (batch.inputs, batch.input_segments, tokens, segments)
-  p_hidden = target.hidden(target_params, *inputs)
-  q_hidden = draft.hidden(draft_params, *inputs)
+  read = (inputs, input_segments, tokens, segments)
+  p_hidden = target.hidden(target_params, *read)
+  q_hidden = draft.hidden(draft_params, *read)
   size = min(target.config.vocab_size, draft.config.vocab_size)
   padding = -length % _CHUNK
 
   def split(array):
     array = jnp.pad(array, ((0, 0), (0, padding), (0, 0)))
     array = array.reshape(array.shape[0], -1, _CHUNK, array.shape[-1])
-    return jnp.swapaxes(array, 0, 1)
+    return jnp.swapaxes(array, 0, 1)  # [T / 16, B, 16, D]
 
   def chunk(hidden):
     p = target.unembed(target_params, hidden[0])[..., :size]
@@ -270,32 +301,9 @@ def _expected_acceptance(
   return jnp.sum(found, axis=1, where=written)
 
 
-def first_batches(
-    task: tasks.Task, split: str, examples: int, batch_size: int
-) -> list[types.Batch]:
-  """The first examples of a split, the rows after them emptied."""
-  found: list[types.Batch] = []
-  left = examples
-  for batch in batches_lib.batches(
-      task,
-      split,
-      min(batch_size, examples),
-      seed=0,
-      shuffle=False,
-      num_epochs=1,
-  ):
-    if left <= 0:
-      break
-    rows = batch.inputs.shape[0]
-    if left < rows:
-      used = np.arange(rows) < left
-      batch = jax.tree.map(
-          lambda x, used=used: np.where(used[:, None], x, np.zeros_like(x)),
-          batch,
-      )
-    left -= rows
-    found.append(batch)
-  return found
+def _describe(decoding: decoding_lib.Decoding) -> str:
+  how = 'greedy' if decoding.greedy else f'T = {decoding.temperature:g}'
+  return f'{how}, block length {decoding.block_length}'
 
 
 def _show(metric: results.Metric) -> str:

@@ -18,11 +18,18 @@ def predicted_block_efficiency(alpha: float, gamma: int) -> float:
   Raises:
     UserError: alpha outside [0, 1], or gamma below 1.
   """
-  if not 0.0 <= alpha <= 1.0:
-    raise errors.UserError(f'alpha is {alpha}; it must lie in [0, 1].')
-  if gamma < 1:
-    raise errors.UserError(f'gamma is {gamma}; it must be at least 1.')
+  _check(alpha, gamma)
+  # The geometric sum itself, which also holds at alpha = 1.
   return sum(alpha**i for i in range(gamma + 1))
+
+
+def block_efficiency_slope(alpha: float, gamma: int) -> float:
+  """Derivative of the predicted block efficiency with respect to alpha.
+
+  It carries an error of alpha over to the prediction.
+  """
+  _check(alpha, gamma)
+  return sum(i * alpha ** (i - 1) for i in range(1, gamma + 1))
 
 
 def speedup(
@@ -41,8 +48,15 @@ def speedup(
 
 
 def best_block_length(alpha: float, c: float, longest: int = 16) -> int:
-  """The block length with the largest predicted speed-up."""
+  """The block length in [1, longest] with the largest predicted speed-up."""
   return max(
       range(1, longest + 1),
       key=lambda g: speedup(predicted_block_efficiency(alpha, g), c, g),
   )
+
+
+def _check(alpha: float, gamma: int) -> None:
+  if not 0.0 <= alpha <= 1.0:
+    raise errors.UserError(f'alpha is {alpha}; it must lie in [0, 1].')
+  if gamma < 1:
+    raise errors.UserError(f'gamma is {gamma}; it must be at least 1.')

@@ -13,6 +13,7 @@ from distillspec_jax.core import results
 from distillspec_jax.core import types
 from distillspec_jax.data import metrics as metrics_lib
 from distillspec_jax.data import tasks
+from distillspec_jax.evaluation import examples
 from distillspec_jax.evaluation import statistics
 from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import autoregressive
@@ -27,7 +28,18 @@ def measure(
     decoding: decoding_lib.Decoding,
     seed: int,
 ) -> dict[str, results.Metric]:
-  """The task's metrics over the batches' examples; empty rows do not count."""
+  """The task's metrics over the batches' examples; empty rows do not count.
+
+  Args:
+    model: who answers, autoregressively; it has a vocabulary.
+    task: whose metrics.
+    batches: inputs, and the labels that answers are compared with.
+    decoding: settings.
+    seed: of sampling; row i of all batches draws from stream (seed, i).
+
+  Returns:
+    Metric name -> mean over examples with its standard error.
+  """
   answers, labels = [], []
   start = 0
   for batch in batches:
@@ -44,7 +56,7 @@ def measure(
             decoding,
         )
     )
-    for i in np.flatnonzero(np.any(np.asarray(batch.segments) > 0, axis=1)):
+    for i in np.flatnonzero(examples.real_rows(batch)):
       answer = samples.tokens[i, : samples.lengths[i]]
       label = batch.labels[i][batch.segments[i] > 0]
       answers.append(generation.detokenize(model.vocabulary, answer))
@@ -53,8 +65,5 @@ def measure(
   for name in task.metrics:
     values = metrics_lib.named(name)(answers, labels)
     estimate = statistics.mean(values)
-    error = estimate.standard_error
-    found[name] = results.Metric(
-        estimate.value, None if np.isnan(error) else error, len(values), '1'
-    )
+    found[name] = results.Metric(*estimate, len(values), '1')
   return found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.core import randomness
 from distillspec_jax.core import types
+from distillspec_jax.evaluation import examples
 from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
@@ -31,16 +34,28 @@ def collect(
     decoding: decoding_lib.Decoding,
     *,
     seed: int,
-    count: int,
+    count: int = 3,
     draft_name: str,
 ) -> list[dict[str, Any]]:
   """The first `count` answers, as RUN/samples.json holds them.
 
   The texts of an answer's pieces, put together, are the answer's text.
+
+  Args:
+    target: the model that decides; it has a vocabulary.
+    draft: the model that proposes.
+    batches: whose inputs are answered; empty rows do not count.
+    decoding: settings.
+    seed: of sampling; row i of all batches draws from stream (seed, i).
+    count: of answers; fewer if the batches hold fewer examples.
+    draft_name: for the page.
   """
   found: list[dict[str, Any]] = []
+  start = 0
   for batch in batches:
-    keys = randomness.row_keys(jax.random.key(seed), batch.inputs.shape[0])
+    size = batch.inputs.shape[0]
+    keys = randomness.row_keys(jax.random.key(seed), start + jnp.arange(size))
+    start += size
     out = jax.device_get(
         speculative.generate(
             target.transformer,
@@ -53,7 +68,7 @@ def collect(
             decoding,
         )
     )
-    for i in np.flatnonzero(np.any(np.asarray(batch.segments) > 0, axis=1)):
+    for i in np.flatnonzero(examples.real_rows(batch)):
       if len(found) == count:
         return found
       source = batch.inputs[i][np.asarray(batch.input_segments[i]) > 0]
@@ -62,9 +77,7 @@ def collect(
           {
               'input': generation.detokenize(target.vocabulary, source),
               'draft': draft_name,
-              'decoding': decoding.describe(
-                  speculative=True, batch_size=batch.inputs.shape[0]
-              ),
+              'decoding': decoding.describe(speculative=True, batch_size=size),
               'pieces': _pieces(
                   target.vocabulary,
                   out.tokens[i, :length],
@@ -77,20 +90,24 @@ def collect(
   return found
 
 
-def _pieces(vocabulary, tokens, origins) -> list[dict[str, str]]:
+def _pieces(
+    vocabulary: Any, tokens: np.ndarray, origins: np.ndarray
+) -> list[dict[str, str]]:
   """Runs of tokens of one origin, with the text that each adds."""
-  pieces, end, before = [], 0, ''
+  whole = generation.detokenize(vocabulary, tokens)
+  pieces, end, before = [], 0, 0
   for origin, run in itertools.groupby(origins):
     end += len(list(run))
+    # Half a character decodes to something else than the whole one, so only
+    # what the full text begins with counts; the rest is the next piece's.
     text = generation.detokenize(vocabulary, tokens[:end])
-    if end < len(tokens):
-      # A character of several bytes is not there before its last one.
-      text = text.rstrip('\N{REPLACEMENT CHARACTER}')
+    after = len(os.path.commonprefix([text, whole]))
+    after = len(whole) if end == len(tokens) else max(before, after)
     pieces.append(
         {
-            'text': text[len(before) :],
+            'text': whole[before:after],
             'source': _SOURCES[samples_lib.Origin(int(origin))],
         }
     )
-    before = text
+    before = after
   return pieces

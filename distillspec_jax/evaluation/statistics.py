@@ -1,17 +1,18 @@
-"""Means with standard errors over examples."""
+"""Means, ratios and medians with standard errors over examples."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 
 class Estimate(NamedTuple):
-  """A value and its standard error (nan where one example cannot tell)."""
+  """A value and its standard error, None where there are too few examples."""
 
   value: float
-  standard_error: float
+  standard_error: float | None
 
 
 def mean(values: np.ndarray) -> Estimate:
@@ -25,21 +26,51 @@ def ratio(totals: np.ndarray, counts: np.ndarray) -> Estimate:
 
   Each example gives a total and a count, and both vary; to first order the
   ratio r varies as sum(totals - r counts) / sum(counts) (Cochran, Sampling
-  Techniques, section 6.3).
+  Techniques, 3rd edition, section 2.11).
 
   Args:
     totals: float[n].
-    counts: float[n].
+    counts: float[n], not all 0.
+
+  Raises:
+    ValueError: nothing was counted.
   """
   totals = np.asarray(totals, np.float64)
   counts = np.asarray(counts, np.float64)
   whole = counts.sum()
   if whole == 0:
-    return Estimate(float('nan'), float('nan'))
-  value = totals.sum() / whole
+    raise ValueError(
+        f'A ratio over {len(counts)} examples has counts that sum to 0; leave'
+        ' out what was never counted.'
+    )
+  value = float(totals.sum() / whole)
   number = len(totals)
   if number < 2:
-    return Estimate(float(value), float('nan'))
+    return Estimate(value, None)
   residual = totals - value * counts
   variance = number / (number - 1) * np.sum(residual**2) / whole**2
-  return Estimate(float(value), float(np.sqrt(variance)))
+  return Estimate(value, float(np.sqrt(variance)))
+
+
+def median(values: np.ndarray) -> Estimate:
+  """The median of float[n], with the error that endless bootstrapping gives.
+
+  The median of a resample is the i-th smallest of the n values with a
+  probability that is known in closed form, so nothing is drawn (Maritz and
+  Jarrett 1978, A note on estimating the variance of the sample median). Of few
+  values it is somewhat too large: of 5 by a tenth, of 4 by a quarter.
+
+  Args:
+    values: float[n], n at least 1; below 3 there is no error.
+  """
+  values = np.sort(np.asarray(values, np.float64))
+  number = len(values)
+  value = float(np.median(values))
+  if number < 3:
+    return Estimate(value, None)
+  half = (number + 1) / 2
+  below = special.betainc(half, half, np.arange(number + 1) / number)
+  weights = np.diff(below)  # [n]
+  centre = np.sum(weights * values)
+  variance = np.sum(weights * (values - centre) ** 2)
+  return Estimate(value, float(np.sqrt(variance)))

@@ -1,267 +1,304 @@
-"""Result lines -> rows: grouped, and averaged over seeds.
-
-Pure functions of the lines of results.jsonl; figures and page draw what they
-return.
-"""
+"""Rows -> tables: text in cells, with the definition of every column."""
 
 from __future__ import annotations
 
-import collections
-import math
-from typing import Any, NamedTuple
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-Line = dict[str, Any]
+from distillspec_jax.reporting import rows as rows_lib
 
-
-class Value(NamedTuple):
-  """A number as it is shown.
-
-  Attributes:
-    value: the mean over seeds.
-    error: standard error, over seeds if there are several, else over examples;
-      nan where there is none.
-    seeds: how many.
-    count: examples a seed.
-  """
-
-  value: float
-  error: float
-  seeds: int
-  count: int
-
-  def text(self, digits: int = 3) -> str:
-    if math.isnan(self.error):
-      return f'{self.value:.{digits}f}'
-    return f'{self.value:.{digits}f} ± {self.error:.{digits}f}'
-
-
-class Row(NamedTuple):
-  """What was measured in one setting: draft, decoding, and metrics."""
-
-  task: str
-  draft: str
-  decoding: dict[str, Any]
-  metrics: dict[str, Value]
-
-
-def rows(lines: Iterable[Line], kind: str) -> list[Row]:
-  """One row a setting, in the order of first appearance.
-
-  Lines that differ in seed alone are one row.
-  """
-  groups: dict[tuple[Any, ...], list[Line]] = collections.defaultdict(list)
-  for line in lines:
-    if line['kind'] == kind:
-      decoding = line['decoding'] or {}
-      key = (line['task'], line['split'], line['draft'])
-      groups[(*key, *sorted((k, str(v)) for k, v in decoding.items()))].append(
-          line
-      )
-  found = []
-  for group in groups.values():
-    names = list(group[0]['metrics'])
-    metrics = {}
-    for name in names:
-      have = [
-          line['metrics'][name] for line in group if name in line['metrics']
-      ]
-      metrics[name] = over_seeds(have)
-    first = group[0]
-    found.append(
-        Row(
-            first['task'],
-            first['draft'] or 'none',
-            first['decoding'] or {},
-            metrics,
-        )
-    )
-  return found
-
-
-def over_seeds(metrics: list[dict[str, Any]]) -> Value:
-  """The mean of the same metric of several seeds, and its standard error."""
-  values = [float(m['value']) for m in metrics]
-  mean = sum(values) / len(values)
-  count = int(metrics[0]['count'])
-  if len(values) == 1:
-    error = metrics[0]['standard_error']
-    return Value(mean, math.nan if error is None else float(error), 1, count)
-  variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-  return Value(mean, math.sqrt(variance / len(values)), len(values), count)
-
-
-def select(found: list[Row], **wanted: Any) -> list[Row]:
-  """Rows whose draft or decoding has the wanted values."""
-
-  def fits(row):
-    for name, value in wanted.items():
-      have = row.draft if name == 'draft' else row.decoding.get(name)
-      if have != value:
-        return False
-    return True
-
-  return [row for row in found if fits(row)]
-
-
-def values_of(found: list[Row], name: str) -> list[Any]:
-  """The different values of a decoding setting, sorted."""
-  return sorted(
-      {
-          row.decoding[name]
-          for row in found
-          if row.decoding.get(name) is not None
-      }
-  )
-
-
-def drafts(found: list[Row]) -> list[str]:
-  """The drafts' names in the order of first appearance, without 'none'."""
-  return list(dict.fromkeys(r.draft for r in found if r.draft != 'none'))
+_ERRORS = (
+    '±',
+    'one standard error: over seeds where there are several; else over repeated'
+    ' measurements of a time; else over examples, or over runs of a time.',
+)
+# Settings that have a column only where they differ.
+_RARE = ('top_k', 'top_p', 'verification', 'lenience', 'max_new_tokens')
 
 
 class Table(NamedTuple):
-  """A table for the page: title, header, rows of text, and definitions."""
+  """A table for the page.
+
+  Attributes:
+    title: above it.
+    header: names of the columns.
+    body: rows of text.
+    definitions: (term, meaning), below it.
+  """
 
   title: str
   header: list[str]
   body: list[list[str]]
-  definitions: list[str]
+  definitions: list[tuple[str, str]]
 
 
-def acceptance_table(lines: list[Line]) -> Table | None:
+class _Column(NamedTuple):
+  name: str
+  cell: Callable[[rows_lib.Row], str]
+
+
+def tables(study: rows_lib.Study) -> list[Table]:
+  """All tables that the study has data for."""
+  made = (acceptance(study), latency(study), quality(study), others(study))
+  return [table for table in made if table is not None]
+
+
+def acceptance(study: rows_lib.Study) -> Table | None:
   """Acceptance rate and block efficiency, draft by draft."""
-  found = rows(lines, 'acceptance')
-  if not found:
-    return None
-  body = []
-  for row in found:
-    metrics = row.metrics
-    body.append(
-        [
-            row.draft,
-            temperature_name(row.decoding['temperature']),
-            str(row.decoding['block_length']),
-            metrics['acceptance_rate'].text(),
-            metrics['block_efficiency'].text(),
-            metrics['predicted_block_efficiency'].text(),
-            str(metrics['block_efficiency'].seeds),
-            str(metrics['block_efficiency'].count),
-        ]
-    )
-  return Table(
+  found = _in_order(study.rows('acceptance'))
+  columns = [
+      _Column('draft', _draft),
+      _Column('decoding', _temperature),
+      _Column('block length', _setting('block_length')),
+      *_rare(found),
+      _Column('acceptance rate', _metric('acceptance_rate')),
+      _Column('block efficiency', _metric('block_efficiency')),
+      _Column('predicted', _metric('predicted_block_efficiency', 3, False)),
+      *_sizes('block_efficiency', 'examples'),
+  ]
+  return _table(
       'Acceptance and block efficiency',
-      ['draft', 'decoding', 'block length', 'acceptance rate',
-       'block efficiency', 'predicted', 'seeds', 'examples'],
-      body,
+      found,
+      columns,
       [
-          'Acceptance rate: 1 minus the mean total variation distance between'
-          ' target and draft over tokens that have the target’s distribution;'
-          ' the chance that a drafted token is accepted.',
-          'Block efficiency: tokens emitted a call of the target, the'
-          ' correction or bonus token included; between 1 and block length +'
-          ' 1.',
-          'Predicted: block efficiency if every token were accepted'
-          ' independently at the acceptance rate.',
-          '±: one standard error, over seeds where there are several, else'
-          ' over examples.',
+          (
+              'acceptance rate',
+              '1 minus the mean total variation distance between target and'
+              ' draft, over tokens that have the target’s distribution: the'
+              ' chance that a drafted token is accepted.',
+          ),
+          (
+              'block efficiency',
+              'tokens emitted per call of the target, the correction or bonus'
+              ' token included; between 1 and block length + 1. Measured.',
+          ),
+          (
+              'predicted',
+              'block efficiency if every token were accepted independently at'
+              ' the acceptance rate a: (1 − a^(G+1)) / (1 − a), where G is the'
+              ' block length. Acceptances are not independent, so the'
+              ' measured number may differ.',
+          ),
+          _ERRORS,
       ],
-  )  # fmt: skip
+  )
 
 
-def latency_table(lines: list[Line]) -> Table | None:
+def latency(study: rows_lib.Study) -> Table | None:
   """Tokens per second and speed-up, predicted and measured."""
-  found = rows(lines, 'latency')
-  if not found:
-    return None
-  body = []
-  for row in found:
-    metrics = row.metrics
-    body.append(
-        [
-            'autoregressive' if row.draft == 'none' else row.draft,
-            str(row.decoding['batch_size']),
-            temperature_name(row.decoding['temperature']),
-            _or_dash(row.decoding['block_length']),
-            metrics['tokens_per_second'].text(0),
-            _metric(metrics, 'cost_ratio', 2),
-            _metric(metrics, 'predicted_speedup', 2),
-            _metric(metrics, 'predicted_speedup_with_verify', 2),
-            _metric(metrics, 'measured_speedup', 2),
-            metrics['compile_s'].text(1),
-        ]
-    )
-  return Table(
+  found = _in_order(study.rows('latency'))
+  columns = [
+      _Column('draft', _draft),
+      _Column('batch', _setting('batch_size')),
+      _Column('decoding', _temperature),
+      _Column('block length', _setting('block_length')),
+      *_rare(found),
+      _Column('tokens/s', _metric('tokens_per_second', 0)),
+      _Column('measured speed-up', _metric('measured_speedup', 2)),
+      _Column('predicted', _metric('predicted_speedup', 2)),
+      _Column(
+          'predicted with verification',
+          _metric('predicted_speedup_with_verify', 2),
+      ),
+      _Column('block efficiency', _metric('block_efficiency', 2)),
+      _Column('c', _metric('cost_ratio', 2)),
+      _Column('v', _metric('verify_ratio', 2)),
+      _Column('compilation, s', _metric('compile_s', 1)),
+      *_sizes('tokens_per_second', 'runs'),
+  ]
+  return _table(
       'Wall clock',
-      ['draft', 'batch', 'decoding', 'block length', 'tokens/s', 'c',
-       'predicted', 'predicted, with verify cost', 'measured speed-up',
-       'compile s'],
-      body,
+      found,
+      columns,
       [
-          'c: time of a draft step over that of a target step.',
-          'Predicted: block efficiency / (c × block length + 1); with verify'
-          ' cost, the 1 is replaced by the measured time of a target call on a'
-          ' whole block over that of one token.',
-          'Measured speed-up: median over pairs of neighbouring runs on the'
-          ' same inputs, encoders included, compilation apart. Below 1'
-          ' speculation is slower.',
+          (
+              'measured speed-up',
+              'tokens per second over those of autoregressive decoding on the'
+              ' same inputs, compilation apart: the median of paired runs.'
+              ' Below 1, speculative decoding is slower.',
+          ),
+          (
+              'predicted',
+              'block efficiency / (c × block length + 1): what a draft step and'
+              ' one target call would allow if checking a whole block took the'
+              ' target no longer than one token.',
+          ),
+          (
+              'predicted with verification',
+              'block efficiency / (c × block length + v).',
+          ),
+          ('c', 'time of a step of the draft over that of the target.'),
+          (
+              'v',
+              'time of a target call on a whole block over one on one token.',
+          ),
+          (
+              'compilation, s',
+              'seconds to compile the program, not part of any rate; near 0'
+              ' where it was found compiled.',
+          ),
+          _ERRORS,
       ],
-  )  # fmt: skip
+  )
 
 
-def quality_table(lines: list[Line]) -> Table | None:
-  """Task quality of the models' own greedy answers."""
-  found = rows(lines, 'task_quality')
-  if not found:
-    return None
+def quality(study: rows_lib.Study) -> Table | None:
+  """Task quality of the models' own answers."""
+  found = study.rows('task_quality')
   body = [
-      [str(row.decoding.get('model', row.draft)), row.task, name, value.text()]
+      [
+          str(row.decoding.get('model') or row.draft or 'target'),
+          _temperature(row),
+          name,
+          value.text(),
+          str(value.seeds),
+          str(value.count),
+      ]
       for row in found
       for name, value in row.metrics.items()
   ]
-  body = list(map(list, dict.fromkeys(map(tuple, body))))
+  if not body:
+    return None
+  return _filled(
+      Table(
+          'Task quality',
+          ['model', 'decoding', 'metric', 'value', 'seeds', 'examples'],
+          body,
+          [
+              (
+                  'value',
+                  'the metric of the task on each model’s own autoregressive'
+                  ' answers. Speculative decoding emits the target’s, whatever'
+                  ' the draft.',
+              ),
+              _ERRORS,
+          ],
+      )
+  )
+
+
+def others(study: rows_lib.Study) -> Table | None:
+  """Whatever has no table of its own, so that nothing recorded is hidden."""
+  body = [
+      [
+          line['kind'],
+          line['run'],
+          line['draft'] or '–',
+          name,
+          f'{metric["value"]:.6g}',
+          metric['unit'],
+      ]
+      for line in study.lines
+      if line['kind'] in ('certificate', 'plan')
+      for name, metric in line['metrics'].items()
+  ]
+  if not body:
+    return None
   return Table(
-      'Task quality',
-      ['model', 'task', 'metric', 'value'],
+      'Other results',
+      ['kind', 'run', 'draft', 'metric', 'value', 'unit'],
       body,
-      ['Each model’s own autoregressive answers on the held-out inputs.'],
+      [('unit', '1 stands for a number without a unit.')],
   )
 
 
-def curves(
-    lines: list[Line], metric: str
-) -> dict[str, list[tuple[float, float]]]:
-  """Run -> (step, value averaged over seeds) of a training metric."""
-  found: dict[str, dict[float, list[float]]] = collections.defaultdict(
-      lambda: collections.defaultdict(list)
+def _table(
+    title: str,
+    found: Sequence[rows_lib.Row],
+    columns: Sequence[_Column],
+    definitions: list[tuple[str, str]],
+) -> Table | None:
+  if not found:
+    return None
+  body = [[column.cell(row) for column in columns] for row in found]
+  header = [column.name for column in columns]
+  return _filled(Table(title, header, body, definitions))
+
+
+def _filled(table: Table) -> Table:
+  """Leaves out columns in which every cell is a dash, and their definitions."""
+  kept = [
+      i
+      for i in range(len(table.header))
+      if any(row[i] != '–' for row in table.body)
+  ]
+  header = [table.header[i] for i in kept]
+  gone = set(table.header) - set(header)
+  return table._replace(
+      header=header,
+      body=[[row[i] for i in kept] for row in table.body],
+      definitions=[
+          (term, meaning)
+          for term, meaning in table.definitions
+          if term not in gone
+      ],
   )
-  for line in lines:
-    if line['kind'] == 'training' and metric in line['metrics']:
-      step = line['metrics']['step']['value']
-      found[line['run']][step].append(line['metrics'][metric]['value'])
-  return {
-      run: sorted((step, sum(v) / len(v)) for step, v in points.items())
-      for run, points in found.items()
-  }
 
 
-def gain(
-    lines: list[Line], pick: Callable[[Row], bool]
-) -> tuple[Row, Row] | None:
-  """(fine-tuned, distilled) rows of one setting, where both are there."""
-  found = [row for row in rows(lines, 'acceptance') if pick(row)]
-  before = select(found, draft='fine-tuned')
-  after = select(found, draft='distilled')
-  return (before[0], after[0]) if before and after else None
+def _in_order(found: Sequence[rows_lib.Row]) -> list[rows_lib.Row]:
+  """Rows that are to be compared stand next to each other."""
+  names = [None, *rows_lib.drafts(found)]
+
+  def key(row):
+    settings = row.decoding
+    return (
+        settings.get('batch_size') or 0 if 'tokens_per_second' in row.metrics
+        else 0,
+        settings.get('temperature') or 0.0,
+        settings.get('block_length') or 0,
+        names.index(row.draft),
+    )  # fmt: skip
+
+  return sorted(found, key=key)
 
 
-def temperature_name(temperature: float) -> str:
-  return 'greedy' if temperature == 0 else f'T = {temperature:g}'
+def _draft(row: rows_lib.Row) -> str:
+  return row.draft or 'none (autoregressive)'
 
 
-def _or_dash(value: Any) -> str:
-  return '–' if value is None else str(value)
+def _temperature(row: rows_lib.Row) -> str:
+  temperature = row.decoding.get('temperature')
+  return '–' if temperature is None else rows_lib.temperature_name(temperature)
 
 
-def _metric(metrics: dict[str, Value], name: str, digits: int) -> str:
-  return metrics[name].text(digits) if name in metrics else '–'
+def _setting(name: str) -> Callable[[rows_lib.Row], str]:
+  def cell(row):
+    value = row.decoding.get(name)
+    return '–' if value is None else str(value)
+
+  return cell
+
+
+def _metric(
+    name: str, digits: int = 3, error: bool = True
+) -> Callable[[rows_lib.Row], str]:
+  def cell(row):
+    value = row.metrics.get(name)
+    if value is None:
+      return '–'
+    return (value if error else value._replace(error=None)).text(digits)
+
+  return cell
+
+
+def _sizes(metric: str, unit: str) -> list[_Column]:
+  """Columns of the number of seeds, and of what was counted in each."""
+
+  def of(entry):
+    def cell(row):
+      value = row.metrics.get(metric)
+      return '–' if value is None else str(getattr(value, entry))
+
+    return cell
+
+  return [_Column('seeds', of('seeds')), _Column(unit, of('count'))]
+
+
+def _rare(found: Iterable[rows_lib.Row]) -> list[_Column]:
+  """Columns of settings that are not the same in all rows that have them."""
+  speculative = [row for row in found if row.draft is not None]
+  return [
+      _Column(name.replace('_', ' '), _setting(name))
+      for name in _RARE
+      if len({repr(row.decoding.get(name)) for row in speculative}) > 1
+  ]

@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import store
@@ -107,9 +106,10 @@ def train(
   ):
     if value < 1:
       raise errors.UserError(f'{name} is {value}; it must be at least 1.')
+  transform = optimizer.build(num_steps)
+  schedule = optimizer.schedule(num_steps)
   mesh = mesh_lib.make_mesh(mesh_data, mesh_fsdp, mesh_tensor)
   mesh_lib.check_batch(mesh, batch_size // micro_batches)
-  store.check_writable(folder)
   student = _student(model, initial, task, seed)
   teacher = None
   if target is not None:
@@ -117,8 +117,7 @@ def train(
     pretrained.check_pair(teacher, student)
   # All that can fail on the data fails here, before anything is written.
   held_out = _held_out(task, validation_examples, batch_size, mesh)
-  transform = optimizer.build(num_steps)
-  schedule = optimizer.schedule(num_steps)
+  store.check_writable(folder)
 
   with (
       jax.set_mesh(mesh),
@@ -278,9 +277,7 @@ def _place(
   """The parameters on the mesh, laid out by their logical axes."""
   layout = mesh_lib.shardings(mesh, params, transformer.logical_axes())
   # A copy: the step donates its argument, and the caller's must live on.
-  return jax.tree.map(
-      lambda x, sharding: jax.device_put(jnp.array(x), sharding), params, layout
-  )
+  return jax.device_put(params, layout, may_alias=False)
 
 
 def _initial_state(student, transform, mesh, seed):

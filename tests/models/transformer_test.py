@@ -119,15 +119,15 @@ def test_incremental_logits_are_the_teacher_forced_ones(name):
 @pytest.mark.parametrize('name', ['scanned', 'scanned_decoder_only'])
 def test_every_block_size_agrees_at_every_position(name, block):
   model, params = make(name)
-  length = 10 * block
-  inputs, input_segments, labels, segments = ragged_batch(length)
+  inputs, input_segments, labels, segments = ragged_batch(80)
   expected = teacher_forced(
       model, params, inputs, input_segments, labels, segments
   )
+  length = 10 * block
   logits, _ = incremental(
-      model, params, inputs, input_segments, labels, (block,)
+      model, params, inputs, input_segments, labels[:, :length], (block,)
   )
-  np.testing.assert_allclose(logits, expected, atol=1e-4)
+  np.testing.assert_allclose(logits, expected[:, :length], atol=1e-4)
 
 
 def test_a_prompt_of_no_columns_is_no_prompt():
@@ -188,7 +188,7 @@ def test_rewinding_after_garbage_leaves_no_trace(name):
     np.testing.assert_array_equal(seen[row, :used], other[row, :used])
 
 
-@pytest.mark.parametrize('name', ['encoder_decoder', 'decoder_only', 'v1_0'])
+@pytest.mark.parametrize('name', ['encoder_decoder', 'decoder_only'])
 def test_packed_examples_are_as_if_alone(name):
   model, params = make(name)
   rng = np.random.default_rng(2)
@@ -352,7 +352,7 @@ def loss_and_gradient(model, params, batch, key):
 
 @pytest.mark.parametrize(
     'name, remat',
-    [('decoder_only', 'full'), ('scanned', 'full'), ('scanned', 'dots')],
+    [('decoder_only', 'full'), ('scanned', 'dots')],
 )
 def test_rematerialisation_changes_no_gradient(name, remat):
   model, params = make(name, dropout_rate=0.1)
@@ -398,27 +398,17 @@ def test_padding_is_not_read():
     logits = teacher_forced(
         model, params, inputs, input_segments, labels, segments
     )
-    other = jnp.where(input_segments > 0, inputs, 9)
-    row = slice(0, 4)  # the last row has no input at all
-    np.testing.assert_allclose(
-        teacher_forced(model, params, other, input_segments, labels, segments)[
-            row
-        ],
-        logits[row],
-        atol=1e-5,
+    garbage = jnp.where(input_segments > 0, inputs, 9)
+    wider = teacher_forced(
+        model,
+        params,
+        jnp.pad(garbage, ((0, 0), (0, 4)), constant_values=9),
+        jnp.pad(input_segments, ((0, 0), (0, 4))),
+        labels,
+        segments,
     )
-    np.testing.assert_allclose(
-        teacher_forced(
-            model,
-            params,
-            jnp.pad(inputs, ((0, 0), (0, 4))),
-            jnp.pad(input_segments, ((0, 0), (0, 4))),
-            labels,
-            segments,
-        )[row],
-        logits[row],
-        atol=1e-5,
-    )
+    # The last row has no input at all.
+    np.testing.assert_allclose(wider[:-1], logits[:-1], atol=1e-5)
 
 
 def test_bfloat16_computes_and_caches_in_bfloat16_with_float32_parameters():
@@ -448,6 +438,7 @@ def test_arrays_that_disagree_are_named():
     model.hidden(params, inputs, input_segments, labels, segments[:, :7])
   with pytest.raises(ValueError, match='Axis B is 5 in `inputs` but 4'):
     model.begin(params, inputs, input_segments[:4], 8)
-  state, _ = model.begin(params, inputs, input_segments, 8)
+  begin = functools.partial(model.begin, max_new_tokens=8)
+  state, _ = jax.eval_shape(begin, params, inputs, input_segments)
   with pytest.raises(ValueError, match='Axis B is 2 in `tokens` but 5'):
     model.advance(params, state, labels[:2])

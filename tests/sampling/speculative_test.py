@@ -59,12 +59,12 @@ def make(kind, vocabulary=V, seed=0, **changes):
 def perturbed(params, scale):
   """The parameters with noise of `scale` times their own size."""
   rng = np.random.default_rng(7)
-  return jax.tree.map(
-      lambda leaf: leaf
-      + np.float32(scale * np.std(leaf))
-      * rng.standard_normal(leaf.shape).astype(np.float32),
-      params,
-  )
+
+  def add_noise(leaf):
+    noise = rng.standard_normal(leaf.shape) * scale * np.std(leaf)
+    return jnp.asarray(leaf + noise, jnp.float32)
+
+  return jax.tree.map(add_noise, jax.tree.map(np.asarray, params))
 
 
 @functools.cache
@@ -441,7 +441,7 @@ def speculate(decoding, generate=speculative.generate):
   )
 
 
-@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('name', ['plain', 'top_p'])
 def test_autoregressive_samples_have_the_models_law(name):
   model, params, _ = law_models()
   decoding = law_decoding(name, 1)

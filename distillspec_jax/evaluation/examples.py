@@ -1,0 +1,90 @@
+"""Which examples are measured: the first of a split, in its own order."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from distillspec_jax.core import errors
+from distillspec_jax.core import types
+from distillspec_jax.data import batches as batches_lib
+from distillspec_jax.data import tasks
+
+
+def first(
+    task: tasks.Task, split: str, examples: int, batch_size: int
+) -> list[types.Batch]:
+  """The first examples of a split; rows that are left over are empty.
+
+  Args:
+    task: whose examples.
+    split: of the task.
+    examples: how many; all there are if the split has fewer.
+    batch_size: rows a batch.
+
+  Raises:
+    UserError: a number below 1, no such split, or nothing in it.
+  """
+  for name, value in (('examples', examples), ('batch_size', batch_size)):
+    if value < 1:
+      raise errors.UserError(f'{name} is {value}; it must be at least 1.')
+  found: list[types.Batch] = []
+  left = examples
+  for batch in batches_lib.batches(
+      task,
+      split,
+      min(batch_size, examples),
+      seed=0,
+      shuffle=False,
+      num_epochs=1,
+  ):
+    found.append(_emptied(batch, left))
+    left -= batch.inputs.shape[0]
+    if left <= 0:
+      break
+  return found
+
+
+def repeated(
+    task: tasks.Task, split: str, examples: int, batch_size: int, number: int
+) -> list[types.Batch]:
+  """`number` full batches of the first examples of a split.
+
+  Where the examples run out they are taken again from the first.
+
+  Args:
+    task: whose examples.
+    split: of the task.
+    examples: how many different ones; all there are if the split has fewer.
+    batch_size: rows a batch, none of them empty.
+    number: of batches.
+
+  Raises:
+    UserError: as in `first`.
+  """
+  if batch_size < 1:
+    raise errors.UserError(
+        f'batch_size is {batch_size}; it must be at least 1.'
+    )
+  (whole,) = first(task, split, examples, batch_size=max(examples, 1))[:1]
+  there = np.flatnonzero(real_rows(whole))
+  rows = there[np.arange(number * batch_size) % len(there)]
+  return [
+      jax.tree.map(lambda x, at=at: np.asarray(x)[at], whole)
+      for at in rows.reshape(number, batch_size)
+  ]
+
+
+def real_rows(batch: types.Batch) -> np.ndarray:
+  """bool[B]: rows that hold an example, not only padding."""
+  inputs = np.any(np.asarray(batch.input_segments) > 0, axis=1)
+  return inputs | np.any(np.asarray(batch.segments) > 0, axis=1)
+
+
+def _emptied(batch: types.Batch, used: int) -> types.Batch:
+  """The batch with only its first `used` rows; the others become padding."""
+  rows = batch.inputs.shape[0]
+  if used >= rows:
+    return batch
+  keep = np.arange(rows)[:, None] < used
+  return jax.tree.map(lambda x: np.where(keep, x, np.zeros_like(x)), batch)

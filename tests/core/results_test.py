@@ -1,0 +1,182 @@
+"""results.jsonl: what is written is read, and damage is named."""
+
+import json
+import math
+
+import pytest
+
+from distillspec_jax.core import errors
+from distillspec_jax.core import results
+
+
+def add(path, kind='acceptance', run='measured', **metrics):
+  metrics = metrics or {'acceptance_rate': results.Metric(0.5, 0.01, 8, '1')}
+  return results.write(
+      path,
+      kind,
+      run=run,
+      target='target',
+      draft='distilled',
+      task='toy',
+      split='validation',
+      decoding={'temperature': 0.0, 'block_length': 5},
+      metrics=metrics,
+      seed=3,
+      config_hash='abc',
+  )
+
+
+def test_what_is_written_is_read(tmp_path):
+  path = tmp_path / 'new' / 'results.jsonl'
+  written = [add(path), add(path, 'latency')]
+  assert results.read(path) == written
+  assert path.read_text().count('\n') == 2
+  metric = {'value': 0.5, 'standard_error': 0.01, 'count': 8, 'unit': '1'}
+  assert written[0]['metrics'] == {'acceptance_rate': metric}
+  assert written[1]['kind'] == 'latency'
+
+
+def test_provenance_names_code_configuration_seed_device_and_time(tmp_path):
+  line = add(tmp_path / 'results.jsonl')
+  found = line['provenance']
+  assert (found['seed'], found['config_hash']) == (3, 'abc')
+  assert found['device'] and found['jax']
+  assert found['time_utc'].endswith('Z')
+  assert isinstance(found['git'], str)
+
+
+def test_an_error_that_is_not_a_number_is_none(tmp_path):
+  line = add(
+      tmp_path / 'results.jsonl', x=results.Metric(math.inf, math.nan, 1, 's')
+  )
+  assert line['metrics']['x']['standard_error'] is None
+  read = results.read(tmp_path / 'results.jsonl')
+  assert read[0]['metrics']['x']['value'] == math.inf
+
+
+@pytest.mark.parametrize(
+    'kind, metrics, message',
+    [
+        ('speed', {}, "Unknown kind of result 'speed'; use one of"),
+        ('latency', {'x': results.Metric('1', None, 1, 's')}, "Metric 'x' is"),
+        ('latency', {'x': results.Metric(None, None, 1, 's')}, "Metric 'x' is"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path, kind, metrics, message):
+  path = tmp_path / 'results.jsonl'
+  with pytest.raises(ValueError, match=message):
+    add(path, kind, **metrics)
+  assert not path.exists()
+
+
+def test_a_result_needs_a_metric(tmp_path):
+  with pytest.raises(ValueError, match='needs at least one metric'):
+    results.write(
+        tmp_path / 'results.jsonl', 'plan', run='r', target=None, draft=None,
+        task='t', split='s', decoding=None, metrics={}, seed=0,
+    )  # fmt: skip
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  kept = add(path)
+  with path.open('a') as file:
+    file.write('{"kind": "acc')
+  assert results.read(path) == [kept]
+
+
+def test_writing_after_a_torn_line_replaces_it(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  first = add(path)
+  with path.open('a') as file:
+    file.write('{"kind": "acc')
+  second = add(path)
+  assert results.read(path) == [first, second]
+
+
+def test_writing_after_a_whole_line_without_its_end_keeps_it(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  first = add(path)
+  path.write_text(path.read_text().rstrip('\n'))
+  assert results.read(path) == [first]
+  second = add(path)
+  assert results.read(path) == [first, second]
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  add(path)
+  path.write_text(path.read_text() + 'nonsense\n')
+  add(path)
+  with pytest.raises(errors.UserError, match=r'results\.jsonl, line 2 is not'):
+    results.read(path)
+
+
+def test_a_last_line_that_is_whole_and_wrong_is_named(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  path.write_text('nonsense\n')
+  with pytest.raises(errors.UserError, match='line 1 is not JSON'):
+    results.read(path)
+
+
+def test_an_absent_file_is_named(tmp_path):
+  with pytest.raises(errors.UserError, match='no file of results .*absent'):
+    results.read(tmp_path / 'absent')
+
+
+def without(name):
+  return lambda line: line.pop(name)
+
+
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (without('kind'), "'kind' is missing"),
+        (without('provenance'), "'provenance' is missing"),
+        (lambda line: line.update(kind='speed'), "its kind is 'speed'"),
+        (lambda line: line.update(task=3), "'task' is 3"),
+        (lambda line: line['metrics'].update(x=1), "metric 'x' is 1"),
+        (lambda line: line['metrics'].update(x={}), "'x' lacks 'value'"),
+        (
+            lambda line: line['metrics']['acceptance_rate'].update(value='a'),
+            "has the value 'a'",
+        ),
+        (
+            lambda line: line['metrics']['acceptance_rate'].update(
+                standard_error='a'
+            ),
+            "has the error 'a'",
+        ),
+        (lambda line: line.update(kind='training'), "no metric 'step'"),
+        (lambda line: line['provenance'].pop('seed'), "lacks 'seed'"),
+    ],
+)
+def test_a_line_that_is_no_result_is_named(tmp_path, damage, message):
+  path = tmp_path / 'results.jsonl'
+  line = add(path)
+  damage(line)
+  path.write_text(path.read_text() + json.dumps(line) + '\n')
+  with pytest.raises(
+      errors.UserError, match=f'line 2 is not a result.*{message}'
+  ):
+    results.read(path)
+
+
+def test_a_line_that_is_no_object_is_named(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  path.write_text('[1]\n')
+  with pytest.raises(errors.UserError, match='it is list, not an object'):
+    results.read(path)
+
+
+def test_training_lines_after_a_step_are_dropped(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  for step in (10, 20, 30):
+    add(path, 'training', 'a', step=results.Metric(step, None, 1, 'step'))
+  other = add(path, 'training', 'b', step=results.Metric(90, None, 1, 'step'))
+  measured = add(path)
+  results.drop_after(path, 'a', 20)
+  kept = results.read(path)
+  assert [line['metrics']['step']['value'] for line in kept[:2]] == [10, 20]
+  assert kept[2:] == [other, measured]
+  assert [file.name for file in tmp_path.iterdir()] == ['results.jsonl']

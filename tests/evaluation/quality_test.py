@@ -1,0 +1,48 @@
+"""Task quality of answers that are known."""
+
+import numpy as np
+import pytest
+
+from distillspec_jax.data import vocabularies
+from distillspec_jax.evaluation import examples
+from distillspec_jax.evaluation import quality
+from distillspec_jax.sampling import autoregressive
+from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import samples
+from tests.evaluation import tiny
+
+DECODING = decoding_lib.Decoding(max_new_tokens=12)
+
+
+@pytest.fixture
+def task(tmp_path):
+  return tiny.task(tmp_path, metrics=('exact_match',))
+
+
+def measure(task, batches):
+  model = tiny.with_vocabulary(tiny.target(384), vocabularies.load('bytes'))
+  return quality.measure(model, task, batches, DECODING, seed=0)
+
+
+def test_right_answers_are_counted_over_real_rows(task, monkeypatch):
+  batches = examples.first(task, 'validation', 5, 3)
+  calls = iter(batches)
+
+  def answers(model, params, inputs, segments, keys, decoding):
+    """The labels, but for the first row of each batch."""
+    tokens = np.array(next(calls).labels)
+    tokens[0, 0] += 1
+    lengths = np.maximum((tokens != 0).sum(1), 1)
+    return samples.Samples(tokens, lengths, None, None)
+
+  monkeypatch.setattr(autoregressive, 'generate', answers)
+  found = measure(task, batches)
+  assert set(found) == {'exact_match'}
+  value, error, count, unit = found['exact_match']
+  assert (value, count, unit) == (3 / 5, 5, '1')
+  assert error == pytest.approx(np.sqrt(0.24 / 4))
+
+
+def test_a_random_model_is_always_wrong(task):
+  found = measure(task, examples.first(task, 'validation', 3, 4))
+  assert found['exact_match'] == (0.0, 0.0, 3, '1')

@@ -1,0 +1,280 @@
+"""Made-up results in the shape of real ones; no number here was measured."""
+
+import json
+import math
+import random
+
+import pytest
+
+from distillspec_jax.reporting import report
+
+# (acceptance rate greedy, sampled) of each made-up draft.
+RATES = {
+    'fine-tuned': (0.62, 0.55),
+    'fine-tuned longer': (0.63, 0.57),
+    'distilled': (0.74, 0.68),
+}
+COST, VERIFY = 0.2, 1.3
+
+
+def metric(value, error=None, count=128, unit='1'):
+  return {
+      'value': value,
+      'standard_error': error,
+      'count': count,
+      'unit': unit,
+  }
+
+
+def line(kind, metrics, *, draft=None, decoding=None, seed=0, **more):
+  return {
+      'kind': kind,
+      'run': 'made_up',
+      'target': 'runs/made_up/target',
+      'draft': draft,
+      'task': 'made_up_task',
+      'split': 'validation',
+      'decoding': decoding,
+      'metrics': metrics,
+      'provenance': {
+          'git': 'abcdef',
+          'config_hash': '0123',
+          'seed': seed,
+          'device': '1 x made-up device',
+          'jax': '0.0',
+          'time_utc': '2000-01-01T00:00:00Z',
+      },
+      **more,
+  }
+
+
+def decoding(temperature, block_length, batch_size=8):
+  return {
+      'temperature': temperature,
+      'top_k': 0,
+      'top_p': 1.0,
+      'block_length': block_length,
+      'verification': None if block_length is None else 'token',
+      'lenience': None,
+      'batch_size': batch_size,
+      'max_new_tokens': 64,
+  }
+
+
+def efficiency(rate, length):
+  return sum(rate**i for i in range(length + 1))
+
+
+def acceptance(seeds, drafts, lengths=(1, 2, 3, 5, 8)):
+  """Lines of acceptance of every draft, greedy and sampled."""
+  noise = random.Random(0)
+  for seed in seeds:
+    for draft in drafts:
+      for i, temperature in enumerate((0.0, 1.0)):
+        rate = RATES[draft][i] + noise.gauss(0, 0.006)
+        for length in lengths:
+          measured = efficiency(rate, length) * (1 - 0.012 * length)
+          metrics = {
+              'acceptance_rate': metric(rate, 0.006),
+              'block_efficiency': metric(measured, 0.04, unit='tokens/block'),
+              'predicted_block_efficiency': metric(
+                  efficiency(rate, length), unit='tokens/block'
+              ),
+          }
+          for place in range(1, length + 1):
+            metrics[f'acceptance_at_{place}'] = metric(
+                rate - 0.03 + 0.008 * place, 0.008 * math.sqrt(place)
+            )
+          yield line(
+              'acceptance', metrics, draft=draft, seed=seed,
+              decoding=decoding(temperature, length),
+          )  # fmt: skip
+
+
+def latency(drafts, speed=1.0):
+  """Lines of wall clock; `speed` scales the measured speed-ups."""
+  for draft in drafts:
+    for batch in (1, 8):
+      for length in (2, 5):
+        plain = 900.0 * batch**0.8
+        yield line(
+            'latency',
+            {
+                'tokens_per_second': metric(plain + length, 9.0, 5, 'tokens/s'),
+                'compile_s': metric(4.0, None, 1, 's'),
+            },
+            decoding=decoding(0.0, None, batch),
+        )
+        tau = efficiency(RATES[draft][0], length)
+        measured = speed * tau / (COST * length + VERIFY + 0.04 * batch)
+        yield line(
+            'latency',
+            {
+                'tokens_per_second': metric(
+                    measured * plain, 20.0, 5, 'tokens/s'
+                ),
+                'compile_s': metric(7.0, None, 1, 's'),
+                'cost_ratio': metric(COST),
+                'verify_ratio': metric(VERIFY),
+                'block_efficiency': metric(tau, None, 5, 'tokens/block'),
+                'predicted_speedup': metric(tau / (COST * length + 1)),
+                'predicted_speedup_with_verify': metric(
+                    tau / (COST * length + VERIFY)
+                ),
+                'measured_speedup': metric(measured, 0.02, 5),
+            },
+            draft=draft,
+            decoding=decoding(0.0, length, batch),
+        )
+
+
+def training(seeds):
+  """Lines of the training of the target and the drafts."""
+  noise = random.Random(1)
+
+  def one(run, seed, step, split, target=None, **values):
+    metrics = {'step': metric(float(step), None, 1, 'step')}
+    metrics |= {name: metric(value) for name, value in values.items()}
+    return line(
+        'training', metrics, seed=seed, run=run, draft=run, split=split,
+        target=target,
+    )  # fmt: skip
+
+  runs = [('target', 0, 3.0)]
+  runs += [('fine-tuned', seed, 3.6) for seed in seeds]
+  runs += [('fine-tuned_longer', seed, 3.5) for seed in seeds]
+  for run, seed, floor in runs:
+    for step in range(0, 501, 10):
+      loss = floor + 3.5 * math.exp(-step / 90) + noise.gauss(0, 0.04)
+      yield one(run, seed, step, 'train', loss=loss, cross_entropy=loss)
+      if step % 100 == 0:
+        yield one(run, seed, step, 'validation', cross_entropy=loss + 0.1)
+  for seed in seeds:
+    for step in range(0, 401, 10):
+      done = 1 - math.exp(-step / 150)
+      yield one(
+          'distilled', seed, step, 'train', 'runs/made_up/target',
+          loss=0.8 - 0.3 * done + noise.gauss(0, 0.01),
+          acceptance_rate=0.55 + 0.13 * done + noise.gauss(0, 0.004),
+      )  # fmt: skip
+      if step % 100 == 0:
+        yield one(
+            'distilled', seed, step, 'validation', 'runs/made_up/target',
+            block_efficiency=2.2 + 0.6 * done,
+        )  # fmt: skip
+
+
+def quality(drafts):
+  """Lines of task quality, the target's once for every draft."""
+  for draft in drafts:
+    for model, value in (('target', 0.41), (draft, 0.2)):
+      yield line(
+          'task_quality', {'exact_match': metric(value, 0.03)}, draft=draft,
+          decoding={**decoding(0.0, None), 'model': model},
+      )  # fmt: skip
+
+
+@pytest.fixture
+def made_up():
+  """Makers of lines, by name."""
+  return {
+      'line': line,
+      'metric': metric,
+      'decoding': decoding,
+      'acceptance': acceptance,
+      'latency': latency,
+      'training': training,
+      'quality': quality,
+  }
+
+
+def all_lines():
+  """All kinds of lines, of three seeds and three drafts."""
+  pair = ('fine-tuned', 'distilled')
+  return [
+      *training((0, 1, 2)),
+      *acceptance((0, 1, 2), RATES),
+      *latency(pair),
+      *quality(pair),
+  ]
+
+
+def two_samples():
+  """Sample texts of two drafts on one input, with signs that HTML has."""
+
+  def one(draft, pieces, blocks):
+    return {
+        'input': 'def first(values: list[int]) -> int | None:\n',
+        'draft': draft,
+        'decoding': decoding(0.0, 5),
+        'pieces': [{'text': t, 'source': s} for t, s in pieces],
+        'blocks': blocks,
+        'emitted': 24,
+    }
+
+  return [
+      one(
+          'fine-tuned',
+          [
+              ('  """The ', 'accepted'),
+              ('first', 'corrected'),
+              (' of ', 'accepted'),
+              ('values."""\n', 'corrected'),
+              ('  if values & ', 'accepted'),
+              ('(0 < 1):', 'corrected'),
+              ('\n    return values[0]', 'bonus'),
+              ('\n  return None', 'accepted'),
+          ],
+          9,
+      ),
+      one(
+          'distilled',
+          [
+              ('  """The first of ', 'accepted'),
+              ('values."""\n', 'bonus'),
+              ('  if values & (0 < 1):\n    return ', 'accepted'),
+              ('values', 'corrected'),
+              ('[0]\n  return None', 'accepted'),
+          ],
+          5,
+      ),
+  ]
+
+
+def fill(folder):
+  """Results below the folder, as a run leaves them, and samples in it."""
+  lines = all_lines()
+  for name in ('training', 'measured'):
+    (folder / name).mkdir()
+    text = ''.join(
+        json.dumps(one) + '\n'
+        for one in lines
+        if (one['kind'] == 'training') == (name == 'training')
+    )
+    (folder / name / 'results.jsonl').write_text(text)
+  (folder / 'samples.json').write_text(json.dumps(two_samples()))
+  return folder
+
+
+@pytest.fixture
+def lines():
+  return all_lines()
+
+
+@pytest.fixture
+def samples():
+  return two_samples()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A run's folder that has no report yet."""
+  return fill(tmp_path)
+
+
+@pytest.fixture(scope='session')
+def reported(tmp_path_factory):
+  """A run's folder with its report; tests leave it as it is."""
+  made = fill(tmp_path_factory.mktemp('reported'))
+  assert report.report(made) == made / 'report.html'
+  return made

@@ -1,0 +1,57 @@
+"""Curves: averaged over seeds, without what is not a number."""
+
+import math
+
+import pytest
+
+from distillspec_jax.reporting import curves
+
+
+def line(made_up, step, value, seed=0, run='fine-tuned_longer', **more):
+  metric = made_up['metric']
+  return made_up['line'](
+      'training',
+      {'step': metric(step), 'loss': metric(value)},
+      seed=seed,
+      run=run,
+      split='train',
+      **more,
+  )
+
+
+def test_a_curve_is_averaged_over_seeds_and_sorted(made_up):
+  lines = [
+      line(made_up, step, value, seed)
+      for step, value, seed in (
+          (20, 2.0, 0), (10, 4.0, 0), (10, 5.0, 1), (20, 3.0, 1), (30, 1.0, 1),
+      )
+  ]  # fmt: skip
+  (curve,) = curves.curves(lines, 'loss')
+  assert curve.run == 'fine-tuned longer'
+  assert curve.seeds == 2
+  assert curve.points == [
+      (10, 4.5, pytest.approx(0.5)),
+      (20, 2.5, pytest.approx(0.5)),
+      (30, 1.0, 0),
+  ]
+
+
+def test_steps_without_a_number_are_left_out(made_up):
+  lines = [line(made_up, s, v) for s, v in ((1, 1.0), (2, math.nan), (3, 2.0))]
+  (curve,) = curves.curves(lines, 'loss')
+  assert [step for step, _, _ in curve.points] == [1, 3]
+
+
+def test_one_point_is_no_curve(made_up):
+  assert curves.curves([line(made_up, 1, 1.0)], 'loss') == []
+
+
+def test_splits_and_metrics_are_apart(made_up):
+  lines = [line(made_up, step, 1.0) for step in (1, 2)]
+  assert curves.curves(lines, 'loss', 'validation') == []
+  assert curves.curves(lines, 'accuracy') == []
+
+
+def test_runs_with_a_target_are_distillations(made_up):
+  lines = list(made_up['training']((0,)))
+  assert curves.distillations(lines) == {'distilled'}

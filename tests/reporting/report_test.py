@@ -1,0 +1,186 @@
+"""The report: one page that needs nothing else, from files alone."""
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from distillspec_jax.core import errors
+from distillspec_jax.reporting import report
+import distillspec_jax
+
+
+class Page(html.parser.HTMLParser):
+  """What tests ask of a page: tags, attributes, balance, and the text."""
+
+  VOID = frozenset(('meta', 'img', 'source'))
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.open, self.text = [], [], ''
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+  def all(self, tag):
+    return [attributes for name, attributes in self.tags if name == tag]
+
+
+def text_of(folder):
+  return (folder / 'report.html').read_text(encoding='utf-8')
+
+
+def made(folder):
+  return report.report(folder).read_text(encoding='utf-8')
+
+
+def write(folder, lines):
+  folder.mkdir(parents=True, exist_ok=True)
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  (folder / 'results.jsonl').write_text(text)
+
+
+def test_the_whole_report(reported):
+  page = Page(text_of(reported))
+  assert page.open == []
+  for heading in ('Before and after', 'Wall clock', 'Training',
+                  'Sample texts', 'Task quality', 'Provenance'):  # fmt: skip
+    assert heading in page.text
+  for what in ('3 seeds (0, 1, 2)', 'made-up device', 'abcdef', '2000-01-01'):
+    assert what in page.text
+  images = page.all('img')
+  figures = list((reported / 'figures').iterdir())
+  assert len(images) == len(figures) == 12
+  assert all(image['alt'] for image in images)
+  assert all(file.read_bytes()[:4] == b'\x89PNG' for file in figures)
+  assert len(page.all('source')) == 12  # the same for dark pages
+
+
+def test_the_page_loads_nothing(reported):
+  text = text_of(reported)
+  page = Page(text)
+  for _, attributes in page.tags:
+    for name in ('src', 'srcset', 'href', 'action'):
+      assert attributes.get(name, 'data:').startswith('data:')
+  style = re.search(r'<style>(.*?)</style>', text, re.DOTALL).group(1)
+  assert 'url(' not in style and '@import' not in style
+  assert not page.all('script') and not page.all('link')
+
+
+def test_texts_are_escaped_and_keep_their_white_space(reported):
+  text = text_of(reported)
+  assert '(0 &lt; 1):' in text and '(0 < 1)' not in text
+  page = Page(text)
+  assert '  if values & (0 < 1):\n    return values[0]\n  return None' in (
+      page.text
+  )
+  classes = [tag.get('class') for tag in page.all('span')]
+  assert {'accepted', 'corrected', 'bonus', 'end'} <= set(classes)
+
+
+def test_a_name_that_is_markup_is_shown_as_text(tmp_path, made_up):
+  lines = list(made_up['acceptance']((0,), ['distilled']))
+  for line in lines:
+    line['draft'] = '<script>alert(1)</script>'
+  write(tmp_path, lines)
+  text = made(tmp_path)
+  assert '<script>' not in text
+  assert '&lt;script&gt;' in text
+
+
+def test_markdown_has_the_tables_and_their_definitions(reported):
+  text = (reported / 'report.md').read_text(encoding='utf-8')
+  assert '| draft | decoding | block length |' in text
+  assert '- block efficiency: tokens emitted per call' in text
+  assert '**Block efficiency, greedy**' in text
+  rows = [line for line in text.splitlines() if line.startswith('| none')]
+  assert len(rows) == 2
+
+
+def test_another_folder_can_be_written_to_and_gets_the_same(reported, tmp_path):
+  before = sorted(reported.rglob('*'))
+  elsewhere = tmp_path / 'a' / 'b'
+  report.report(reported, elsewhere)
+  names = sorted(path.name for path in elsewhere.iterdir())
+  assert names == ['figures', 'report.html', 'report.md']
+  assert text_of(elsewhere) == text_of(reported)
+  assert sorted(reported.rglob('*')) == before
+
+
+def test_missing_kinds_are_said(tmp_path, made_up):
+  write(tmp_path, made_up['training']((0,)))
+  text = made(tmp_path)
+  assert 'No acceptance was measured' in text
+  assert 'No wall clock was measured' in text
+  assert 'There are no sample texts.' in text
+  assert 'No training' not in text
+  assert 'One seed (0)' in text
+
+
+def test_several_studies_have_a_heading_and_files_each(tmp_path, made_up):
+  for task in ('one', 'other'):
+    lines = list(made_up['acceptance']((0,), ['distilled']))
+    write(tmp_path / task, [{**line, 'task': task} for line in lines])
+  page = Page(made(tmp_path))
+  assert len(page.all('h2')) == 2
+  files = {path.name for path in (tmp_path / 'figures').iterdir()}
+  assert 'one_validation_target_target_acceptance.png' in files
+  assert len(files) == 12
+
+
+def test_a_measurement_that_was_cut_off_is_left_out(tmp_path, made_up):
+  lines = list(made_up['acceptance']((0,), ['distilled']))
+  write(tmp_path / 'whole', lines)
+  write(tmp_path / 'half.incomplete', lines)
+  assert f'{len(lines)} lines of results.jsonl' in made(tmp_path)
+
+
+def test_an_absent_folder_is_named(tmp_path):
+  with pytest.raises(errors.UserError, match='absent is not a folder'):
+    report.report(tmp_path / 'absent')
+
+
+def test_a_folder_without_results_is_named(tmp_path):
+  (tmp_path / 'results.jsonl').write_text('')
+  with pytest.raises(errors.UserError, match='There are no results in'):
+    report.report(tmp_path)
+
+
+def test_a_damaged_line_is_named_and_nothing_is_written(folder):
+  path = folder / 'measured' / 'results.jsonl'
+  path.write_text('nonsense\n' + path.read_text())
+  with pytest.raises(errors.UserError, match='line 1 is not JSON'):
+    report.report(folder)
+  assert not (folder / 'figures').exists()
+
+
+def test_reporting_never_imports_jax(tmp_path, made_up):
+  folder = tmp_path
+  write(folder, made_up['latency'](['distilled']))
+  # The package's own door opens models, which need jax; a stage alone has not
+  # passed it.
+  code = f"""
+import sys, types
+package = types.ModuleType('distillspec_jax')
+package.__path__ = {list(distillspec_jax.__path__)!r}
+sys.modules['distillspec_jax'] = package
+from distillspec_jax.reporting import report
+report.report({str(folder)!r})
+sys.exit('jax' in sys.modules or 'matplotlib.pyplot' in sys.modules)
+"""
+  done = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr

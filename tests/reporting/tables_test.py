@@ -1,0 +1,66 @@
+"""Tables: every row, definitions of the columns that are there."""
+
+from distillspec_jax.reporting import rows
+from distillspec_jax.reporting import tables
+
+
+def study(lines):
+  (found,) = rows.studies(list(lines))
+  return found
+
+
+def test_all_kinds_have_a_table(lines):
+  titles = [table.title for table in tables.tables(study(lines))]
+  assert titles == [
+      'Acceptance and block efficiency', 'Wall clock', 'Task quality',
+  ]  # fmt: skip
+
+
+def test_rows_have_a_cell_a_column(lines):
+  for table in tables.tables(study(lines)):
+    assert table.body
+    assert all(len(row) == len(table.header) for row in table.body)
+    assert all(isinstance(cell, str) for row in table.body for cell in row)
+
+
+def test_drafts_of_one_setting_stand_together(lines):
+  table = tables.acceptance(study(lines))
+  assert [row[0] for row in table.body[:3]] == [
+      'fine-tuned', 'fine-tuned longer', 'distilled',
+  ]  # fmt: skip
+  assert [row[2] for row in table.body[:4]] == ['1', '1', '1', '2']
+  assert table.body[0][-2:] == ['3', '128']
+
+
+def test_autoregressive_decoding_is_one_row_a_batch(lines):
+  table = tables.latency(study(lines))
+  plain = [row for row in table.body if row[0] == 'none (autoregressive)']
+  assert len(plain) == 2
+  assert '–' in plain[0]
+
+
+def test_columns_without_data_are_left_out_with_their_definitions(made_up):
+  lines = list(made_up['latency'](['distilled']))
+  for line in lines:
+    line['metrics'].pop('verify_ratio', None)
+  table = tables.latency(study(lines))
+  terms = [term for term, _ in table.definitions]
+  assert 'v' not in table.header and 'v' not in terms
+  assert 'c' in table.header and 'c' in terms
+
+
+def test_settings_have_a_column_only_where_they_differ(made_up):
+  lines = list(made_up['acceptance']((0,), ['distilled']))
+  assert 'top k' not in tables.acceptance(study(lines)).header
+  lines[0]['decoding']['top_k'] = 40
+  assert 'top k' in tables.acceptance(study(lines)).header
+
+
+def test_what_has_no_table_of_its_own_is_listed(made_up):
+  line = made_up['line']('plan', {'memory': made_up['metric'](1e9, unit='B')})
+  (table,) = tables.tables(study([line]))
+  assert table.body == [['plan', 'made_up', '–', 'memory', '1e+09', 'B']]
+
+
+def test_a_study_without_measurements_has_no_tables(made_up):
+  assert tables.tables(study(made_up['training']((0,)))) == []

@@ -1,0 +1,73 @@
+"""Every gin file parses, and says nothing that the code does not know."""
+
+import re
+import subprocess
+
+import gin
+import pytest
+from distillspec_jax import main
+
+FOLDER = main.gin_folder()
+FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.gin'))
+EXPERIMENTS = [name for name in FILES if name.startswith('experiments/')]
+# With names that a run or an experiment file is to bind.
+PARTS = [name for name in FILES if name.startswith(('methods/', 'models/'))]
+
+
+def test_there_are_files_of_each_kind():
+  kinds = {name.split('/')[0] for name in FILES}
+  assert kinds == {'experiments', 'methods', 'models', 'runs', 'tasks'}
+
+
+def test_none_is_ignored_by_git():
+  folder = FOLDER.parent
+  if not (folder / '.git').exists():  # an unpacked archive has no such rules
+    return
+  done = subprocess.run(
+      ['git', 'check-ignore', *[f'gin_configs/{name}' for name in FILES]],
+      cwd=folder,
+      capture_output=True,
+      text=True,
+  )
+  assert done.stdout == ''
+
+
+@pytest.mark.parametrize('name', FILES)
+@pytest.mark.usefixtures('clean_gin')
+def test_parses(name):
+  gin.add_config_file_search_path(str(FOLDER))
+  gin.parse_config_file(name)
+
+
+@pytest.mark.parametrize('name', PARTS)
+@pytest.mark.usefixtures('clean_gin')
+def test_binds_arguments_to_values_of_their_types(name):
+  gin.parse_config_file(str(FOLDER / name))
+  main._check_types(gin, gin.config_str())
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_an_experiment_binds_all_but_the_data(name, configure):
+  flags = ('--run=x', '--gin.DATA=folder')
+  configure('experiment', f'--gin_file={name}', *flags)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_the_header_says_what_it_is(name):
+  text = (FOLDER / name).read_text()
+  assert text.startswith('# ')
+  header = text.partition('\nfrom ')[0]
+  if name in EXPERIMENTS:
+    assert re.search(
+        r'(make|distillspec) \w+', header
+    ), 'which command runs it?'
+
+
+@pytest.mark.parametrize('command', list(main.COMMANDS))
+def test_the_example_of_each_command_is_complete(command, configure):
+  program, *arguments = main.COMMANDS[command].example.split()
+  assert program == 'distillspec' and arguments[0] == command
+  if command == 'report':
+    main._parse(arguments)
+  else:
+    configure(*arguments, '--gin.DATA=folder')

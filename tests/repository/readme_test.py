@@ -1,0 +1,122 @@
+"""What the README says is so: its commands, code and tree of folders."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from distillspec_jax import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == 'python']
+COMMANDS = [
+    ' '.join(shlex.split(line, comments=True))
+    for language, text in BLOCKS
+    for line in text.replace('\\\n', ' ').splitlines()
+    if language != 'python' and line.startswith(('make ', 'distillspec '))
+]
+
+# The quickstart's stages on models and data that take seconds.
+SMALL = """
+quickstart --run=runs/quickstart --gin.TARGET=test --gin.DRAFT=test
+--gin.target/loop.train.num_steps=2 --gin.draft/loop.train.num_steps=2
+--gin.distil/loop.train.num_steps=2 --gin.optimizers.Optimizer.warmup_steps=1
+--gin.acceptance.evaluate.examples=4
+--gin.acceptance.evaluate.block_lengths=(2,)
+--gin.latency.benchmark.batch_sizes=(1,) --gin.latency.benchmark.repeats=2
+--gin.latency.benchmark.block_lengths=(2,)
+""".split()
+
+
+def _environment() -> dict[str, str]:
+  """One in which this checkout's package is found from any folder."""
+  return {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+
+
+@pytest.fixture(scope='module', name='folder')
+def _folder(tmp_path_factory) -> pathlib.Path:
+  """A folder in which the quickstart has run."""
+  folder = tmp_path_factory.mktemp('readme')
+  done = subprocess.run(
+      [sys.executable, '-m', 'distillspec_jax', *SMALL],
+      cwd=folder,
+      env=_environment(),
+      capture_output=True,
+      text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return folder
+
+
+def test_there_are_commands_and_code():
+  assert 'make quickstart' in COMMANDS and 'make test' in COMMANDS
+  assert PYTHON
+
+
+def test_the_quickstart_leaves_what_the_readme_shows(folder):
+  run = folder / 'runs' / 'quickstart'
+  assert (run / 'report.html').read_text().startswith('<!DOCTYPE html>')
+  assert (run / 'config.gin').is_file()
+  assert list((run / 'figures').glob('*.png'))
+
+
+def test_the_configuration_of_a_run_can_be_run_again(folder, configure):
+  file = folder / 'runs' / 'quickstart' / 'config.gin'
+  configure('experiment', f'--gin_file={file}', '--run=x')
+
+
+@pytest.mark.parametrize('code', PYTHON, ids=range(len(PYTHON)))
+def test_code_runs(folder, code):
+  done = subprocess.run(
+      [sys.executable, '-W', 'error::DeprecationWarning:__main__', '-c', code],
+      cwd=folder,
+      env=_environment(),
+      capture_output=True,
+      text=True,
+  )
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_command_is_complete(command, configure):
+  """All that is done before work starts; what it starts is not run."""
+  program, *arguments = command.split(' ')
+  if program == 'make':
+    done = subprocess.run(
+        ['make', '--dry-run', *arguments], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+  elif '...' in arguments:  # abridged: as the command before it
+    main._parse(arguments[: arguments.index('...')])
+  elif arguments[0] == 'report':
+    main._parse(arguments)
+  else:
+    configure(*arguments)
+
+
+def _tree() -> list[str]:
+  """The paths of the code block under the heading 'Folders'."""
+  section = README.partition('\n## Folders\n')[2].partition('\n## ')[0]
+  block = re.search(r'^```\w*\n(.*?)^```$', section, re.MULTILINE | re.DOTALL)
+  assert block, "the README has a code block under the heading '## Folders'"
+  return [line.split()[0] for line in block.group(1).splitlines() if line]
+
+
+def test_the_tree_of_folders_is_true():
+  listed = _tree()
+  for path in listed:
+    assert (ROOT / path).exists(), path
+    assert path.endswith('/') == (ROOT / path).is_dir(), path
+
+
+def test_the_tree_of_folders_is_complete():
+  stages = {
+      f'distillspec_jax/{path.parent.name}/'
+      for path in (ROOT / 'distillspec_jax').glob('*/__init__.py')
+  }
+  assert stages <= set(_tree())

@@ -1,0 +1,229 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from distillspec_jax.checkpoints import store
+from distillspec_jax.core import errors
+from distillspec_jax.core import results
+from distillspec_jax.models import pretrained
+from distillspec_jax.training import loop
+from distillspec_jax.training import method as method_lib
+from distillspec_jax.training import optimizers
+from tests.training import tiny
+
+ON_POLICY = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
+FAST = optimizers.Optimizer(name='adamw', learning_rate=3e-3, warmup_steps=1)
+
+
+def train(folder, task, **changes):
+  defaults = {
+      'num_steps': 6,
+      'batch_size': 8,
+      'log_every': 1,
+      'validation_every': 3,
+      'validation_examples': 8,
+      'validation_block_length': 2,
+      'checkpoint_every': 3,
+      'optimizer': FAST,
+  }
+  return loop.train(run=str(folder), task=task, **{**defaults, **changes})
+
+
+@pytest.fixture(scope='module')
+def task(tmp_path_factory):
+  return tiny.task(tmp_path_factory.mktemp('task'))
+
+
+@pytest.fixture(scope='module')
+def target(tmp_path_factory, task):
+  folder = tmp_path_factory.mktemp('runs') / 'target'
+  train(folder, task, model=tiny.config(), num_steps=3)
+  return str(folder)
+
+
+def lines(folder):
+  """What was recorded, but for times and rates."""
+  found = results.read(folder / 'results.jsonl')
+  for line in found:
+    line['metrics'].pop('tokens_per_second', None)
+    line.pop('provenance')
+    line.pop('run')
+    line.pop('draft')
+  return found
+
+
+def latest_step(folder):
+  with store.Store(folder / 'checkpoints') as checkpoints:
+    return checkpoints.latest_step()
+
+
+def last_state(folder):
+  """All arrays of the last checkpoint."""
+  path = folder / 'checkpoints' / str(latest_step(folder)) / 'state'
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path)
+
+
+@pytest.mark.parametrize('distil', [False, True], ids=['fine-tune', 'distil'])
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
+    tmp_path, task, target, distil
+):
+  changes = (
+      {'initial': target, 'target': target, 'method': ON_POLICY}
+      if distil
+      else {'model': tiny.config()}
+  )
+  train(tmp_path / 'whole', task, **changes)
+
+  # Stopped hard after step 4, one step after a checkpoint: step 4 is redone.
+  class Stop(Exception):
+    pass
+
+  original = loop._Recorder.step
+
+  def stopping(self, number, metrics):
+    original(self, number, metrics)
+    if number == 5:
+      raise Stop
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop._Recorder, 'step', stopping)
+    with pytest.raises(Stop):
+      train(tmp_path / 'stopped', task, **changes)
+  train(tmp_path / 'stopped', task, **changes)
+
+  assert lines(tmp_path / 'whole') == lines(tmp_path / 'stopped')
+  assert latest_step(tmp_path / 'whole') == 6
+  whole, stopped = (
+      last_state(tmp_path / name) for name in ('whole', 'stopped')
+  )
+  jax.tree.map(np.testing.assert_array_equal, whole, stopped)
+  best = [
+      pretrained.load(tmp_path / name).params for name in ('whole', 'stopped')
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *best)
+
+
+def test_a_run_leaves_its_files(tmp_path, task):
+  best = train(tmp_path / 'run', task, model=tiny.config())
+  folder = tmp_path / 'run'
+  assert best == str(folder / 'best')
+  assert (folder / 'best' / 'model.json').is_file()
+  assert json.loads((folder / 'best' / 'vocabulary.json').read_text()) == {
+      'kind': 'bytes'
+  }
+  assert list((folder / 'metrics').glob('events*'))
+  kinds = {line['kind'] for line in results.read(folder / 'results.jsonl')}
+  assert kinds == {'training'}
+  model = pretrained.load(folder)
+  assert model.vocabulary.decode(model.vocabulary.encode('ab')) == 'ab'
+
+
+def test_a_finished_run_is_not_done_again(tmp_path, task):
+  train(tmp_path / 'run', task, model=tiny.config(), num_steps=3)
+  before = (tmp_path / 'run' / 'results.jsonl').read_text()
+  train(tmp_path / 'run', task, model=tiny.config(), num_steps=3)
+  assert (tmp_path / 'run' / 'results.jsonl').read_text() == before
+
+
+def test_distillation_records_acceptance_and_block_efficiency(
+    tmp_path, task, target
+):
+  train(
+      tmp_path / 'run',
+      task,
+      initial=target,
+      target=target,
+      method=ON_POLICY,
+      num_steps=2,
+  )
+  found = results.read(tmp_path / 'run' / 'results.jsonl')
+  # The draft starts as the target itself: all is accepted.
+  first = next(line for line in found if line['split'] == 'train')
+  assert first['metrics']['acceptance_rate']['value'] > 0.99
+  validation = next(line for line in found if line['split'] == 'validation')
+  assert 2.0 < validation['metrics']['block_efficiency']['value'] <= 3.0
+
+
+def test_packed_fine_tuning_runs(tmp_path, task):
+  train(tmp_path / 'run', task, model=tiny.config(), num_steps=2, pack=True)
+  assert (tmp_path / 'run' / 'best').is_dir()
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'num_steps': 0}, 'num_steps is 0'),
+        ({'batch_size': 0}, 'batch_size is 0'),
+        ({'micro_batches': 3}, 'micro_batches is 3'),
+        ({'log_every': 0}, 'log_every is 0'),
+        ({'method': ON_POLICY}, 'needs a target'),
+        ({'model': None}, 'give one of them'),
+        ({'model': 'huge'}, "'huge'"),
+        ({'mesh_data': 3}, 'The mesh is data 3'),
+        ({'batch_size': 12}, '12 rows cannot be split'),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(
+    tmp_path, task, changes, message
+):
+  with pytest.raises(errors.UserError, match=message):
+    train(tmp_path / 'run', task, **{'model': tiny.config(), **changes})
+  left = (
+      list((tmp_path / 'run').iterdir()) if (tmp_path / 'run').exists() else []
+  )
+  assert not left
+
+
+def test_packing_where_tokens_are_sampled_is_refused(tmp_path, task, target):
+  with pytest.raises(errors.UserError, match='pack is True'):
+    train(
+        tmp_path, task, initial=target, target=target, method=ON_POLICY,
+        pack=True,
+    )  # fmt: skip
+
+
+def test_another_model_in_the_same_folder_is_refused(tmp_path, task):
+  train(tmp_path / 'run', task, model=tiny.config(), num_steps=1)
+  with pytest.raises(errors.UserError, match='another model'):
+    train(tmp_path / 'run', task, model=tiny.config(emb_dim=32), num_steps=2)
+
+
+def test_an_interrupted_run_writes_a_checkpoint(tmp_path):
+  # A process of its own: a signal is for a whole process.
+  script = tmp_path / 'run.py'
+  script.write_text(f"""
+import os, pathlib, signal, sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
+from distillspec_jax.training import loop
+from tests.training import tiny
+original = loop._Recorder.step
+def step(self, number, metrics):
+  original(self, number, metrics)
+  if number == 2:
+    os.kill(os.getpid(), signal.SIGTERM)
+loop._Recorder.step = step
+loop.train(run={str(tmp_path / 'run')!r},
+           task=tiny.task(pathlib.Path({str(tmp_path / 'task')!r})),
+           model=tiny.config(), num_steps=50, batch_size=8, log_every=50,
+           validation_every=50, checkpoint_every=50, validation_examples=8)
+""")
+  done = subprocess.run(
+      [sys.executable, str(script)],
+      capture_output=True,
+      text=True,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+      timeout=300,
+      check=False,
+  )
+  assert 'KeyboardInterrupt' in done.stderr, done.stderr
+  assert done.returncode in (1, 130, -signal.SIGINT)
+  assert latest_step(tmp_path / 'run') == 2

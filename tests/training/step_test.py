@@ -1,0 +1,125 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distillspec_jax.core import types
+from distillspec_jax.models import transformer
+from distillspec_jax.training import method as method_lib
+from distillspec_jax.training import step as step_lib
+from tests.training import tiny
+
+
+def ragged_batch(rows=8):
+  inputs = jax.random.randint(jax.random.key(2), (rows, 6), 3, 90)
+  labels = jax.random.randint(jax.random.key(3), (rows, 9), 3, 90)
+  lengths = jnp.arange(rows) % 9 + 1  # parts of unequal numbers of tokens
+  segments = (jnp.arange(9)[None] < lengths[:, None]).astype(jnp.int32)
+  return types.Batch(
+      inputs, jnp.ones_like(inputs), labels * segments, segments, segments > 0
+  )
+
+
+@pytest.fixture(scope='module')
+def pair():
+  draft = transformer.Transformer(tiny.config(num_decoder_layers=1))
+  target = transformer.Transformer(tiny.config())
+  return draft, target, target.init(jax.random.key(1))
+
+
+def one_step(pair, method, optimizer, micro_batches):
+  draft, target, target_params = pair
+  state = step_lib.initial_state(
+      draft.init(jax.random.key(0)), optimizer, jax.random.key(4)
+  )
+  step = step_lib.make_step(method, optimizer, draft, target, micro_batches)
+  return jax.jit(step)(state, target_params, ragged_batch())
+
+
+@pytest.mark.parametrize(
+    'method',
+    [
+        method_lib.Method(),
+        method_lib.Method(divergence='jsd', fixed_fraction=0.0),
+    ],
+    ids=['fine-tuning', 'on-policy'],
+)
+@pytest.mark.parametrize('micro_batches', [2, 4])
+def test_micro_batches_give_the_update_of_the_whole(
+    pair, method, micro_batches
+):
+  optimizer = optax.sgd(1.0)
+  whole, metrics = one_step(pair, method, optimizer, 1)
+  parts, metrics_of_parts = one_step(pair, method, optimizer, micro_batches)
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+      whole.params,
+      parts.params,
+  )
+  for name, mean in metrics.items():
+    np.testing.assert_allclose(
+        mean.value(), metrics_of_parts[name].value(), rtol=1e-4, err_msg=name
+    )
+
+
+def test_a_mean_of_means_would_not_pass(pair):
+  # The twin: weighing parts alike, not by tokens, moves parameters by more.
+  draft, target, target_params = pair
+  gradient = jax.grad(
+      lambda *args: step_lib.make_loss(method_lib.Method(), draft, target)(
+          *args
+      )[0]
+  )
+  params = draft.init(jax.random.key(0))
+  batch = ragged_batch()
+  halves = [jax.tree.map(lambda x, i=i: x[i::2], batch) for i in range(2)]
+  counts = [half.mask.sum() for half in [batch, *halves]]
+  whole, *parts = (
+      jax.tree.map(lambda g: g / count, gradient(params, None, b, None))
+      for b, count in zip([batch, *halves], counts)
+  )
+  wrong = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+  difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), whole, wrong)
+  assert max(jax.tree.leaves(difference)) > 1e-4
+
+
+def test_nothing_is_differentiated_through_the_target(pair):
+  draft, target, target_params = pair
+  loss = step_lib.make_loss(
+      method_lib.Method(divergence='forward_kl'), draft, target
+  )
+  params = draft.init(jax.random.key(0))
+  gradient = jax.grad(lambda p: loss(params, p, ragged_batch(), None)[0])(
+      target_params
+  )
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_steps_lower_the_divergence(pair):
+  draft, target, target_params = pair
+  optimizer = optax.adam(3e-3)
+  method = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
+  step = jax.jit(step_lib.make_step(method, optimizer, draft, target))
+  state = step_lib.initial_state(
+      draft.init(jax.random.key(0)), optimizer, jax.random.key(4)
+  )
+  losses = []
+  for _ in range(30):
+    state, metrics = step(state, target_params, ragged_batch())
+    losses.append(float(metrics['loss'].value()))
+  assert losses[-1] < 0.7 * losses[0]
+  assert int(state.step) == 30
+
+
+def test_dropout_changes_the_loss_and_only_where_it_is_on(pair):
+  _, target, target_params = pair
+  batch = ragged_batch()
+  for rate, differ in ((0.5, True), (0.0, False)):
+    model = transformer.Transformer(tiny.config(dropout_rate=rate))
+    loss = step_lib.make_loss(method_lib.Method(), model, None)
+    values = [
+        float(loss(target_params, None, batch, jax.random.key(i))[0])
+        for i in range(2)
+    ]
+    assert (values[0] != values[1]) == differ
