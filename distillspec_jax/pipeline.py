@@ -125,11 +125,13 @@ def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):
   """Runs a measurement into `folder`, which is then complete or absent."""
   if folder.is_dir():
     return
-  beside = folder.with_name(folder.name + '.incomplete')
+  # The name of the folder stays, because it stands in the results.
+  beside = folder.parent / '.incomplete' / folder.name
   shutil.rmtree(beside, ignore_errors=True)
   beside.mkdir(parents=True)
   stage(run=str(beside), **kwargs)
   os.replace(beside, folder)
+  beside.parent.rmdir()
 
 
 def _write_samples(

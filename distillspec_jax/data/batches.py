@@ -74,7 +74,7 @@ def statistics(task: tasks.Task, split: str) -> SplitStatistics:
   return SplitStatistics(
       examples=len(kept),
       empty=len(every) - len(kept),
-      skipped_lines=task.skipped.lines,
+      skipped_lines=task.skipped_lines(split),
       truncated_inputs=int(np.sum(inputs > task.input_length)),
       truncated_labels=int(np.sum(labels > task.label_length)),
       mean_input_tokens=float(inputs.mean()),

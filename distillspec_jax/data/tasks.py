@@ -71,6 +71,7 @@ class Task:
     self._vocabulary_size = vocabulary_size
     self._vocabulary: Any = None
     self._examples: dict[str, list[Example]] = {}
+    self._skipped_lines: dict[str, int] = {}
 
   @property
   def splits(self) -> tuple[str, ...]:
@@ -99,13 +100,20 @@ class Task:
           f'Task {self.name!r} has no split {split!r}; it has'
           f' {", ".join(self._splits)}.'
       )
+    before = self.skipped.lines
     pairs = list(itertools.islice(self._splits[split](), self._max_examples))
+    self._skipped_lines[split] = self.skipped.lines - before
     if not pairs:
       raise errors.UserError(
           f'Split {split!r} of task {self.name!r} is empty; there is nothing to'
           ' work on. Check its files.'
       )
     return pairs
+
+  def skipped_lines(self, split: str) -> int:
+    """Lines of a split that could not be read and were left out."""
+    self.examples(split)
+    return self._skipped_lines[split]
 
   def examples(self, split: str) -> list[Example]:
     """The tokenised examples of a split that have at least one label token.

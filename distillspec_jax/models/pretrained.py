@@ -102,6 +102,11 @@ def check_pair(target: Model, draft: Model) -> None:
   Sizes may differ by padding rows: both must round up to the same multiple of
   128, as 32,100 and 32,128 do.
   """
+  if target.config.is_decoder_only != draft.config.is_decoder_only:
+    raise errors.UserError(
+        f'One of {target.name} and {draft.name} is decoder-only, the other is'
+        ' not; both must be of one kind.'
+    )
   a, b = target.config.vocab_size, draft.config.vocab_size
   if -(-a // 128) != -(-b // 128):
     raise errors.UserError(
@@ -117,9 +122,4 @@ def check_pair(target: Model, draft: Model) -> None:
         f'The vocabularies of the target {target.name} and the draft'
         f' {draft.name} differ: the same number stands for different text.'
         ' Train the draft with the vocabulary of the target.'
-    )
-  if target.config.is_decoder_only != draft.config.is_decoder_only:
-    raise errors.UserError(
-        f'One of {target.name} and {draft.name} is decoder-only, the other is'
-        ' not; both must be of one kind.'
     )

@@ -74,11 +74,13 @@ def test_a_mean_of_means_would_not_pass(pair):
   params = draft.init(jax.random.key(0))
   batch = ragged_batch()
   halves = [jax.tree.map(lambda x, i=i: x[i::2], batch) for i in range(2)]
-  counts = [half.mask.sum() for half in [batch, *halves]]
-  whole, *parts = (
-      jax.tree.map(lambda g: g / count, gradient(params, None, b, None))
-      for b, count in zip([batch, *halves], counts)
-  )
+
+  def mean_gradient(batch):
+    count = batch.mask.sum()
+    summed = gradient(params, None, batch, None)
+    return jax.tree.map(lambda g: g / count, summed)
+
+  whole, *parts = map(mean_gradient, [batch, *halves])
   wrong = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
   difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), whole, wrong)
   assert max(jax.tree.leaves(difference)) > 1e-4

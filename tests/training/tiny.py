@@ -1,4 +1,4 @@
-"""A task and a pair that train in seconds; shared by the tests of this folder."""
+"""A task and a model that train in seconds, for the tests of this folder."""
 
 import dataclasses
 

@@ -1,0 +1,125 @@
+import itertools
+
+import hypothesis
+from hypothesis import strategies
+import jax
+import numpy as np
+import pytest
+
+from distillspec_jax.core import errors
+from distillspec_jax.data import batches
+from distillspec_jax.data import tasks
+
+
+def make_task(lengths, input_length=10, label_length=8):
+  """Example i: `lengths[i]` characters, all the i-th letter."""
+  pairs = [
+      (chr(65 + i % 26) * n, chr(97 + i % 26) * n)
+      for i, n in enumerate(lengths)
+  ]
+  return tasks.Task(
+      'letters',
+      {'train': lambda: iter(pairs)},
+      input_length=input_length,
+      label_length=label_length,
+      vocabulary='bytes',
+  )
+
+
+@pytest.fixture(scope='module')
+def task():
+  return make_task([1, 2, 3, 4, 5, 2, 1, 3, 6, 2, 1])
+
+
+def take(count, task, batch_size=4, **changes):
+  found = batches.batches(task, 'train', batch_size, **{'seed': 0, **changes})
+  return list(itertools.islice(found, count))
+
+
+def same(a, b):
+  return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def texts(task, found):
+  rows = [row for batch in found for row in batch.labels]
+  return [task.vocabulary.decode(row[row > 0].tolist()) for row in rows]
+
+
+def test_every_example_comes_once_an_epoch(task):
+  found = texts(task, take(100, task, num_epochs=1))
+  assert len(found) == 12  # three batches of four; the last row is empty
+  assert sorted(found) == sorted(
+      ['', *(e.label_text for e in task.examples('train'))]
+  )
+
+
+def test_a_row_is_one_example_padded(task):
+  (batch,) = take(1, task, shuffle=False)
+  assert batch.inputs.shape == (4, 10)
+  assert batch.labels.shape == (4, 8)
+  for i in range(4):
+    assert batch.segments[i].sum() == i + 2  # i + 1 letters and EOS
+    assert batch.labels[i, i + 1] == 1
+    assert (batch.labels[i, i + 2 :] == 0).all()
+  np.testing.assert_array_equal(batch.mask, batch.segments > 0)
+
+
+def test_order_is_drawn_from_seed_and_epoch(task):
+  assert same(take(6, task), take(6, task))
+  assert not same(take(6, task), take(6, task, seed=1))
+  epochs = texts(task, take(11, task))
+  assert epochs[:11] != epochs[11:22]
+  assert sorted(epochs[:11]) == sorted(epochs[11:22])
+
+
+@pytest.mark.parametrize('pack', [False, True])
+@pytest.mark.parametrize('start', [1, 3, 7])
+def test_a_restart_continues(task, pack, start):
+  whole = take(10, task, pack=pack)
+  rest = take(10 - start, task, pack=pack, start=start)
+  assert same(whole[start:], rest)
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+def test_hosts_share_the_global_batch(task, hosts):
+  whole = take(3, task)
+  parts = [take(3, task, host_index=i, host_count=hosts) for i in range(hosts)]
+  for number, batch in enumerate(whole):
+    for host in range(hosts):
+      assert same(
+          jax.tree.map(lambda x, host=host: x[host::hosts], batch),
+          parts[host][number],
+      )
+
+
+@hypothesis.given(
+    strategies.lists(strategies.integers(1, 12), min_size=1, max_size=20)
+)
+@hypothesis.settings(deadline=None, max_examples=15)
+def test_packing_loses_and_mixes_nothing(lengths):
+  task = make_task(lengths)
+  seen = []
+  for batch in take(100, task, pack=True, num_epochs=1, batch_size=3):
+    for row in range(3):
+      for segment in range(1, batch.segments[row].max() + 1):
+        label = batch.labels[row][batch.segments[row] == segment]
+        source = batch.inputs[row][batch.input_segments[row] == segment]
+        # Example k is segment k on both sides: 'AAA' with 'aaa'.
+        text = task.vocabulary.decode(label.tolist())
+        partner = task.vocabulary.decode(source.tolist())
+        assert text[0].upper() == partner[0]
+        seen.append(label.tolist())
+  expected = [e.labels[:8].tolist() for e in task.examples('train')]
+  assert sorted(seen) == sorted(expected)
+
+
+def test_packing_needs_fewer_rows(task):
+  plain = take(100, task, num_epochs=1, batch_size=1)
+  packed = take(100, task, num_epochs=1, batch_size=1, pack=True)
+  assert len(packed) < len(plain)
+
+
+@pytest.mark.parametrize('batch_size, hosts', [(0, 1), (3, 2)])
+def test_bad_batch_sizes_are_refused(task, batch_size, hosts):
+  with pytest.raises(errors.UserError, match='cannot be divided'):
+    batches.batches(task, 'train', batch_size, seed=0, host_count=hosts)
