@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import signal
+import sys
 import time
 from typing import Any
 
@@ -117,6 +118,7 @@ def train(
     pretrained.check_pair(teacher, student)
   # All that can fail on the data fails here, before anything is written.
   held_out = _held_out(task, validation_examples, batch_size, mesh)
+  _describe_data(task, folder.name)
   store.check_writable(folder)
 
   with (
@@ -322,6 +324,14 @@ def _held_out(
     if len(found) * rows >= examples:
       break
   return found
+
+
+def _describe_data(task: tasks.Task, name: str) -> None:
+  """Says what is trained on, and what is cut off or left out."""
+  if jax.process_index() == 0:
+    for split in ('train', 'validation'):
+      described = batches_lib.statistics(task, split).describe()
+      print(f'{name}: {split}: {described}', file=sys.stderr, flush=True)
 
 
 def _check_same_model(folder: pathlib.Path, config: config_lib.T5Config):

@@ -127,6 +127,14 @@ def test_a_run_leaves_its_files(tmp_path, task):
   assert model.vocabulary.decode(model.vocabulary.encode('ab')) == 'ab'
 
 
+def test_what_is_cut_off_is_said(tmp_path, capfd):
+  task = tiny.task(tmp_path / 'task', label_length=6)
+  train(tmp_path / 'run', task, model=tiny.config(), num_steps=1)
+  said = capfd.readouterr().err
+  assert 'run: train: 48 examples' in said
+  assert '48 labels cut, without EOS' in said
+
+
 def test_a_finished_run_is_not_done_again(tmp_path, task):
   train(tmp_path / 'run', task, model=tiny.config(), num_steps=3)
   before = (tmp_path / 'run' / 'results.jsonl').read_text()
