@@ -25,7 +25,8 @@ COMMANDS = [
 SMALL = """
 quickstart --run=runs/quickstart --gin.TARGET=test --gin.DRAFT=test
 --gin.target/loop.train.num_steps=2 --gin.draft/loop.train.num_steps=2
---gin.distil/loop.train.num_steps=2 --gin.optimizers.Optimizer.warmup_steps=1
+--gin.distil/loop.train.num_steps=2
+--gin.control/loop.train.num_steps=2 --gin.optimizers.Optimizer.warmup_steps=1
 --gin.acceptance.evaluate.examples=4
 --gin.acceptance.evaluate.block_lengths=(2,)
 --gin.latency.benchmark.batch_sizes=(1,) --gin.latency.benchmark.repeats=2
