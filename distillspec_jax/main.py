@@ -94,7 +94,9 @@ def main(arguments: Sequence[str]) -> int:
   try:
     command, options, bindings = _parse(arguments)
     function = _configured(COMMANDS[command], options, bindings)
-    function()
+    made = function()
+    if isinstance(made, (str, os.PathLike)):
+      print(made)  # the folder or page that the command leaves
   except errors.UserError as error:
     print(f'distillspec: {_one_line(error)}', file=sys.stderr)
     return 2

@@ -66,7 +66,6 @@ def run_experiment(
   folder = pathlib.Path(run)
   folder.mkdir(parents=True, exist_ok=True)
   configuration.write(folder)
-  print(f'Target: {task.name}', flush=True)
   fine_tune_target(run=str(folder / 'target'), task=task, seed=seeds[0])
   target = str(folder / 'target')
 
@@ -116,9 +115,7 @@ def run_experiment(
         )
   if samples:
     _write_samples(folder, task, target, folder / f'seed_{seeds[0]}', samples)
-  page = report_lib.report(folder)
-  print(f'Report: {page}', flush=True)
-  return str(page)
+  return str(report_lib.report(folder))
 
 
 def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):

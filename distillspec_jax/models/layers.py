@@ -38,6 +38,7 @@ class Dense(nn.Module):
   axes: tuple[str, str]
   stddev: float
   dtype: Any
+  output_dtype: Any = None  # default: dtype
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,7 +50,11 @@ class Dense(nn.Module):
         (x.shape[-1], self.features),
         jnp.float32,
     )
-    return x.astype(self.dtype) @ kernel.astype(self.dtype)
+    return jnp.matmul(
+        x.astype(self.dtype),
+        kernel.astype(self.dtype),
+        preferred_element_type=self.output_dtype,
+    )
 
 
 class RMSNorm(nn.Module):
@@ -182,8 +187,9 @@ class Embedding(nn.Module):
     return jnp.take(table, tokens, axis=0, mode='clip')
 
   def attend(self, x: jax.Array) -> jax.Array:
-    """Logits float[B, N, V] by the transposed table."""
-    return x @ self.embedding.astype(x.dtype).T
+    """Logits float32[B, N, V] by the transposed table."""
+    table = self.embedding.astype(x.dtype)
+    return jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
 
 
 class RelativeBias(nn.Module):

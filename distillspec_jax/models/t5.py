@@ -169,7 +169,11 @@ class Stack(nn.Module):
     self.relpos_bias = layers.RelativeBias(config)
     if self.is_decoder and not config.logits_via_embedding:
       self.logits_dense = layers.Dense(
-          config.vocab_size, ('embed', 'vocab'), config.emb_dim**-0.5, dtype
+          config.vocab_size,
+          ('embed', 'vocab'),
+          config.emb_dim**-0.5,
+          dtype,
+          jnp.float32,  # ties of rounded logits would decide greedy tokens
       )
 
   @property
@@ -307,7 +311,7 @@ class T5(nn.Module):
     return self.decoder.run(x, shared, cache, cross)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Logits float[B, N, V] of hidden float[B, N, D]."""
+    """Logits float32[B, N, V] of hidden float[B, N, D]."""
     if self.config.logits_via_embedding:
       logits = self.token_embedder.attend(hidden)
       return logits * self.config.emb_dim**-0.5

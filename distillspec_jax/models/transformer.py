@@ -148,11 +148,11 @@ class Transformer:
     return hidden[:, length:]
 
   def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
-    """Logits float[B, N, V] of hidden states float[B, N, D]."""
+    """Logits float32[B, N, V] of hidden states float[B, N, D]."""
     return self._apply(params, hidden, method='unembed')
 
   def logits(self, params: Any, *args: Any, **kwargs: Any) -> jax.Array:
-    """Teacher-forced logits float[B, T, V]; arguments as in `hidden`."""
+    """Teacher-forced logits float32[B, T, V]; arguments as in `hidden`."""
     return self.unembed(params, self.hidden(params, *args, **kwargs))
 
   def begin(
