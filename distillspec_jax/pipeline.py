@@ -102,7 +102,7 @@ def run_experiment(
       if (
           benchmark is not None
           and seed == seeds[0]
-          and name != ('fine-tuned longer')
+          and name != 'fine-tuned longer'
       ):
         _once(
             here / f'benchmark_{name}',

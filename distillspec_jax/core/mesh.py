@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-import numpy as np
 
 from distillspec_jax.core import errors
 
@@ -62,12 +61,6 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
   return jax.make_mesh(
       (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3
   )
-
-
-def single_device_mesh() -> Mesh:
-  """A mesh of the first device alone."""
-  devices = np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
-  return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -24,7 +24,6 @@ import rich.table
 from distillspec_jax.checkpoints import store
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
-from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
@@ -39,7 +38,6 @@ from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
-from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import warping
 
 # Positions whose distributions [B, 16, V] are held at a time.
@@ -184,21 +182,8 @@ def measure(
     UserError: there is no example.
   """
   rows: list[dict[str, np.ndarray]] = []
-  start = 0
-  for batch in batches:
-    size = batch.inputs.shape[0]
-    keys = randomness.row_keys(jax.random.key(seed), start + jnp.arange(size))
-    start += size
-    samples = speculative.generate(
-        target.transformer,
-        target.params,
-        draft.transformer,
-        draft.params,
-        batch.inputs,
-        batch.input_segments,
-        keys,
-        decoding,
-    )
+  for batch, keys in examples_lib.with_keys(batches, seed):
+    samples = pair_lib.answer(target, draft, batch, keys, decoding)
     found = {
         'expected': _expected_acceptance(
             target.transformer,

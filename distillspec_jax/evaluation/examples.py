@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import randomness
 from distillspec_jax.core import types
 from distillspec_jax.data import batches as batches_lib
 from distillspec_jax.data import tasks
@@ -73,6 +77,17 @@ def repeated(
       jax.tree.map(lambda x, at=at: np.asarray(x)[at], whole)
       for at in rows.reshape(number, batch_size)
   ]
+
+
+def with_keys(
+    batches: Iterable[types.Batch], seed: int
+) -> Iterator[tuple[types.Batch, jax.Array]]:
+  """Each batch with a key[B]; row i of all batches has stream (seed, i)."""
+  start = 0
+  for batch in batches:
+    numbers = start + jnp.arange(batch.inputs.shape[0])
+    start += len(numbers)
+    yield batch, randomness.row_keys(jax.random.key(seed), numbers)
 
 
 def real_rows(batch: types.Batch) -> np.ndarray:

@@ -6,10 +6,16 @@ import os
 import pathlib
 from typing import NamedTuple
 
+import jax
+
 from distillspec_jax.core import errors
+from distillspec_jax.core import types
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import pretrained
+from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import samples as samples_lib
+from distillspec_jax.sampling import speculative
 
 
 class Pair(NamedTuple):
@@ -49,6 +55,26 @@ def load(
           " Set the task's vocabulary to the folder of the model."
       )
   return Pair(target, draft, draft_name or pathlib.Path(draft.name).name)
+
+
+def answer(
+    target: pretrained.Model,
+    draft: pretrained.Model,
+    batch: types.Batch,
+    keys: jax.Array,
+    decoding: decoding_lib.Decoding,
+) -> samples_lib.Samples:
+  """The pair's speculative answers to a batch's inputs, with key[B]."""
+  return speculative.generate(
+      target.transformer,
+      target.params,
+      draft.transformer,
+      draft.params,
+      batch.inputs,
+      batch.input_segments,
+      keys,
+      decoding,
+  )
 
 
 def _model(

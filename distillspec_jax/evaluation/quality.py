@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import types
 from distillspec_jax.data import metrics as metrics_lib
@@ -41,11 +39,7 @@ def measure(
     Metric name -> mean over examples with its standard error.
   """
   answers, labels = [], []
-  start = 0
-  for batch in batches:
-    size = batch.inputs.shape[0]
-    keys = randomness.row_keys(jax.random.key(seed), start + jnp.arange(size))
-    start += size
+  for batch, keys in examples.with_keys(batches, seed):
     samples = jax.device_get(
         autoregressive.generate(
             model.transformer,

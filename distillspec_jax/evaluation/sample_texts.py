@@ -8,17 +8,15 @@ from typing import Any
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from distillspec_jax.core import randomness
 from distillspec_jax.core import types
 from distillspec_jax.evaluation import examples
+from distillspec_jax.evaluation import pair
 from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from distillspec_jax.sampling import samples as samples_lib
-from distillspec_jax.sampling import speculative
 
 _SOURCES = {
     samples_lib.Origin.ACCEPTED: 'accepted',
@@ -51,23 +49,8 @@ def collect(
     draft_name: for the page.
   """
   found: list[dict[str, Any]] = []
-  start = 0
-  for batch in batches:
-    size = batch.inputs.shape[0]
-    keys = randomness.row_keys(jax.random.key(seed), start + jnp.arange(size))
-    start += size
-    out = jax.device_get(
-        speculative.generate(
-            target.transformer,
-            target.params,
-            draft.transformer,
-            draft.params,
-            batch.inputs,
-            batch.input_segments,
-            keys,
-            decoding,
-        )
-    )
+  for batch, keys in examples.with_keys(batches, seed):
+    out = jax.device_get(pair.answer(target, draft, batch, keys, decoding))
     for i in np.flatnonzero(examples.real_rows(batch)):
       if len(found) == count:
         return found
@@ -77,7 +60,9 @@ def collect(
           {
               'input': generation.detokenize(target.vocabulary, source),
               'draft': draft_name,
-              'decoding': decoding.describe(speculative=True, batch_size=size),
+              'decoding': decoding.describe(
+                  speculative=True, batch_size=len(out.lengths)
+              ),
               'pieces': _pieces(
                   target.vocabulary,
                   out.tokens[i, :length],

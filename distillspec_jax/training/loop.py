@@ -111,11 +111,11 @@ def train(
   schedule = optimizer.schedule(num_steps)
   mesh = mesh_lib.make_mesh(mesh_data, mesh_fsdp, mesh_tensor)
   mesh_lib.check_batch(mesh, batch_size // micro_batches)
-  student = _student(model, initial, task, seed)
-  teacher = None
+  trained = _model_to_train(model, initial, task, seed)
+  target_model = None
   if target is not None:
-    teacher = pretrained.load(target)
-    pretrained.check_pair(teacher, student)
+    target_model = pretrained.load(target)
+    pretrained.check_pair(target_model, trained)
   # All that can fail on the data fails here, before anything is written.
   held_out = _held_out(task, validation_examples, batch_size, mesh)
   _describe_data(task, folder.name)
@@ -126,39 +126,41 @@ def train(
       transformer_lib.sharding_rules(),
       store.Store(folder / 'checkpoints', keep=keep_checkpoints) as checkpoints,
   ):
-    state, abstract = _initial_state(student, transform, mesh, seed)
-    teacher_params = None
-    if teacher is not None:
-      teacher_params = _place(teacher.transformer, teacher.params, mesh)
+    state, abstract = _initial_state(trained, transform, mesh, seed)
+    target_params = None
+    if target_model is not None:
+      target_params = _place(
+          target_model.transformer, target_model.params, mesh
+      )
     best = None
     latest = checkpoints.latest_step()
     if latest is not None:
-      _check_same_model(folder, student.config)
+      _check_same_model(folder, trained.config)
       state, extra = checkpoints.restore(latest, abstract)
       best = extra['best']
     start = int(state.step)
-    recorder = _Recorder(folder, task, student, teacher, method, seed, start)
-    model_folder.write_config(folder, student.config.to_dict())
+    recorder = _Recorder(folder, task, trained, target_model, seed, start)
+    model_folder.write_config(folder, trained.config.to_dict())
     configuration.write(folder)
 
     update = jax.jit(
         step_lib.make_step(
             method,
             transform,
-            student.transformer,
-            teacher.transformer if teacher else None,
+            trained.transformer,
+            target_model.transformer if target_model else None,
             micro_batches,
         ),
         donate_argnums=0,
     )
 
     def judge(params) -> validation.Score:
-      if teacher is None:
-        return validation.cross_entropy(student.transformer, params, held_out)
+      if target_model is None:
+        return validation.cross_entropy(trained.transformer, params, held_out)
       return validation.block_efficiency(
-          teacher.transformer,
-          teacher_params,
-          student.transformer,
+          target_model.transformer,
+          target_params,
+          trained.transformer,
           params,
           held_out,
           validation_block_length,
@@ -170,7 +172,7 @@ def train(
       recorder.score(step, score)
       if best is None or score.goodness > best:
         best = score.goodness
-        _save_best(folder, student, state.params, step, score)
+        _save_best(folder, trained, state.params, step, score)
 
     if start == 0 and latest is None:
       keep_if_best(0)
@@ -191,7 +193,7 @@ def train(
     ):
       for number in range(start, num_steps):
         batch = _put(next(data), mesh)
-        state, metrics = update(state, teacher_params, batch)
+        state, metrics = update(state, target_params, batch)
         done = number + 1
         recorder.step(done, metrics)
         if done % log_every == 0 or done == num_steps:
@@ -234,7 +236,7 @@ def _check(num_steps, batch_size, micro_batches, pack, method, target) -> None:
     )
 
 
-def _student(
+def _model_to_train(
     model: config_lib.T5Config | str | None,
     initial: str | None,
     task: tasks.Task,
@@ -248,16 +250,16 @@ def _student(
     )
   vocabulary = task.vocabulary
   if initial is not None:
-    student = pretrained.load(initial)
-    if student.vocabulary is not None and not vocabularies.same(
-        student.vocabulary, vocabulary
+    trained = pretrained.load(initial)
+    if trained.vocabulary is not None and not vocabularies.same(
+        trained.vocabulary, vocabulary
     ):
       raise errors.UserError(
           f'The model in {initial} has another vocabulary than task'
           f" {task.name!r}. Set the task's vocabulary to {initial}."
       )
     return pretrained.Model(
-        student.transformer, student.params, vocabulary, str(initial)
+        trained.transformer, trained.params, vocabulary, str(initial)
     )
   if isinstance(model, str):
     padded = -(-vocabulary.vocab_size // 128) * 128
@@ -282,9 +284,9 @@ def _place(
   return jax.device_put(params, layout, may_alias=False)
 
 
-def _initial_state(student, transform, mesh, seed):
+def _initial_state(trained, transform, mesh, seed):
   """The state at step 0, and its shapes with shardings for restoring."""
-  params = _place(student.transformer, student.params, mesh)
+  params = _place(trained.transformer, trained.params, mesh)
   key = randomness.stream(jax.random.key(seed), 'training')
   key = jax.device_put(key, mesh_lib.replicated(mesh))
   state = step_lib.initial_state(params, transform, key)
@@ -344,14 +346,14 @@ def _check_same_model(folder: pathlib.Path, config: config_lib.T5Config):
     )
 
 
-def _save_best(folder, student, params, step, score) -> None:
+def _save_best(folder, trained, params, step, score) -> None:
   model_folder.save_model(
       folder / 'best',
-      student.config.to_dict(),
+      trained.config.to_dict(),
       params,
       step,
       metrics={score.name: score.value},
-      also=lambda path: vocabularies.save(student.vocabulary, path),
+      also=lambda path: vocabularies.save(trained.vocabulary, path),
   )
 
 
@@ -390,13 +392,12 @@ class _Recorder:
   restored checkpoint are dropped when it starts.
   """
 
-  def __init__(self, folder, task, student, teacher, method, seed, start):
+  def __init__(self, folder, task, trained, target_model, seed, start):
     self._path = folder / 'results.jsonl'
     self._seed = seed
     self._task = task.name
     self._run = folder.name
-    self._target = teacher.name if teacher else None
-    self._method = method
+    self._target = target_model.name if target_model else None
     self._steps: list[tuple[int, dict[str, types.Mean]]] = []
     self._time = time.perf_counter()
     self._writer = progress_lib.MetricsWriter(folder / 'metrics')

@@ -1,4 +1,6 @@
+import errno
 import os
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +93,19 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     store.check_writable(tmp_path / 'file' / 'run')
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
-def test_a_folder_without_rights_is_named(tmp_path):
-  tmp_path.chmod(0o500)
-  with pytest.raises(errors.UserError, match='Permission denied'):
+@pytest.mark.parametrize(
+    'number, reason',
+    [
+        (errno.EACCES, 'Permission denied'),
+        (errno.ENOSPC, 'No space left on device'),
+    ],
+)
+def test_why_a_folder_cannot_be_written_to_is_said(
+    tmp_path, monkeypatch, number, reason
+):
+  def refuse(**_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
+  with pytest.raises(errors.UserError, match=f'run: {reason}'):
     store.check_writable(tmp_path / 'run')

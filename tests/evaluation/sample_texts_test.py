@@ -11,6 +11,7 @@ import pytest
 
 from distillspec_jax.core import randomness
 from distillspec_jax.data import vocabularies
+from distillspec_jax.evaluation import pair
 from distillspec_jax.evaluation import sample_texts
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
@@ -81,16 +82,7 @@ def test_collected_answers_are_the_models(vocabulary):
     assert sources <= {'accepted', 'corrected', 'bonus'}
   # The third answer is the first row of the second batch, the fifth of all.
   keys = randomness.row_keys(jax.random.key(5), 4 + np.arange(4))
-  samples = sample_texts.speculative.generate(
-      target.transformer,
-      target.params,
-      draft.transformer,
-      draft.params,
-      batches[1].inputs,
-      batches[1].input_segments,
-      keys,
-      DECODING,
-  )
+  samples = pair.answer(target, draft, batches[1], keys, DECODING)
   tokens = np.asarray(samples.tokens)[0, : int(samples.lengths[0])]
   text = ''.join(piece['text'] for piece in found[2]['pieces'])
   assert text == generation.detokenize(vocabulary, tokens)

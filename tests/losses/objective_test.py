@@ -182,6 +182,7 @@ def test_temporary_memory_is_at_most_a_quarter_of_the_plain_formula(name, form):
 
   small = temporary(loss_and_means, has_aux=True)
   large = temporary(functools.partial(formula, ALL[name]))
+  print(f'{name}, {form}: {small >> 20} of {large >> 20} MiB')
   assert 0 < small <= large / 4, f'{small} bytes against {large}'
 
 
