@@ -15,11 +15,13 @@ BIN := $(VENV)/bin
 LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test lint format lock wheel clean
+.PHONY: help install quickstart test lint format lock wheel clean \
+  check-hugging-face
 
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 	@echo 'make install | lint | format | lock | wheel | clean'
+	@echo 'make check-hugging-face: do exported models load in transformers?'
 
 install: $(STAMP)
 
@@ -60,6 +62,20 @@ lock:
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+# transformers and torch, in an environment of their own.
+HF := .venv-hugging-face
+HF_STAMP := $(HF)/.installed
+
+$(HF_STAMP): benchmarks/hugging_face/requirements.txt
+	$(RUNS) -m venv --clear $(HF)
+	$(HF)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+check-hugging-face: install $(HF_STAMP)
+	rm -rf runs/exported
+	$(BIN)/python benchmarks/hugging_face/export.py runs/exported
+	$(HF)/bin/python benchmarks/hugging_face/check_exported.py runs/exported
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info

@@ -12,11 +12,14 @@ VERSION = re.search(
     re.MULTILINE,
 ).group(1)
 
+TOKENIZERS = ['tokenizers>=0.20,<1']
 TEST = [
     'hypothesis>=6,<7',
     'pytest>=8,<10',
     'pytest-xdist>=3,<4',
+    'safetensors>=0.4,<1',
     'scipy>=1.14,<2',
+    *TOKENIZERS,
 ]
 DEV = [
     'import-linter>=2,<3',
@@ -55,11 +58,13 @@ setuptools.setup(
         'console_scripts': ['distillspec = distillspec_jax.main:run']
     },
     install_requires=[
+        'etils[epath]>=1.9,<2',
         'flax>=0.12.8,<0.13',
         'gin-config>=0.5,<0.6',
         'jax>=0.10.2,<0.13',
         'jinja2>=3.1,<4',
         'matplotlib>=3.9,<4',
+        'ml-dtypes>=0.5,<1',
         'numpy>=2,<3',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
@@ -68,11 +73,14 @@ setuptools.setup(
         'seqio>=0.0.20,<0.1',
         'tensorboardX>=2.6,<3',
         'tensorflow-datasets>=4.9,<5',
+        'tensorstore>=0.1.70,<0.2',
     ],
     extras_require={
         'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
         'dev': TEST + DEV,
+        'hub': ['huggingface-hub>=0.30,<3'],
         'test': TEST,
+        'tokenizers': TOKENIZERS,
         'tpu': ['jax[tpu]>=0.10.2,<0.13'],
     },
 )

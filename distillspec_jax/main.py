@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
+from distillspec_jax import flags
 
 
 class Command(NamedTuple):
@@ -34,6 +35,7 @@ class Command(NamedTuple):
   help: str
   example: str
   gin_file: str | None = None  # read first
+  uses_gin: bool = True  # otherwise the function's parameters are flags
   uses_jax: bool = True
 
 
@@ -79,7 +81,20 @@ COMMANDS = {
         'result files -> a self-contained HTML page, PNG figures, Markdown'
         ' tables',
         'distillspec report --run=runs/quickstart',
+        uses_gin=False,
         uses_jax=False,
+    ),
+    'decode': Command(
+        'distillspec_jax.sampling.decode:decode',
+        'text in, text out: arguments, a file, standard input, or a prompt',
+        "distillspec decode --target=flan-t5-large --draft=runs/draft 'Who?'",
+        uses_gin=False,
+    ),
+    'convert': Command(
+        'distillspec_jax.models.convert:convert',
+        'between Hugging Face, t5x and own checkpoints; compares both sides',
+        'distillspec convert runs/draft flan-distilled --to=hugging_face',
+        uses_gin=False,
     ),
 }
 
@@ -93,8 +108,12 @@ def main(arguments: Sequence[str]) -> int:
   """Runs a command line; returns the exit code."""
   try:
     command, options, bindings = _parse(arguments)
-    function = _configured(COMMANDS[command], options, bindings)
-    made = function()
+    if COMMANDS[command].uses_gin:
+      made = _configured(COMMANDS[command], options, bindings)()
+    else:
+      if COMMANDS[command].uses_jax:
+        _use_compilation_cache()
+      made = flags.call(_function(COMMANDS[command]), options)
     if isinstance(made, (str, os.PathLike)):
       print(made)  # the folder or page that the command leaves
   except errors.UserError as error:
@@ -146,8 +165,8 @@ def _parse(
         description=command.help[0].upper() + command.help[1:] + '.',
         epilog=f'example: {command.example}',
     )
-    sub.add_argument('--run', metavar='FOLDER', help='folder of the results')
-    if command.uses_jax:
+    if command.uses_gin:
+      sub.add_argument('--run', metavar='FOLDER', help='folder of the results')
       sub.add_argument(
           '--gin_file',
           action='append',
@@ -169,11 +188,13 @@ def _parse(
           help='where gin files are looked for; the files that come with the'
           ' package are always found',
       )
+    elif name in rest:  # only then its module is imported
+      flags.add(sub, _function(command))
   options = parser.parse_args(rest)
   if options.command is None:
     parser.print_help()
     raise SystemExit(2)
-  if bindings and not COMMANDS[options.command].uses_jax:
+  if bindings and not COMMANDS[options.command].uses_gin:
     raise errors.UserError(
         f'{options.command} takes no gin bindings: {bindings[0]!r}.'
     )
@@ -198,22 +219,20 @@ def gin_folder() -> pathlib.Path:
   return packaged if packaged.is_dir() else here.parent / 'gin_configs'
 
 
+def _function(command: Command) -> Any:
+  module, name = command.function.split(':')
+  return getattr(importlib.import_module(module), name)
+
+
 def _configured(
     command: Command, options: argparse.Namespace, bindings: list[str]
 ) -> Any:
   """The command's function, all of whose arguments are bound."""
-  module_name, name = command.function.split(':')
-  if not command.uses_jax:
-    if options.run is None:
-      raise errors.UserError('--run is missing; name the folder of a run.')
-    function = getattr(importlib.import_module(module_name), name)
-    return lambda: function(options.run)
-
   _use_compilation_cache()
   import gin
 
-  module = importlib.import_module(module_name)
-  original = getattr(module, name)
+  module_name, name = command.function.split(':')
+  original = _function(command)
   # Under the name that `import` in a gin file gives it.
   function = gin.external_configurable(original, module=module_name)
   selector = f'{module_name.removeprefix("distillspec_jax.")}.{name}'

@@ -115,7 +115,7 @@ def run_experiment(
         )
   if samples:
     _write_samples(folder, task, target, folder / f'seed_{seeds[0]}', samples)
-  return str(report_lib.report(folder))
+  return str(report_lib.report(run=str(folder)))
 
 
 def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):

@@ -277,7 +277,7 @@ def test_a_failure_of_ours_keeps_its_traceback(capsys, failure):
 
 def test_report_takes_a_run_and_no_bindings(capsys):
   assert main.main(['report']) == 2
-  assert '--run is missing' in capsys.readouterr().err
+  assert 'required: --run' in capsys.readouterr().err
   assert main.main(['report', '--run=x', '--gin.A=1']) == 2
   assert 'takes no gin bindings' in capsys.readouterr().err
 

@@ -14,20 +14,28 @@ import shutil
 from typing import Any
 from collections.abc import Callable
 
-import jax
+from etils import epath
 import orbax.checkpoint as ocp
 
+from distillspec_jax.checkpoints import orbax_arrays
+from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
 
 
+def is_one(folder: epath.Path) -> bool:
+  """Whether this is a model folder, or a run's folder with one."""
+  return any((at / 'model.json').exists() for at in (folder, folder / 'best'))
+
+
 def write_config(
-    folder: pathlib.Path, config: dict[str, Any], **more: Any
+    folder: str | os.PathLike[str], config: dict[str, Any], **more: Any
 ) -> None:
   """Writes FOLDER/model.json."""
+  folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps({'config': config, **more}, indent=2) + '\n'
   (folder / 'model.json.new').write_text(text)
-  os.replace(folder / 'model.json.new', folder / 'model.json')
+  (folder / 'model.json.new').replace(folder / 'model.json')
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -36,14 +44,20 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     UserError: the file is absent or not JSON.
   """
-  path = pathlib.Path(folder) / 'model.json'
+  return _read_json(epath.Path(folder))['config']
+
+
+def _read_json(folder: epath.Path) -> dict[str, Any]:
+  path = folder / 'model.json'
   try:
-    return json.loads(path.read_text())['config']
+    values = json.loads(path.read_text())
+    values['config'].keys()
+    return values
   except FileNotFoundError as error:
     raise errors.UserError(
         f'{folder} is not a model folder: {path} is not there.'
     ) from error
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.UserError(
         f'{path} is damaged ({error!r}); write the model again.'
     ) from error
@@ -55,7 +69,7 @@ def save_model(
     params: Any,
     step: int,
     metrics: dict[str, float] | None = None,
-    also: Callable[[pathlib.Path], None] | None = None,
+    also: Callable[[epath.Path], None] | None = None,
 ) -> None:
   """Writes a model folder, which is afterwards complete; replaces an old one.
 
@@ -72,69 +86,89 @@ def save_model(
   before = folder.with_name(f'.{folder.name}.old')
   for left_over in (beside, before):
     shutil.rmtree(left_over, ignore_errors=True)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(beside / 'params', params)
-  write_config(beside, config, step=step, metrics=metrics or {})
+  write(epath.Path(beside), config, params, step, metrics)
   if also is not None:
-    also(beside)
+    also(epath.Path(beside))
   if folder.exists():
     os.replace(folder, before)
   os.replace(beside, folder)
   shutil.rmtree(before, ignore_errors=True)
 
 
-def load_model(
-    folder: str | os.PathLike[str], like: Any
-) -> tuple[dict[str, Any], Any]:
-  """The configuration and the parameters of a model folder.
+def write(
+    folder: epath.Path,
+    config: dict[str, Any],
+    params: Any,
+    step: int,
+    metrics: dict[str, float] | None = None,
+) -> None:
+  """Writes params/ and model.json into a folder; arguments as above."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / 'params', params)
+  write_config(folder, config, step=step, metrics=metrics or {})
+
+
+def read(
+    folder: str | os.PathLike[str], step: int | None = None
+) -> tensors_lib.Checkpoint:
+  """The model in a folder; no parameter is read yet.
 
   Args:
-    folder: as `save_model` left it.
-    like: tree of `ShapeDtypeStruct` that the parameters must match.
+    folder: as `save_model` left it, or a run's folder, of which the best
+      checkpoint is taken.
+    step: the run's checkpoint of that step instead.
 
   Raises:
-    UserError: not a model folder, or parameters are missing, left over or of
-      another shape; all of them are listed.
+    UserError: not a model folder, not a whole one, or no such step.
   """
-  folder = pathlib.Path(folder).absolute()
-  config = read_config(folder)
-  if not (folder / 'params').is_dir():
+  folder = epath.Path(folder)
+  if step is not None:
+    return _read_step(folder, step)
+  if not (folder / 'params').exists() and (folder / 'best').exists():
+    folder = folder / 'best'
+  values = _read_json(folder)
+  if not orbax_arrays.is_one(folder / 'params'):
     raise errors.UserError(
-        f'{folder} is not a whole model: {folder / "params"} is not there.'
+        f'{folder} is not a whole model: {folder / "params"} is not there or'
+        ' was not written to its end.'
     )
-  with ocp.StandardCheckpointer() as checkpointer:
-    metadata = checkpointer.metadata(folder / 'params')
-    found = getattr(metadata, 'item_metadata', metadata)
-    _check(folder, getattr(found, 'tree', found), like)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        like,
-    )
-    return config, checkpointer.restore(folder / 'params', like)
+  return tensors_lib.Checkpoint(
+      values['config'],
+      orbax_arrays.read(folder / 'params'),
+      step=values.get('step', 0),
+  )
 
 
-def _check(folder: pathlib.Path, found: Any, like: Any) -> None:
-  """Raises with every path that differs."""
-  have, want = _shapes(found), _shapes(like)
-  problems = [f'{path} is missing' for path in sorted(set(want) - set(have))]
-  problems += [f'{path} is left over' for path in sorted(set(have) - set(want))]
-  problems += [
-      f'{path} is {have[path]} but should be {want[path]}'
-      for path in sorted(set(have) & set(want))
-      if have[path] != want[path]
-  ]
-  if problems:
+def _read_step(folder: epath.Path, step: int) -> tensors_lib.Checkpoint:
+  checkpoints = folder / 'checkpoints'
+  state = checkpoints / str(step) / 'state'
+  if not orbax_arrays.is_one(state):
+    steps = []
+    if checkpoints.exists():
+      steps = sorted(
+          int(f.name) for f in checkpoints.iterdir() if f.name.isdigit()
+      )
     raise errors.UserError(
-        f'The parameters in {folder} do not fit its configuration: '
-        + '; '.join(problems)
-        + '.'
+        f'{folder} has no checkpoint of step {step}; it has'
+        f' {", ".join(map(str, steps)) or "none"}.'
     )
+  tensors = orbax_arrays.read(state, ('params',))
+  return tensors_lib.Checkpoint(
+      read_config(folder), tensors, ('the state of training',), step
+  )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
-      for path, leaf in leaves
-  }
+def unscanned(checkpoint: tensors_lib.Checkpoint) -> tensors_lib.Checkpoint:
+  """The same model with a tensor for each layer, as all other formats have."""
+  if not checkpoint.config.get('scan_layers'):
+    return checkpoint
+  tensors = {}
+  for path, tensor in checkpoint.tensors.items():
+    side, scanned, rest = path.partition('/layers/')
+    if not scanned:
+      tensors[path] = tensor
+      continue
+    for i in range(tensor.shape[0]):
+      tensors[f'{side}/layers_{i}/{rest}'] = tensor.at(0, i)
+  config = {**checkpoint.config, 'scan_layers': False}
+  return checkpoint._replace(config=config, tensors=tensors)

@@ -38,7 +38,8 @@ class Task:
     input_length: tokens of an input at most, S; the rest is cut off.
     label_length: tokens of a label at most, T, EOS included.
     metrics: names of `data.metrics` that judge its answers.
-    vocabulary: seqio's, trained on the training split if none was given.
+    vocabulary: seqio's: the one that was chosen, else that of the model at hand
+      (see `adopt`), else one that is trained on the training split.
   """
 
   def __init__(
@@ -48,7 +49,7 @@ class Task:
       *,
       input_length: int,
       label_length: int,
-      vocabulary: str = 'sentencepiece',
+      vocabulary: str | None = None,
       vocabulary_size: int = 1024,
       metrics: tuple[str, ...] = (),
       decoder_only: bool = False,
@@ -80,7 +81,7 @@ class Task:
   @property
   def vocabulary(self) -> Any:
     if self._vocabulary is None:
-      if self._vocabulary_spec == 'sentencepiece':
+      if self._vocabulary_spec in (None, 'sentencepiece'):
         texts = itertools.chain.from_iterable(self.texts('train'))
         self._vocabulary = vocabularies.train_sentencepiece(
             texts, self._vocabulary_size
@@ -88,6 +89,27 @@ class Task:
       else:
         self._vocabulary = vocabularies.load(self._vocabulary_spec)
     return self._vocabulary
+
+  def adopt(self, vocabulary: Any | None, model: str) -> None:
+    """Reads with a model's vocabulary, unless one was chosen for the task.
+
+    Args:
+      vocabulary: the model's, None where it has none.
+      model: its name, for the message.
+
+    Raises:
+      UserError: neither the task nor the model has one.
+    """
+    if self._vocabulary_spec is not None:
+      return
+    if vocabulary is None:
+      raise errors.UserError(
+          f'The model {model} comes without a vocabulary, and none was chosen'
+          f' for task {self.name!r}. Set its `vocabulary` to the SentencePiece'
+          ' .model file (or folder) that the model was trained with.'
+      )
+    if self._vocabulary is not vocabulary:
+      self._vocabulary, self._examples = vocabulary, {}
 
   def texts(self, split: str) -> list[files.Pair]:
     """(input, label) of a split.
@@ -166,7 +188,7 @@ def standard_library_code(
     *,
     input_length: int = 64,
     label_length: int = 48,
-    vocabulary: str = 'sentencepiece',
+    vocabulary: str | None = None,
     vocabulary_size: int = 1024,
     max_examples: int | None = 40_000,
     form: str = 'continuation',
@@ -176,7 +198,8 @@ def standard_library_code(
   Args:
     input_length: tokens of the text before.
     label_length: tokens of the text that follows, EOS included.
-    vocabulary: 'sentencepiece', 'bytes' or the path of a .model file.
+    vocabulary: 'sentencepiece' (trained on the task), 'bytes', a .model file or
+      a model folder; None: the model's, 'sentencepiece' for a new model.
     vocabulary_size: of 'sentencepiece'.
     max_examples: of each split.
     form: 'continuation' (lines before -> next lines), 'docstrings' (signature
@@ -229,7 +252,7 @@ def json_lines(
     name: str = 'json_lines',
     input_length: int = 256,
     label_length: int = 128,
-    vocabulary: str = 'sentencepiece',
+    vocabulary: str | None = None,
     vocabulary_size: int = 4096,
     on_bad_line: str = 'error',
     max_examples: int | None = None,
@@ -247,7 +270,8 @@ def json_lines(
     name: for results.
     input_length: tokens at most.
     label_length: tokens at most, EOS included.
-    vocabulary: 'sentencepiece', 'bytes', a .model file or a model folder.
+    vocabulary: 'sentencepiece' (trained on the task), 'bytes', a .model file or
+      a model folder; None: the model's, 'sentencepiece' for a new model.
     vocabulary_size: of 'sentencepiece'.
     on_bad_line: 'error', or 'skip' to leave it out and count it.
     max_examples: of each split.
@@ -284,7 +308,7 @@ def tab_separated(
     name: str = 'tab_separated',
     input_length: int = 256,
     label_length: int = 128,
-    vocabulary: str = 'sentencepiece',
+    vocabulary: str | None = None,
     vocabulary_size: int = 4096,
     on_bad_line: str = 'error',
     max_examples: int | None = None,
@@ -321,7 +345,7 @@ def parallel_text(
     name: str = 'parallel_text',
     input_length: int = 64,
     label_length: int = 64,
-    vocabulary: str = 'sentencepiece',
+    vocabulary: str | None = None,
     vocabulary_size: int = 4096,
     max_examples: int | None = None,
     metrics: tuple[str, ...] = (),
@@ -348,7 +372,7 @@ def gsm8k(
     *,
     input_length: int = 128,
     label_length: int = 128,
-    vocabulary: str = 'sentencepiece',
+    vocabulary: str | None = None,
     vocabulary_size: int = 2048,
     validation_examples: int = 500,
 ) -> Task:
@@ -387,7 +411,7 @@ def english_german(
     *,
     input_length: int = 40,
     label_length: int = 40,
-    vocabulary: str = 'sentencepiece',
+    vocabulary: str | None = None,
     vocabulary_size: int = 2048,
 ) -> Task:
   """English image captions -> German, from Multi30k's parallel files.

@@ -1,23 +1,31 @@
-"""Text <-> tokens: bytes, or a SentencePiece model, one trained here if needed.
+"""Text <-> tokens: bytes, a SentencePiece model, or a tokenizer.json.
 
-A vocabulary is seqio's: pad 0, EOS 1. It is written beside each model, so that
-a model folder can read and write text by itself.
+A vocabulary is seqio's: pad 0, EOS 1; vocabulary_kinds.py says more. It is
+written beside each model, so that a model folder can read and write text by
+itself, together with the tokenizer files of Hugging Face that it came with.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
 import pathlib
-import shutil
-import sys
 from typing import Any
 from collections.abc import Iterable, Iterator
 
+from etils import epath
+
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
+from distillspec_jax.data import hugging_face_tokenizer
+from distillspec_jax.data import quietly
+from distillspec_jax.data import vocabulary_kinds
+
+import_seqio = quietly.import_seqio
+import_tensorflow = quietly.import_tensorflow
+quiet = quietly.quiet
 
 _FILE = 'vocabulary.json'
 _MODEL = 'vocabulary.model'
@@ -25,95 +33,192 @@ _MODEL = 'vocabulary.model'
 _TRAINING_CHARACTERS = 2_000_000
 
 
-def import_seqio() -> Any:
-  """seqio, without the start-up messages of TensorFlow."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with quiet():
-    import seqio
-  return seqio
-
-
-def import_tensorflow() -> Any:
-  """TensorFlow, likewise."""
-  import_seqio()
-  import tensorflow
-
-  return tensorflow
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """Keeps libraries' own log lines off the terminal; errors are raised still.
-
-  TensorFlow and SentencePiece write to the file descriptor itself, which is
-  pointed elsewhere meanwhile.
-  """
-  sys.stderr.flush()
-  saved = os.dup(2)
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, 2)
-  try:
-    yield
-  finally:
-    os.dup2(saved, 2)
-    os.close(saved)
-    os.close(nowhere)
-
-
 def load(spec: str | os.PathLike[str]) -> Any:
-  """The vocabulary 'bytes', or that of a SentencePiece .model file.
+  """The vocabulary that `spec` names.
+
+  Args:
+    spec: 'bytes'; a SentencePiece .model file, which is taken as it is,
+      without sentinels that are not in it; a tokenizer.json; or a folder as in
+      `load`: a model's, a run's, or one of Hugging Face, local or remote.
 
   Raises:
-    UserError: there is no such file.
+    UserError: there is nothing, or it is no vocabulary.
   """
-  seqio = import_seqio()
   if spec == 'bytes':
-    return seqio.ByteVocabulary()
-  path = pathlib.Path(spec)
+    return vocabulary_kinds.bytes_()
+  path = epath.Path(os.fspath(spec)).expanduser()
+  if not path.exists() and '/' in str(spec) and not path.suffix:
+    path = sources.resolve(spec)  # perhaps a repository's name
   if path.is_dir():
     found = load_from(path)
     if found is not None:
       return found
-  if not path.is_file():
+  if not path.exists() or path.is_dir():
     raise errors.UserError(
         f"The vocabulary {str(spec)!r} is neither 'bytes', nor a SentencePiece"
-        ' .model file, nor a model folder with a vocabulary.'
+        ' .model file, nor a tokenizer.json, nor a folder with one of them.'
     )
-  vocabulary = seqio.SentencePieceVocabulary(str(path), extra_ids=0)
-  with quiet():  # reading the file is put off until the first use
-    vocabulary.encode('')
-  return vocabulary
+  if path.suffix == '.json':
+    return hugging_face_tokenizer.read_tokenizer_json(path)
+  return vocabulary_kinds.sentencepiece(path.read_bytes(), str(path))
 
 
-def save(vocabulary: Any, folder: pathlib.Path) -> None:
-  """Writes the vocabulary into a model folder."""
-  kind = 'bytes'
-  if hasattr(vocabulary, 'sentencepiece_model_file'):
-    kind = 'sentencepiece'
-    shutil.copyfile(vocabulary.sentencepiece_model_file, folder / _MODEL)
-  (folder / _FILE).write_text(json.dumps({'kind': kind}) + '\n')
+def load_from(
+    folder: str | os.PathLike[str], vocab_size: int | None = None
+) -> Any | None:
+  """The vocabulary in a model's folder, or None where it has none.
+
+  Args:
+    folder: a model folder, a run's folder, or one of Hugging Face; there the
+      SentencePiece model, or else tokenizer.json, or else ByT5's bytes are
+      taken, with the sentinels that transformers gives them.
+    vocab_size: embedding rows of the model, if known; decides whether it has
+      sentinels where no file does.
+
+  Raises:
+    UserError: a file is damaged, or there are more pieces than rows.
+  """
+  folder = epath.Path(os.fspath(folder))
+  for place in (folder, folder / 'best'):
+    if (place / _FILE).exists():
+      vocabulary = _load_own(place)
+      hugging_face_tokenizer.check_size(vocabulary, vocab_size, place)
+      return vocabulary
+  return hugging_face_tokenizer.read(folder, vocab_size)
 
 
-def load_from(folder: str | os.PathLike[str]) -> Any | None:
-  """The vocabulary in a model folder, or None where it has none."""
-  folder = pathlib.Path(folder)
-  if not (folder / _FILE).is_file():
-    if (folder / 'best' / _FILE).is_file():
-      return load_from(folder / 'best')
-    return None
-  kind = json.loads((folder / _FILE).read_text())['kind']
-  return load('bytes' if kind == 'bytes' else folder / _MODEL)
+def save(vocabulary: Any, folder: str | os.PathLike[str]) -> None:
+  """Writes the vocabulary into a model folder, from which it loads the same.
+
+  The tokenizer files of Hugging Face that it came with are kept, byte for byte.
+  """
+  folder = epath.Path(os.fspath(folder))
+  files = _files(vocabulary)
+  values: dict[str, Any] = {'kind': 'bytes'}
+  if _is_sentencepiece(vocabulary):
+    values = {'kind': 'sentencepiece', 'extra_ids': vocabulary.extra_ids}
+    model = _model(vocabulary)
+    values['model'] = next((n for n in files if files[n] == model), _MODEL)
+    (folder / values['model']).write_bytes(model)
+  elif hasattr(vocabulary, 'pieces'):
+    values = {'kind': 'tokenizers'}
+  elif vocabulary.extra_ids:
+    values['tokens'] = vocabulary_kinds.pieces(vocabulary)[
+        -vocabulary.extra_ids :
+    ]
+  if files:
+    values['files'] = list(files)
+  _write_files(files, folder)
+  (folder / _FILE).write_text(json.dumps(values) + '\n')
+
+
+def save_hugging_face(
+    vocabulary: Any | None, folder: str | os.PathLike[str]
+) -> None:
+  """Writes tokenizer files that transformers' AutoTokenizer reads.
+
+  They are those that the vocabulary came with, byte for byte. For a vocabulary
+  made here they are made: 'bytes' are ByT5Tokenizer's; a unigram model like
+  T5's is T5Tokenizer's; any other SentencePiece model is put into a
+  tokenizer.json, beside the model itself. The numbers of a text are then the
+  same as here, but for text that spells '</s>', '<pad>' or '<unk>', which
+  transformers reads as these tokens, and for rare differences between
+  tokenizers and SentencePiece: see tokenizer_json.from_sentencepiece.
+
+  Args:
+    vocabulary: None writes nothing.
+    folder: of the model.
+
+  Raises:
+    UserError: the kind of model has no counterpart there.
+  """
+  if vocabulary is None:
+    return
+  folder = epath.Path(os.fspath(folder))
+  files = _files(vocabulary)
+  _write_files(files, folder)
+  enough = {hugging_face_tokenizer.CONFIG, hugging_face_tokenizer.TOKENIZER}
+  if enough & set(files):
+    return
+  model = _model(vocabulary) if _is_sentencepiece(vocabulary) else None
+  tokens = ()
+  if vocabulary.extra_ids:
+    tokens = tuple(vocabulary_kinds.pieces(vocabulary)[-vocabulary.extra_ids :])
+  hugging_face_tokenizer.write(folder, model, tokens)
 
 
 def same(a: Any, b: Any) -> bool:
-  """Whether every number stands for the same text in both."""
-  model = 'sentencepiece_model_file'
-  if hasattr(a, model) != hasattr(b, model):
-    return False
-  if not hasattr(a, model):
-    return a.vocab_size == b.vocab_size
-  read = lambda v: pathlib.Path(getattr(v, model)).read_bytes()
-  return read(a) == read(b)
+  """Whether every number stands for the same text in both.
+
+  Pieces are compared by number. One vocabulary may have sentinels
+  (<extra_id_N>) after all pieces of the other, which then has nothing at these
+  numbers: T5 with and without its sentinels are the same, as are its
+  SentencePiece model and its tokenizer.json. Scores and normalisation, which
+  decide how text is cut into pieces, are not compared.
+  """
+  if a is b:
+    return True
+  short, long = sorted(map(vocabulary_kinds.pieces, (a, b)), key=len)
+  return short == long[: len(short)] and all(
+      vocabulary_kinds.SENTINEL.fullmatch(piece) for piece in long[len(short) :]
+  )
+
+
+def _load_own(folder: epath.Path) -> Any:
+  try:
+    values = json.loads((folder / _FILE).read_text())
+    kind = values['kind']
+    files = {
+        name: (folder / name).read_bytes() for name in values.get('files', ())
+    }
+    if kind == 'bytes':
+      return vocabulary_kinds.bytes_(values.get('tokens', ()), files)
+    if kind == 'sentencepiece':
+      path = folder / values.get('model', _MODEL)
+      return vocabulary_kinds.sentencepiece(
+          path.read_bytes(), str(path), values.get('extra_ids', 0), files
+      )
+    if kind == 'tokenizers':
+      path = folder / hugging_face_tokenizer.TOKENIZER
+      text = path.read_bytes().decode()
+      return vocabulary_kinds.tokenizers(text, str(path), files)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    if isinstance(error, errors.UserError):
+      raise
+    raise errors.UserError(
+        f'The vocabulary in {folder} is damaged ({error!r}); write the model'
+        ' again.'
+    ) from error
+  raise errors.UserError(
+      f'{folder / _FILE} has a vocabulary of kind {kind!r}; this version knows'
+      ' bytes, sentencepiece and tokenizers. Use a newer one.'
+  )
+
+
+def _is_sentencepiece(vocabulary: Any) -> bool:
+  return hasattr(vocabulary, 'sentencepiece_model_file')
+
+
+def _model(vocabulary: Any) -> bytes:
+  """The SentencePiece model, also of a vocabulary of seqio itself."""
+  if hasattr(vocabulary, 'model'):
+    return vocabulary.model
+  path = epath.Path(vocabulary.sentencepiece_model_file)
+  if not path.exists():
+    raise errors.UserError(
+        f'The SentencePiece model {path} of the vocabulary is gone; put it back'
+        ' or load the vocabulary again.'
+    )
+  return path.read_bytes()
+
+
+def _files(vocabulary: Any) -> dict[str, bytes]:
+  return getattr(vocabulary, 'files', {})
+
+
+def _write_files(files: dict[str, bytes], folder: epath.Path) -> None:
+  for name, content in files.items():
+    (folder / name).write_bytes(content)
 
 
 def train_sentencepiece(texts: Iterable[str], size: int) -> Any:

@@ -30,7 +30,7 @@ from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import cost_model
 from distillspec_jax.evaluation import examples as examples_lib
 from distillspec_jax.evaluation import pair as pair_lib
-from distillspec_jax.evaluation import progress
+from distillspec_jax.core import progress
 from distillspec_jax.evaluation import quality
 from distillspec_jax.evaluation import statistics
 from distillspec_jax.losses import divergences

@@ -45,6 +45,7 @@ def load(
   """
   target, draft = _model(target), _model(draft)
   pretrained.check_pair(target, draft)
+  task.adopt(target.vocabulary or draft.vocabulary, target.name)
   for model in (target, draft):
     if model.vocabulary is not None and not vocabularies.same(
         model.vocabulary, task.vocabulary
@@ -52,7 +53,8 @@ def load(
       raise errors.UserError(
           f'The vocabularies of the model {model.name} and the task'
           f' {task.name!r} differ: the same number stands for different text.'
-          " Set the task's vocabulary to the folder of the model."
+          " Leave the task's vocabulary out, or set it to the folder of the"
+          ' model.'
       )
   return Pair(target, draft, draft_name or pathlib.Path(draft.name).name)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from distillspec_jax.core import errors
 
-_ACTIVATIONS = ('gelu', 'linear', 'relu', 'silu')
+_ACTIVATIONS = ('gelu', 'gelu_exact', 'linear', 'relu', 'silu')
 _REMAT = ('none', 'dots', 'full')
 
 
@@ -29,9 +29,12 @@ class T5Config:
     num_encoder_layers: 0 makes a decoder-only language model.
     num_decoder_layers: may differ from the encoder's.
     mlp_activations: one entry a branch; two entries are multiplied (gated).
-    logits_via_embedding: the output layer is the embedding, transposed, and
-      the hidden state is divided by sqrt(D) (T5 v1.0); otherwise a layer of
-      its own (v1.1).
+      'gelu' is the tanh form, 'gelu_exact' the one with erf.
+    logits_via_embedding: the output layer is the embedding, transposed (T5
+      v1.0); otherwise a layer of its own (v1.1).
+    scale_logits: logits are divided by sqrt(D); None: where they are made by
+      the embedding, as in T5.
+    norm_epsilon: added to the mean square under the root.
     dropout_rate: in [0, 1); used only where a dropout key is given.
     dtype: what activations are computed in, 'float32' or 'bfloat16'. Norms,
       softmax and losses are float32 whatever it is.
@@ -40,6 +43,8 @@ class T5Config:
     scan_layers: layers are stacked and scanned: compiles in constant time.
     relative_buckets: buckets of relative distance.
     relative_max_distance: distances from here on share the last bucket.
+    relative_bias_per_layer: every layer has a bias of its own (umT5, t5x's
+      scanned networks); otherwise a stack shares one.
   """
 
   vocab_size: int
@@ -51,18 +56,23 @@ class T5Config:
   num_decoder_layers: int
   mlp_activations: tuple[str, ...] = ('gelu', 'linear')
   logits_via_embedding: bool = False
+  scale_logits: bool | None = None
+  norm_epsilon: float = 1e-6
   dropout_rate: float = 0.0
   dtype: str = 'float32'
   remat: str = 'none'
   scan_layers: bool = False
   relative_buckets: int = 32
   relative_max_distance: int = 128
+  relative_bias_per_layer: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
+    if self.scale_logits is None:
+      object.__setattr__(self, 'scale_logits', self.logits_via_embedding)
     for name in (
         'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim',
-        'num_decoder_layers',
+        'num_decoder_layers', 'relative_buckets', 'relative_max_distance',
     ):  # fmt: skip
       if getattr(self, name) < 1:
         raise errors.UserError(

@@ -9,6 +9,7 @@ Attention has no 1/sqrt(K): T5 puts that into the initial query kernel.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -21,6 +22,7 @@ from distillspec_jax.models import config as config_lib
 _MASKED = -1e10
 _ACTIVATION = {
     'gelu': nn.gelu,
+    'gelu_exact': functools.partial(nn.gelu, approximate=False),
     'linear': lambda x: x,
     'relu': nn.relu,
     'silu': nn.silu,
@@ -60,8 +62,7 @@ class Dense(nn.Module):
 class RMSNorm(nn.Module):
   """x / rms(x) * scale, computed in float32, without mean or bias."""
 
-  dtype: Any
-  epsilon: float = 1e-6
+  config: config_lib.T5Config
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,9 +74,9 @@ class RMSNorm(nn.Module):
     )
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+    wide = wide * jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
-    return (wide * scale).astype(self.dtype)
+    return (wide * scale).astype(compute_dtype(self.config))
 
 
 class Attention(nn.Module):
@@ -183,8 +184,8 @@ class Embedding(nn.Module):
     )
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    table = self.embedding.astype(compute_dtype(self.config))
-    return jnp.take(table, tokens, axis=0, mode='clip')
+    rows = jnp.take(self.embedding, tokens, axis=0, mode='clip')
+    return rows.astype(compute_dtype(self.config))
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Logits float32[B, N, V] by the transposed table."""
@@ -193,7 +194,7 @@ class Embedding(nn.Module):
 
 
 class RelativeBias(nn.Module):
-  """rel_embedding float32[H, buckets], shared by the layers of a stack."""
+  """rel_embedding float32[H, buckets], of a stack or of one layer."""
 
   config: config_lib.T5Config
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
+import os
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.checkpoints import hugging_face
 from distillspec_jax.checkpoints import model_folder
+from distillspec_jax.core import sources
+from distillspec_jax.checkpoints import t5x
+from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
@@ -68,32 +73,127 @@ def _logits(transformer, params, inputs, mask, decoder_inputs):
   return logits.astype(jnp.float32)
 
 
-def load(path: str | pathlib.Path, *, dtype: str | None = None) -> Model:
-  """The model in a folder.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    vocabulary: str | os.PathLike[str] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    allow_nonfinite: bool = False,
+) -> Model:
+  """The model in a folder, of whatever kind.
 
   Args:
-    path: a model folder (it holds model.json), or a run's folder, of which the
-      best checkpoint is taken.
-    dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved.
+    path: a model folder of ours; a run's folder, of which the best checkpoint
+      is taken; a Hugging Face folder with safetensors, or the name of a
+      repository in its cache; a t5x checkpoint, or a folder of several, of
+      which the latest is taken. Local, or in a bucket ('gs://...').
+    step: the checkpoint of that step instead, of a run or of t5x.
+    dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved, and
+      float32 for the formats that do not say.
+    param_dtype: what to hold the parameters in; default: as on disk.
+    vocabulary: where it is, if not in the folder: a SentencePiece .model file,
+      a tokenizer.json, another folder, or 'bytes'.
+    mesh: lays the parameters out on it, each device reading its own part;
+      default: all on the first device.
+    allow_nonfinite: takes parameters that are NaN or infinite, too.
 
   Raises:
-    UserError: there is no model in the folder, or it is not whole.
+    UserError: there is no model, or it is not whole, or does not fit its
+      configuration.
   """
-  path = pathlib.Path(path)
-  folder = path if (path / 'params').is_dir() else path / 'best'
-  if not (folder / 'model.json').is_file():
-    raise errors.UserError(
-        f'{path} holds no model: neither {path / "params"} nor'
-        f' {path / "best" / "model.json"} is there. Name a model folder or the'
-        ' folder of a training run.'
-    )
-  values = model_folder.read_config(folder)
-  config = config_lib.T5Config.from_dict(values)
+  folder = sources.resolve(path)
+  checkpoint = read(folder, step)
+  model = place(
+      checkpoint,
+      str(path),
+      dtype=dtype,
+      param_dtype=param_dtype,
+      mesh=mesh,
+      allow_nonfinite=allow_nonfinite,
+  )
+  found = find_vocabulary(folder, model.config.vocab_size, vocabulary)
+  return dataclasses.replace(model, vocabulary=found)
+
+
+def place(
+    checkpoint: tensors.Checkpoint,
+    name: str,
+    *,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    allow_nonfinite: bool = False,
+) -> Model:
+  """A checkpoint's model, without vocabulary; arguments as in `load`."""
+  config = config_lib.T5Config.from_dict(checkpoint.config)
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype)
   transformer = transformer_lib.Transformer(config)
-  _, params = model_folder.load_model(folder, transformer.abstract())
-  return Model(transformer, params, vocabularies.load_from(folder), str(path))
+  wanted = tensors.flatten(transformer.abstract())
+  wrong = tensors.mismatches(
+      checkpoint.tensors, {path: leaf.shape for path, leaf in wanted.items()}
+  )
+  if wrong:
+    raise errors.UserError(
+        f'The parameters in {name} do not fit its configuration: {wrong}.'
+    )
+  shardings = None
+  if mesh is not None:
+    shardings = tensors.flatten(transformer.shardings(mesh))
+  try:
+    placed = tensors.place(
+        checkpoint.tensors,
+        shardings,
+        dtype=param_dtype,
+        allow_nonfinite=allow_nonfinite,
+    )
+  except errors.UserError as error:
+    raise errors.UserError(f'{name}: {error}') from error
+  return Model(transformer, tensors.unflatten(placed), None, name)
+
+
+def find_vocabulary(
+    folder: epath.Path,
+    vocab_size: int,
+    given: str | os.PathLike[str] | None = None,
+) -> Any | None:
+  """The vocabulary that is given, or else the one in the folder, or None."""
+  if given is not None:
+    return vocabularies.load(given)
+  return vocabularies.load_from(folder, vocab_size)
+
+
+def read(folder: epath.Path, step: int | None = None) -> tensors.Checkpoint:
+  """The checkpoint in a folder of any kind; no parameter is read yet.
+
+  Raises:
+    UserError: there is none; the message says what was looked for.
+  """
+  if model_folder.is_one(folder):
+    return model_folder.read(folder, step)
+  checkpoint = t5x.find(folder, step)
+  if checkpoint is not None:
+    number = checkpoint.name.removeprefix('checkpoint_')
+    return tensors.Checkpoint(
+        *t5x.read(checkpoint),
+        ('the state of the optimizer',),
+        int(number) if number.isdigit() else 0,
+    )
+  if hugging_face.is_one(folder):
+    if step is not None:
+      raise errors.UserError(
+          f'{folder} is a Hugging Face folder, which has no steps, but step is'
+          f' {step}; leave it out.'
+      )
+    return hugging_face.read(folder)
+  raise errors.UserError(
+      f'{folder} holds no model. Looked for: model.json and params/, there or'
+      ' in best/ (a model or a run of ours); config.json and model.safetensors'
+      ' (Hugging Face); checkpoint_STEP/ or a file checkpoint (t5x).'
+  )
 
 
 def check_pair(target: Model, draft: Model) -> None:

@@ -40,35 +40,34 @@ def bucket(
 
 
 def square(
-    embedding: jax.Array,
     queries: int,
     keys: int,
     bidirectional: bool,
+    buckets: int,
     max_distance: int,
-) -> jax.Array:
-  """float[1, H, Q, K] bias of a whole sequence; embedding is [H, buckets]."""
+) -> np.ndarray:
+  """int32[1, Q, K] buckets of a whole sequence; arguments as in `bucket`."""
   distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
-  table = bucket(distance, bidirectional, embedding.shape[1], max_distance)
-  return embedding[:, table][None]  # [H, buckets] -> [1, H, Q, K]
+  return bucket(distance, bidirectional, buckets, max_distance)[None]
 
 
 def from_positions(
-    embedding: jax.Array,
-    query_positions: jax.Array,
-    keys: int,
-    max_distance: int,
+    query_positions: jax.Array, keys: int, buckets: int, max_distance: int
 ) -> jax.Array:
-  """float[B, H, N, L] causal bias where every row is at its own position.
+  """int32[B, N, L] causal buckets where every row is at its own position.
 
   Args:
-    embedding: float[H, buckets].
     query_positions: int32[B, N].
     keys: L, slots of the cache; slot j holds position j.
+    buckets: see `bucket`.
     max_distance: see `bucket`.
   """
-  table = bucket(-np.arange(keys), False, embedding.shape[1], max_distance)
-  by_distance = embedding[:, table]  # [H, L], index is query minus key
+  by_distance = bucket(-np.arange(keys), False, buckets, max_distance)
   slots = jnp.arange(keys)[None, None]
   distance = query_positions[:, :, None] - slots  # [B, N, L]
-  bias = by_distance[:, jnp.clip(distance, 0, keys - 1)]  # [H, B, N, L]
-  return jnp.swapaxes(bias, 0, 1)
+  return jnp.asarray(by_distance)[jnp.clip(distance, 0, keys - 1)]
+
+
+def bias(embedding: jax.Array, buckets: np.ndarray | jax.Array) -> jax.Array:
+  """float[B, H, Q, K] of embedding [H, buckets] and buckets int32[B, Q, K]."""
+  return jnp.swapaxes(embedding[:, buckets], 0, 1)  # [H, B, ...] -> [B, H, ...]

@@ -39,7 +39,8 @@ class Shared(NamedTuple):
   """What all layers of a stack get alike."""
 
   visible: jax.Array  # bool[B, N, L] which keys a token sees
-  bias: jax.Array  # float[B or 1, H, N, L]
+  buckets: Any  # int32[B or 1, N, L] of relative position
+  bias: jax.Array | None = None  # float[B or 1, H, N, L], unless a layer's own
   dropout_key: jax.Array | None = None
   start: jax.Array | None = None  # int32[B] cache slot of the first token
   encoded: jax.Array | None = None  # float[B, S, D]
@@ -54,16 +55,17 @@ class EncoderLayer(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, own: Own, shared: Shared):
     config = self.config
-    dtype = layers.compute_dtype(config)
     dropout = layers.Dropout(config.dropout_rate, shared.dropout_key)
     dropout = dropout.at(own.number)
-    y = layers.RMSNorm(dtype, name='pre_attention_layer_norm')(x)
+    y = layers.RMSNorm(config, name='pre_attention_layer_norm')(x)
     attention = layers.Attention(config, name='attention')
-    y = attention(
-        y, *attention.project(y), shared.visible, shared.bias, dropout
-    )
+    bias = shared.bias
+    if config.relative_bias_per_layer:
+      table = layers.RelativeBias(config, name='relpos_bias')()
+      bias = relative_position.bias(table, shared.buckets)
+    y = attention(y, *attention.project(y), shared.visible, bias, dropout)
     x = x + dropout(y, 'attention', broadcast_axis=-2)
-    y = layers.RMSNorm(dtype, name='pre_mlp_layer_norm')(x)
+    y = layers.RMSNorm(config, name='pre_mlp_layer_norm')(x)
     y = layers.FeedForward(config, name='mlp')(y, dropout)
     x = x + dropout(y, 'mlp', broadcast_axis=-2)
     return nn.with_logical_constraint(x, _RESIDUAL), None
@@ -78,13 +80,14 @@ class DecoderLayer(nn.Module):
   config: config_lib.T5Config
 
   def setup(self):
-    dtype = layers.compute_dtype(self.config)
-    self.pre_self_attention_layer_norm = layers.RMSNorm(dtype)
+    self.pre_self_attention_layer_norm = layers.RMSNorm(self.config)
     self.self_attention = layers.Attention(self.config)
+    if self.config.relative_bias_per_layer:
+      self.relpos_bias = layers.RelativeBias(self.config)
     if not self.config.is_decoder_only:
-      self.pre_cross_attention_layer_norm = layers.RMSNorm(dtype)
+      self.pre_cross_attention_layer_norm = layers.RMSNorm(self.config)
       self.encoder_decoder_attention = layers.Attention(self.config)
-    self.pre_mlp_layer_norm = layers.RMSNorm(dtype)
+    self.pre_mlp_layer_norm = layers.RMSNorm(self.config)
     self.mlp = layers.FeedForward(self.config)
 
   def __call__(self, x: jax.Array, own: Own, shared: Shared):
@@ -100,9 +103,10 @@ class DecoderLayer(nn.Module):
           own.cache,
           keys_values,
       )
-    y = self.self_attention(
-        y, *keys_values, shared.visible, shared.bias, dropout
-    )
+    bias = shared.bias
+    if config.relative_bias_per_layer:
+      bias = relative_position.bias(self.relpos_bias(), shared.buckets)
+    y = self.self_attention(y, *keys_values, shared.visible, bias, dropout)
     x = x + dropout(y, 'self_attention', broadcast_axis=-2)
     if not config.is_decoder_only:
       y = self.pre_cross_attention_layer_norm(x)
@@ -164,15 +168,15 @@ class Stack(nn.Module):
     else:
       self.layers = [layer(config) for _ in range(self.depth)]
     name = 'decoder_norm' if self.is_decoder else 'encoder_norm'
-    dtype = layers.compute_dtype(config)
-    setattr(self, name, layers.RMSNorm(dtype))
-    self.relpos_bias = layers.RelativeBias(config)
+    setattr(self, name, layers.RMSNorm(config))
+    if not config.relative_bias_per_layer:
+      self.relpos_bias = layers.RelativeBias(config)
     if self.is_decoder and not config.logits_via_embedding:
       self.logits_dense = layers.Dense(
           config.vocab_size,
           ('embed', 'vocab'),
           config.emb_dim**-0.5,
-          dtype,
+          layers.compute_dtype(config),
           jnp.float32,  # ties of rounded logits would decide greedy tokens
       )
 
@@ -190,6 +194,9 @@ class Stack(nn.Module):
     `cache` and `cross` hold one `KeysValues` a layer: a list, or, where the
     layers are scanned, one `KeysValues` with a leading axis of layers.
     """
+    if not self.config.relative_bias_per_layer:
+      bias = relative_position.bias(self.relpos_bias(), shared.buckets)
+      shared = shared._replace(bias=bias)
     if self.config.scan_layers:
       own = Own(jnp.arange(self.depth), cache, cross)
       x, new_cache = self.layers(x, own, shared)
@@ -228,16 +235,16 @@ class T5(nn.Module):
     config = self.config
     dropout = layers.Dropout(config.dropout_rate, dropout_key)
     x = dropout(self.token_embedder(inputs), 'encoder_in', broadcast_axis=-2)
-    bias = relative_position.square(
-        self.encoder.relpos_bias(),
+    buckets = relative_position.square(
         inputs.shape[1],
         inputs.shape[1],
         True,
+        config.relative_buckets,
         config.relative_max_distance,
     )
     visible = _same_segment(segments, segments)
     key = dropout.at(1).key
-    x, _ = self.encoder.run(x, Shared(visible, bias, key))
+    x, _ = self.encoder.run(x, Shared(visible, buckets, dropout_key=key))
     return dropout(x, 'encoder_out', broadcast_axis=-2)
 
   def decode(
@@ -253,17 +260,17 @@ class T5(nn.Module):
     length = tokens.shape[1]
     dropout = layers.Dropout(config.dropout_rate, dropout_key)
     x = dropout(self.token_embedder(tokens), 'decoder_in', broadcast_axis=-2)
-    bias = relative_position.square(
-        self.decoder.relpos_bias(),
+    buckets = relative_position.square(
         length,
         length,
         False,
+        config.relative_buckets,
         config.relative_max_distance,
     )
     causal = jnp.tril(jnp.ones((1, length, length), bool))
     shared = Shared(
         visible=_same_segment(segments, segments) & causal,
-        bias=bias,
+        buckets=buckets,
         dropout_key=dropout.at(2).key,
         encoded=encoded,
         cross_visible=_same_segment(segments, input_segments),
@@ -292,16 +299,16 @@ class T5(nn.Module):
     first = jax.tree.leaves(cache)[0]
     slots = first.shape[-2]
     positions = start[:, None] + jnp.arange(length)[None]  # [B, N]
-    bias = relative_position.from_positions(
-        self.decoder.relpos_bias(),
+    buckets = relative_position.from_positions(
         positions,
         slots,
+        self.config.relative_buckets,
         self.config.relative_max_distance,
     )
     visible = jnp.arange(slots)[None, None] <= positions[:, :, None]
     shared = Shared(
         visible=visible,
-        bias=bias,
+        buckets=buckets,
         start=start,
         cross_visible=jnp.broadcast_to(
             input_mask[:, None], (rows, length, input_mask.shape[1])
@@ -314,8 +321,11 @@ class T5(nn.Module):
     """Logits float32[B, N, V] of hidden float[B, N, D]."""
     if self.config.logits_via_embedding:
       logits = self.token_embedder.attend(hidden)
-      return logits * self.config.emb_dim**-0.5
-    return self.decoder.logits_dense(hidden)
+    else:
+      logits = self.decoder.logits_dense(hidden)
+    if self.config.scale_logits:
+      logits = logits * self.config.emb_dim**-0.5
+    return logits
 
   def everything(self, inputs: jax.Array, tokens: jax.Array) -> jax.Array:
     """Touches every parameter; for initialisation."""

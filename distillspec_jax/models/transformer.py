@@ -66,18 +66,34 @@ class Transformer:
   def __hash__(self) -> int:
     return hash(self.config)
 
-  def init(self, key: jax.Array) -> Any:
-    """Fresh parameters, float32, named as in t5x."""
-    return jax.jit(lambda key: nn.meta.unbox(self._boxed(key)))(key)
+  def init(self, key: jax.Array, on: jax.sharding.Mesh | None = None) -> Any:
+    """Fresh parameters, float32, named as in t5x.
+
+    Args:
+      key: PRNG key.
+      on: lays them out on that mesh as they are made.
+    """
+    layout = None if on is None else self.shardings(on)
+    make = jax.jit(
+        lambda key: nn.meta.unbox(self._boxed(key)), out_shardings=layout
+    )
+    return make(key)
+
+  @functools.cached_property
+  def _abstract(self) -> Any:
+    return jax.eval_shape(self._boxed, jax.random.key(0))
 
   def abstract(self) -> Any:
     """The parameters' shapes and dtypes, without making them."""
-    return jax.eval_shape(self.init, jax.random.key(0))
+    return nn.meta.unbox(self._abstract)
 
   def logical_axes(self) -> Any:
     """The parameters' logical axes, `PartitionSpec` leaves."""
-    boxed = jax.eval_shape(self._boxed, jax.random.key(0))
-    return nn.get_partition_spec(boxed)
+    return nn.get_partition_spec(self._abstract)
+
+  def shardings(self, on: jax.sharding.Mesh) -> Any:
+    """The parameters' layout on a mesh, `NamedSharding` leaves."""
+    return mesh.shardings(on, self.abstract(), self.logical_axes())
 
   def _boxed(self, key: jax.Array) -> Any:
     tokens = jnp.zeros((1, 1), jnp.int32)

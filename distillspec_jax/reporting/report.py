@@ -16,20 +16,18 @@ from distillspec_jax.reporting import page
 from distillspec_jax.reporting import rows as rows_lib
 
 
-def report(
-    folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
-) -> pathlib.Path:
+def report(*, run: str, output: str | None = None) -> pathlib.Path:
   """Draws all results in a folder and below it; returns the page's path.
 
   Args:
-    folder: of a run or an experiment; every results.jsonl in it and below it
-      is read, and samples.json in it if it is there.
-    output: folder to write to; default: `folder`.
+    run: folder of a run or an experiment; every results.jsonl in it and below
+      it is read, and samples.json in it if it is there.
+    output: folder to write to; default: that of the run.
 
   Raises:
     UserError: there is no folder, no results, or a damaged line.
   """
-  folder = pathlib.Path(folder)
+  folder = pathlib.Path(run)
   if not folder.is_dir():
     raise errors.UserError(f'{folder} is not a folder; name that of a run.')
   lines = [line for path in _files(folder) for line in results.read(path)]

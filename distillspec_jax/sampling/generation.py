@@ -87,7 +87,39 @@ def generate(
   if draft is not None:
     pretrained.check_pair(target, draft)
   tokens, segments = _tokens(target, inputs)
-  keys = randomness.row_keys(jax.random.key(seed), tokens.shape[0])
+  numbers = jnp.arange(tokens.shape[0])
+  out = sample(target, draft, tokens, segments, numbers, decoding, seed)
+  text = []
+  if target.vocabulary is not None:
+    text = [
+        detokenize(target.vocabulary, row[:length])
+        for row, length in zip(out.tokens, out.lengths)
+    ]
+  return Generation(text, out.tokens, out.lengths, out.origins, out.statistics)
+
+
+def sample(
+    target: pretrained.Model,
+    draft: pretrained.Model | None,
+    tokens: jax.Array | np.ndarray,
+    segments: jax.Array | np.ndarray,
+    numbers: jax.Array | np.ndarray,
+    decoding: decoding_lib.Decoding,
+    seed: int,
+) -> samples_lib.Samples:
+  """Answers to tokenised inputs, on the host.
+
+  Args:
+    target: the model that decides.
+    draft: the model that proposes, or None.
+    tokens: int32[B, S].
+    segments: int32[B, S], 0 is padding.
+    numbers: int32[B]; row b draws from the stream (seed, numbers[b]).
+    decoding: settings.
+    seed: of all streams.
+  """
+  keys = randomness.row_keys(jax.random.key(seed), jnp.asarray(numbers))
+  tokens, segments = jnp.asarray(tokens), jnp.asarray(segments)
   if draft is None:
     out = autoregressive.generate(
         target.transformer, target.params, tokens, segments, keys, decoding
@@ -103,14 +135,7 @@ def generate(
         keys,
         decoding,
     )
-  out = jax.device_get(out)
-  text = []
-  if target.vocabulary is not None:
-    text = [
-        detokenize(target.vocabulary, row[:length])
-        for row, length in zip(out.tokens, out.lengths)
-    ]
-  return Generation(text, out.tokens, out.lengths, out.origins, out.statistics)
+  return jax.device_get(out)
 
 
 def detokenize(vocabulary, tokens: np.ndarray) -> str:
@@ -141,15 +166,34 @@ def _tokens(
         f'The model {target.name} has no vocabulary, so it cannot read strings;'
         ' give tokens int32[B, S].'
     )
-  rows = [list(target.vocabulary.encode(text)) for text in inputs]
-  if not target.config.is_decoder_only:
-    rows = [row + [_EOS] for row in rows]
-  # Lengths are rounded up, so that similar inputs share a compiled program.
-  longest = max(len(row) for row in rows)
-  width = max(8, 1 << (longest - 1).bit_length()) if longest else 0
-  tokens = np.zeros((len(rows), width), np.int32)
-  segments = np.zeros((len(rows), width), np.int32)
+  return pad([tokenize(target, text) for text in inputs])
+
+
+def tokenize(model: pretrained.Model, text: str) -> list[int]:
+  """The tokens that the model reads for a text; its encoder's end with EOS."""
+  tokens = list(model.vocabulary.encode(text))
+  return tokens if model.config.is_decoder_only else [*tokens, _EOS]
+
+
+def width(length: int) -> int:
+  """The next power of two: similar inputs share a compiled program."""
+  return max(8, 1 << (length - 1).bit_length()) if length else 0
+
+
+def pad(
+    rows: Sequence[Sequence[int]], size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens and segments int32[B, S] of rows of any lengths.
+
+  Args:
+    rows: tokens of each row.
+    size: S; default: the `width` of the longest row.
+  """
+  if size is None:
+    size = width(max(len(row) for row in rows))
+  tokens = np.zeros((len(rows), size), np.int32)
+  segments = np.zeros_like(tokens)
   for i, row in enumerate(rows):
     tokens[i, : len(row)] = row
     segments[i, : len(row)] = 1
-  return jnp.asarray(tokens), jnp.asarray(segments)
+  return tokens, segments

@@ -45,7 +45,7 @@ def token(
     p_logits: float32[B, G+1, V] target logits, warped as q's, same positions
       plus one more.
   """
-  _check(keys, drafted, q_logits, p_logits)
+  check(keys, drafted, q_logits, p_logits)
   p = jax.nn.softmax(p_logits)  # [B, G+1, V]
   q = jax.nn.softmax(q_logits)  # [B, G, V]
   index = drafted[..., None]
@@ -55,12 +55,12 @@ def token(
       randomness.streams(keys, 'accept'), (drafted.shape[1],)
   )
   passes = u * q_drafted < p_drafted  # u in [0, 1): q > 0, p = 0 never passes
-  num_accepted = _prefix_length(passes)
+  num_accepted = prefix_length(passes)
 
   # Only the one position after the accepted prefix is needed. Padding q with
   # zeros makes the bonus token the same formula, max(p - 0, 0).
-  p_at = _at(p, num_accepted)  # [B, V]
-  q_at = _at(jnp.pad(q, ((0, 0), (0, 1), (0, 0))), num_accepted)
+  p_at = at(p, num_accepted)  # [B, V]
+  q_at = at(jnp.pad(q, ((0, 0), (0, 1), (0, 0))), num_accepted)
   residual = jnp.maximum(p_at - q_at, 0.0)
   # Where p equals q the residual is empty, and sampling from all -inf would
   # return token 0, which is padding. The limit of the formula is p.
@@ -81,21 +81,21 @@ def greedy(drafted: jax.Array, p_logits: jax.Array) -> Verdict:
       drafted=(drafted, 'B G'), p_logits=(p_logits[:, :-1], 'B G V')
   )
   best = jnp.argmax(p_logits, axis=-1).astype(jnp.int32)  # [B, G+1]
-  num_accepted = _prefix_length(drafted == best[:, :-1])
-  return Verdict(num_accepted, _at(best, num_accepted))
+  num_accepted = prefix_length(drafted == best[:, :-1])
+  return Verdict(num_accepted, at(best, num_accepted))
 
 
-def _prefix_length(passes: jax.Array) -> jax.Array:
+def prefix_length(passes: jax.Array) -> jax.Array:
   """How many pass before the first that does not, bool[B, G] -> int32[B]."""
   return jnp.cumprod(passes.astype(jnp.int32), axis=1).sum(axis=1)
 
 
-def _at(array: jax.Array, position: jax.Array) -> jax.Array:
+def at(array: jax.Array, position: jax.Array) -> jax.Array:
   """array[b, position[b]], [B, N, ...] -> [B, ...]."""
   return jax.vmap(lambda row, i: row[i])(array, position)
 
 
-def _check(keys, drafted, q_logits, p_logits) -> None:
+def check(keys, drafted, q_logits, p_logits) -> None:
   shapes.bind_shapes(
       keys=(keys, 'B'),
       drafted=(drafted, 'B G'),

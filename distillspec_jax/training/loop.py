@@ -8,6 +8,7 @@ had, and ends as if it had never been stopped.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import signal
 import sys
@@ -15,14 +16,17 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import store
+from distillspec_jax.checkpoints import t5x
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
+from distillspec_jax.core import sources
 from distillspec_jax.core import types
 from distillspec_jax.data import batches as batches_lib
 from distillspec_jax.data import tasks
@@ -47,6 +51,7 @@ def train(
     num_steps: int,
     model: config_lib.T5Config | str | None = None,
     initial: str | None = None,
+    initial_optimizer: bool = False,
     target: str | None = None,
     method: method_lib.Method = _FINE_TUNING,
     optimizer: optimizers.Optimizer = _ADAFACTOR,
@@ -73,6 +78,9 @@ def train(
     model: the model to start from scratch: a configuration, or a name of
       `models.config.published`, which then gets the task's vocabulary.
     initial: folder of the model to start from instead.
+    initial_optimizer: goes on with the step and the Adafactor state of
+      `initial`, a t5x checkpoint; num_steps counts its steps, too. t5x's loss
+      is a sum over tokens: set Method.reduction = 'sum'.
     target: folder of the target, where the method needs one.
     method: what is minimised and on whose tokens; default: fine-tuning.
     optimizer: and its schedule.
@@ -111,11 +119,14 @@ def train(
   schedule = optimizer.schedule(num_steps)
   mesh = mesh_lib.make_mesh(mesh_data, mesh_fsdp, mesh_tensor)
   mesh_lib.check_batch(mesh, batch_size // micro_batches)
-  trained = _model_to_train(model, initial, task, seed)
   target_model = None
   if target is not None:
-    target_model = pretrained.load(target)
+    target_model = pretrained.load(target, mesh=mesh)
+    task.adopt(target_model.vocabulary, str(target))
+  trained = _model_to_train(model, initial, task, seed, mesh)
+  if target_model is not None:
     pretrained.check_pair(target_model, trained)
+  moments = _moments(initial, num_steps) if initial_optimizer else None
   # All that can fail on the data fails here, before anything is written.
   held_out = _held_out(task, validation_examples, batch_size, mesh)
   _describe_data(task, folder.name)
@@ -127,11 +138,12 @@ def train(
       store.Store(folder / 'checkpoints', keep=keep_checkpoints) as checkpoints,
   ):
     state, abstract = _initial_state(trained, transform, mesh, seed)
-    target_params = None
-    if target_model is not None:
-      target_params = _place(
-          target_model.transformer, target_model.params, mesh
+    if initial_optimizer:
+      state = state.replace(
+          step=jax.device_put(jnp.int32(moments.step), state.step.sharding),
+          optimizer=optimizers.with_adafactor_moments(state.optimizer, moments),
       )
+    target_params = target_model.params if target_model else None
     best = None
     latest = checkpoints.latest_step()
     if latest is not None:
@@ -174,8 +186,8 @@ def train(
         best = score.goodness
         _save_best(folder, trained, state.params, step, score)
 
-    if start == 0 and latest is None:
-      keep_if_best(0)
+    if latest is None:
+      keep_if_best(start)
     data = batches_lib.batches(
         task,
         'train',
@@ -241,6 +253,7 @@ def _model_to_train(
     initial: str | None,
     task: tasks.Task,
     seed: int,
+    mesh: Any,
 ) -> pretrained.Model:
   """The model to train, with its starting parameters on the host or device."""
   if (model is None) == (initial is None):
@@ -248,19 +261,19 @@ def _model_to_train(
         f'model is {model!r} and initial is {initial!r}; give one of them: the'
         ' configuration of a new model, or the folder of one to start from.'
     )
-  vocabulary = task.vocabulary
   if initial is not None:
-    trained = pretrained.load(initial)
-    if trained.vocabulary is not None and not vocabularies.same(
-        trained.vocabulary, vocabulary
-    ):
+    trained = pretrained.load(initial, param_dtype='float32', mesh=mesh)
+    task.adopt(trained.vocabulary, str(initial))
+    if trained.vocabulary is None:
+      return dataclasses.replace(trained, vocabulary=task.vocabulary)
+    if not vocabularies.same(trained.vocabulary, task.vocabulary):
       raise errors.UserError(
           f'The model in {initial} has another vocabulary than task'
-          f" {task.name!r}. Set the task's vocabulary to {initial}."
+          f" {task.name!r}. Leave the task's vocabulary out, or set it to"
+          f' {initial}.'
       )
-    return pretrained.Model(
-        trained.transformer, trained.params, vocabulary, str(initial)
-    )
+    return trained
+  vocabulary = task.vocabulary
   if isinstance(model, str):
     padded = -(-vocabulary.vocab_size // 128) * 128
     model = config_lib.published(model, vocab_size=padded)
@@ -272,21 +285,33 @@ def _model_to_train(
     )
   transformer = transformer_lib.Transformer(model)
   key = randomness.stream(jax.random.key(seed), 'init')
-  return pretrained.Model(transformer, transformer.init(key), vocabulary, 'new')
+  params = transformer.init(key, mesh)
+  return pretrained.Model(transformer, params, vocabulary, 'new')
 
 
-def _place(
-    transformer: transformer_lib.Transformer, params: Any, mesh: Any
-) -> Any:
-  """The parameters on the mesh, laid out by their logical axes."""
-  layout = mesh_lib.shardings(mesh, params, transformer.logical_axes())
-  # A copy: the step donates its argument, and the caller's must live on.
-  return jax.device_put(params, layout, may_alias=False)
+def _moments(initial: str | None, num_steps: int) -> optimizers.Moments:
+  """The state of the optimizer in a t5x checkpoint."""
+  folder = None
+  if initial is not None:
+    folder = t5x.find(sources.resolve(initial))
+  if folder is None:
+    raise errors.UserError(
+        f'initial_optimizer is True, but initial ({initial}) is no checkpoint'
+        ' of t5x; only its Adafactor is taken over. Leave it out to start the'
+        ' optimizer anew.'
+    )
+  moments = optimizers.Moments(*t5x.read_adafactor(folder))
+  if moments.step >= num_steps:
+    raise errors.UserError(
+        f'num_steps is {num_steps}, but {folder} has done {moments.step} steps'
+        ' already, which count; set num_steps to the last step of all.'
+    )
+  return moments
 
 
 def _initial_state(trained, transform, mesh, seed):
   """The state at step 0, and its shapes with shardings for restoring."""
-  params = _place(trained.transformer, trained.params, mesh)
+  params = trained.params  # the step donates them
   key = randomness.stream(jax.random.key(seed), 'training')
   key = jax.device_put(key, mesh_lib.replicated(mesh))
   state = step_lib.initial_state(params, transform, key)

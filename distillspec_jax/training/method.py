@@ -37,6 +37,7 @@ class Method:
     temperature: at which tokens are sampled for training.
     z_loss: weight of log(Z)^2 in the cross-entropy.
     label_smoothing: mass spread over all tokens in the cross-entropy.
+    reduction: 'mean' over the tokens of a batch, or their 'sum', as in t5x.
   """
 
   divergence: str = 'cross_entropy'
@@ -46,6 +47,7 @@ class Method:
   temperature: float = 1.0
   z_loss: float = 0.0
   label_smoothing: float = 0.0
+  reduction: str = 'mean'
 
   def __post_init__(self):
     for name in ('fixed_fraction', 'draft_fraction'):
@@ -54,6 +56,10 @@ class Method:
         raise errors.UserError(
             f'Method.{name} is {value}; it is a probability, in [0, 1].'
         )
+    if self.reduction not in ('mean', 'sum'):
+      raise errors.UserError(
+          f"Method.reduction is {self.reduction!r}; it must be 'mean' or 'sum'."
+      )
     if self.divergence != 'cross_entropy':
       self.divergence_function()
       if self.z_loss or self.label_smoothing:

@@ -2,8 +2,8 @@
 
 labels     whose tokens, see `rollouts.py`
 gradient   of the summed loss, micro-batch by micro-batch
-update     of the sum divided by the number of tokens, so that micro-batches
-           give the update of the whole batch
+update     of the sum, divided by the number of tokens of the whole batch
+           unless the method says otherwise
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def make_step(
 
   Args:
     method: what is minimised.
-    optimizer: applied to the gradient of the mean loss a token.
+    optimizer: applied to the gradient of the loss, reduced as the method says.
     draft: the model that is trained.
     target: needed where the method says so.
     micro_batches: the batch is split into so many equal parts, whose
@@ -136,8 +136,9 @@ def make_step(
           gradient, state.params, target_params, batch, dropout_key,
           micro_batches,
       )  # fmt: skip
-    count = jnp.maximum(metrics['loss'].count, 1.0)
-    gradients = jax.tree.map(lambda g: g / count, gradients)
+    if method.reduction == 'mean':
+      count = jnp.maximum(metrics['loss'].count, 1.0)
+      gradients = jax.tree.map(lambda g: g / count, gradients)
     updates, optimizer_state = optimizer.update(
         gradients, state.optimizer, state.params
     )

@@ -271,7 +271,7 @@ def test_evaluate_measures_every_setting(tmp_path, monkeypatch):
         ({'examples': 0}, 'examples is 0'),
         ({'batch_size': 0}, 'batch_size is 0'),
         ({'split': 'nowhere'}, "no split 'nowhere'"),
-        ({'target': 'no/such/folder'}, 'holds no model'),
+        ({'target': 'no/such/folder'}, 'There is no folder'),
     ],
 )
 def test_evaluate_refuses_before_work_starts(tmp_path, changes, message):

@@ -173,7 +173,7 @@ def test_benchmark_writes_autoregressive_once_and_each_block_length(tmp_path):
         ({'block_lengths': ()}, 'give at least one of each'),
         ({'block_lengths': (0,)}, 'block_length is 0'),
         ({'max_new_tokens': 0}, 'max_new_tokens is 0'),
-        ({'draft': 'no/such/folder'}, 'holds no model'),
+        ({'draft': 'no/such/folder'}, 'There is no folder'),
     ],
 )
 def test_benchmark_refuses_before_work_starts(tmp_path, changes, message):

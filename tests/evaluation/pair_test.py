@@ -41,7 +41,7 @@ def test_models_of_other_vocabularies_are_an_error(task):
 
 
 def test_a_task_of_another_vocabulary_is_an_error(task):
-  other = types.SimpleNamespace(vocab_size=task.vocabulary.vocab_size + 1)
+  other = types.SimpleNamespace(pieces=['<pad>', '</s>', 'other'])
   models = [
       tiny.with_vocabulary(model(384), other)
       for model in (tiny.target, tiny.draft)

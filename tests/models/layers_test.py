@@ -16,7 +16,8 @@ def mask(dropout, place='mlp', shape=(4, 8, 64), **kwargs):
 
 
 def test_norm_is_over_the_root_mean_square_in_float32():
-  norm = layers.RMSNorm(jnp.bfloat16)
+  config = config_lib.published('test', dtype='bfloat16')
+  norm = layers.RMSNorm(config)
   x = 1e3 * jax.random.normal(jax.random.key(0), (2, 3, 16), jnp.bfloat16)
   scale = jnp.linspace(0.5, 2.0, 16)
   y = norm.apply({'params': {'scale': scale}}, x)

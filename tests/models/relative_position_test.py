@@ -47,13 +47,13 @@ def test_other_sizes_are_respected():
 def test_rows_at_their_own_positions_see_the_rows_of_the_square():
   length, keys = 200, 160  # beyond the largest distance, 128
   embedding = jax.random.normal(jax.random.key(0), (3, 32))
-  square = np.asarray(
-      relative_position.square(embedding, length, length, False, 128)
+  square = relative_position.bias(
+      embedding, relative_position.square(length, length, False, 32, 128)
   )
   starts = np.array([0, 5, 127, 131, 150])
   positions = jnp.asarray(starts[:, None] + np.arange(4))
-  bias = np.asarray(
-      relative_position.from_positions(embedding, positions, keys, 128)
+  bias = relative_position.bias(
+      embedding, relative_position.from_positions(positions, keys, 32, 128)
   )
   assert bias.shape == (5, 3, 4, keys)
   for row, start in enumerate(starts):

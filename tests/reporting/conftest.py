@@ -276,5 +276,5 @@ def folder(tmp_path):
 def reported(tmp_path_factory):
   """A run's folder with its report; tests leave it as it is."""
   made = fill(tmp_path_factory.mktemp('reported'))
-  assert report.report(made) == made / 'report.html'
+  assert report.report(run=str(made)) == made / 'report.html'
   return made

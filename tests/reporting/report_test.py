@@ -43,7 +43,7 @@ def text_of(folder):
 
 
 def made(folder):
-  return report.report(folder).read_text(encoding='utf-8')
+  return report.report(run=str(folder)).read_text(encoding='utf-8')
 
 
 def write(folder, lines):
@@ -112,7 +112,7 @@ def test_markdown_has_the_tables_and_their_definitions(reported):
 def test_another_folder_can_be_written_to_and_gets_the_same(reported, tmp_path):
   before = sorted(reported.rglob('*'))
   elsewhere = tmp_path / 'a' / 'b'
-  report.report(reported, elsewhere)
+  report.report(run=str(reported), output=str(elsewhere))
   names = sorted(path.name for path in elsewhere.iterdir())
   assert names == ['figures', 'report.html', 'report.md']
   assert text_of(elsewhere) == text_of(reported)
@@ -149,20 +149,20 @@ def test_a_measurement_that_was_cut_off_is_left_out(tmp_path, made_up):
 
 def test_an_absent_folder_is_named(tmp_path):
   with pytest.raises(errors.UserError, match='absent is not a folder'):
-    report.report(tmp_path / 'absent')
+    report.report(run=str(tmp_path / 'absent'))
 
 
 def test_a_folder_without_results_is_named(tmp_path):
   (tmp_path / 'results.jsonl').write_text('')
   with pytest.raises(errors.UserError, match='There are no results in'):
-    report.report(tmp_path)
+    report.report(run=str(tmp_path))
 
 
 def test_a_damaged_line_is_named_and_nothing_is_written(folder):
   path = folder / 'measured' / 'results.jsonl'
   path.write_text('nonsense\n' + path.read_text())
   with pytest.raises(errors.UserError, match='line 1 is not JSON'):
-    report.report(folder)
+    report.report(run=str(folder))
   assert not (folder / 'figures').exists()
 
 
@@ -177,7 +177,7 @@ package = types.ModuleType('distillspec_jax')
 package.__path__ = {list(distillspec_jax.__path__)!r}
 sys.modules['distillspec_jax'] = package
 from distillspec_jax.reporting import report
-report.report({str(folder)!r})
+report.report(run={str(folder)!r})
 sys.exit('jax' in sys.modules or 'matplotlib.pyplot' in sys.modules)
 """
   done = subprocess.run(

@@ -27,6 +27,7 @@ def configure(clean_gin, monkeypatch, tmp_path):
 
   def run(*arguments: str) -> None:
     name, options, bindings = main._parse(arguments)
-    main._configured(main.COMMANDS[name], options, bindings)
+    if main.COMMANDS[name].uses_gin:
+      main._configured(main.COMMANDS[name], options, bindings)
 
   return run

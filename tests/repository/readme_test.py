@@ -86,7 +86,7 @@ def test_code_runs(folder, code):
 @pytest.mark.parametrize('command', COMMANDS)
 def test_command_is_complete(command, configure):
   """All that is done before work starts; what it starts is not run."""
-  program, *arguments = command.split(' ')
+  program, *arguments = shlex.split(command)
   if program == 'make':
     done = subprocess.run(
         ['make', '--dry-run', *arguments], cwd=ROOT, capture_output=True
@@ -94,8 +94,6 @@ def test_command_is_complete(command, configure):
     assert done.returncode == 0, done.stderr
   elif '...' in arguments:  # abridged: as the command before it
     main._parse(arguments[: arguments.index('...')])
-  elif arguments[0] == 'report':
-    main._parse(arguments)
   else:
     configure(*arguments)
 

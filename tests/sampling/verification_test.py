@@ -20,135 +20,44 @@ from distillspec_jax.core import randomness
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import verification
 from distillspec_jax.sampling import warping
+from tests.sampling import laws
 
-FALSE_ALARM = 1e-6  # chance that correct code fails one assertion
+FALSE_ALARM = laws.FALSE_ALARM
+V, G = laws.V, laws.G
 
 
 # The law, by enumeration.
-
-
-def exact_residual(p, q):
-  residual = np.maximum(p - q, 0.0)
-  return residual / residual.sum() if residual.sum() > 0 else p
-
-
-def verdict_law(p, q, drafted, residual=exact_residual):
-  """P(num_accepted, next_token) float64[G+1, V], given the drafted tokens.
-
-  Args:
-    p: float64[G+1, V] the target's tables after each drafted prefix.
-    q: float64[G, V] the draft's.
-    drafted: G tokens.
-    residual: (p, q) -> law of the token that replaces a rejected one.
-  """
-  law = np.zeros(p.shape)
-  reached = 1.0
-  for i, x in enumerate(drafted):
-    passes = min(1.0, p[i, x] / q[i, x])
-    law[i] = reached * (1.0 - passes) * residual(p[i], q[i])
-    reached *= passes
-  law[-1] = reached * p[-1]
-  return law
-
-
-def random_tables(seed, vocabulary, length, sparse=False):
-  """Prefix -> next-token law, for all prefixes shorter than `length`."""
-  rng = np.random.default_rng(seed)
-  tables = {}
-  for size in range(length):
-    for prefix in itertools.product(range(vocabulary), repeat=size):
-      law = rng.dirichlet(np.ones(vocabulary))
-      if sparse:  # as after top-k: some tokens cannot be sampled
-        law = np.where(law < law.max() / 3, 0.0, law)
-      tables[prefix] = law / law.sum()
-  return tables
-
-
-def sequence_law(tables, vocabulary, length):
-  """The law of whole sequences, token by token."""
-  return {
-      tokens: np.prod([tables[tokens[:i]][tokens[i]] for i in range(length)])
-      for tokens in itertools.product(range(vocabulary), repeat=length)
-  }
-
-
-def speculative_law(p, q, vocabulary, length, block, residual=exact_residual):
-  """The law of whole sequences, block by block; surplus tokens are cut."""
-  law = dict.fromkeys(itertools.product(range(vocabulary), repeat=length), 0.0)
-  uniform = np.full(vocabulary, 1.0 / vocabulary)  # beyond the end: no matter
-
-  @functools.cache
-  def continuations(prefix):
-    """Law of what one block appends to `prefix`, cut at `length`."""
-    appended = {}
-    for drafted in itertools.product(range(vocabulary), repeat=block):
-      contexts = [prefix + drafted[:i] for i in range(block + 1)]
-      p_rows = np.stack([p.get(context, uniform) for context in contexts])
-      q_rows = np.stack([q.get(context, uniform) for context in contexts[:-1]])
-      chance = np.prod(q_rows[range(block), drafted])
-      if chance == 0.0:
-        continue
-      verdicts = verdict_law(p_rows, q_rows, drafted, residual)
-      for (accepted, token), share in np.ndenumerate(verdicts):
-        end = (prefix + drafted[:accepted] + (token,))[:length]
-        appended[end] = appended.get(end, 0.0) + chance * share
-    return appended
-
-  pending = {(): 1.0}
-  while pending:
-    prefix, mass = pending.popitem()
-    for tokens, share in continuations(prefix).items():
-      into = law if len(tokens) == length else pending
-      into[tokens] = into.get(tokens, 0.0) + mass * share
-  return law
-
-
-def largest_difference(one, two):
-  assert one.keys() == two.keys()
-  return max(abs(one[tokens] - two[tokens]) for tokens in one)
 
 
 @pytest.mark.parametrize('sparse', [False, True])
 @pytest.mark.parametrize('block', [1, 2, 3])
 @pytest.mark.parametrize('seed', [0, 1])
 def test_the_law_of_all_blocks_is_the_targets(seed, block, sparse):
-  p = random_tables(seed, 3, 4, sparse)
-  q = random_tables(seed + 10, 3, 4, sparse)
-  law = speculative_law(p, q, 3, 4, block)
+  p = laws.random_tables(seed, 3, 4, sparse)
+  q = laws.random_tables(seed + 10, 3, 4, sparse)
+  law = laws.speculative_law(p, q, 3, 4, block)
   assert abs(sum(law.values()) - 1.0) < 1e-12
-  assert largest_difference(law, sequence_law(p, 3, 4)) < 1e-12
+  assert laws.largest_difference(law, laws.sequence_law(p, 3, 4)) < 1e-12
 
 
 @pytest.mark.parametrize('block', [1, 2, 3])
 @pytest.mark.parametrize('wrong', [lambda p, q: p, lambda p, q: q])
 def test_another_residual_has_another_law(wrong, block):
-  p, q = random_tables(0, 3, 4), random_tables(10, 3, 4)
-  law = speculative_law(p, q, 3, 4, block, wrong)
+  p, q = laws.random_tables(0, 3, 4), laws.random_tables(10, 3, 4)
+  law = laws.speculative_law(
+      p, q, 3, 4, block, functools.partial(laws.token_law, residual=wrong)
+  )
   assert abs(sum(law.values()) - 1.0) < 1e-12
-  assert largest_difference(law, sequence_law(p, 3, 4)) > 1e-3
+  assert laws.largest_difference(law, laws.sequence_law(p, 3, 4)) > 1e-3
 
 
 # The code against the law, decision by decision.
-
-V, G = 3, 2
-DRAFTS = np.array(list(itertools.product(range(V), repeat=G)), np.int32)
-
-
-def small_tables(seed):
-  rng = np.random.default_rng(seed)
-  return rng.dirichlet(np.ones(V), G + 1), rng.dirichlet(np.ones(V), G)
-
-
-def logits_of(table, rows):
-  with np.errstate(divide='ignore'):
-    logits = np.log(table).astype(np.float32)
-  return jnp.broadcast_to(jnp.asarray(logits), (rows, *table.shape))
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_each_decision_is_the_one_of_the_law(seed, monkeypatch):
   """Chance is taken out: uniforms are given, weights come back as tokens."""
-  p, q = small_tables(seed)
+  p, q = laws.small_tables(seed)
   monkeypatch.setattr(
       randomness, 'categorical', lambda _, logits: jax.nn.softmax(logits)
   )
@@ -161,11 +70,11 @@ def test_each_decision_is_the_one_of_the_law(seed, monkeypatch):
       return verification.token(
           randomness.row_keys(jax.random.key(0), rows),
           jnp.broadcast_to(drafted[None], (rows, G)),
-          logits_of(q, rows),
-          logits_of(p, rows),
+          laws.logits_of(q, rows),
+          laws.logits_of(p, rows),
       )
 
-  for drafted in DRAFTS:
+  for drafted in laws.DRAFTS:
     passes = np.minimum(1.0, p[range(G), drafted] / q[range(G), drafted])
     near = zip(np.maximum(passes - 1e-5, 0.0), passes + 1e-5)
     uniforms = np.array(list(itertools.product(*near)), np.float32)
@@ -175,7 +84,7 @@ def test_each_decision_is_the_one_of_the_law(seed, monkeypatch):
       if uniforms[row].max() >= 1.0:
         continue  # where a token always passes, nothing above can be drawn
       i = accepted[row]
-      expected = p[G] if i == G else exact_residual(p[i], q[i])
+      expected = p[G] if i == G else laws.exact_residual(p[i], q[i])
       assert verdict.num_accepted[row] == i
       np.testing.assert_allclose(verdict.next_token[row], expected, atol=1e-5)
 
@@ -189,7 +98,7 @@ def test_what_the_target_cannot_say_never_passes(monkeypatch):
   drafted = jnp.array([[0, 0], [1, 1], [1, 0]])
   keys = randomness.row_keys(jax.random.key(0), 3)
   verify = jax.jit(lambda *args: verification.token(*args))
-  verdict = verify(keys, drafted, logits_of(q, 3), logits_of(p, 3))
+  verdict = verify(keys, drafted, laws.logits_of(q, 3), laws.logits_of(p, 3))
   np.testing.assert_array_equal(verdict.num_accepted, [0, 1, 2])
   np.testing.assert_array_equal(verdict.next_token, [1, 0, 2])
 
@@ -200,13 +109,13 @@ def test_an_empty_residual_falls_back_to_the_target(monkeypatch):
       randomness, 'uniform', lambda keys, shape: jnp.ones((len(keys), *shape))
   )
   rows = 2_000
-  p, _ = small_tables(0)
+  p, _ = laws.small_tables(0)
   verify = jax.jit(lambda *args: verification.token(*args))
   verdict = verify(
       randomness.row_keys(jax.random.key(0), rows),
       jnp.ones((rows, G), jnp.int32),
-      logits_of(p[:G], rows),
-      logits_of(p, rows),
+      laws.logits_of(p[:G], rows),
+      laws.logits_of(p, rows),
   )
   assert (verdict.num_accepted == 0).all()
   observed = np.bincount(verdict.next_token, minlength=V)
@@ -215,38 +124,11 @@ def test_an_empty_residual_falls_back_to_the_target(monkeypatch):
 
 # The code against the law, by frequency.
 
-N = 20_000  # verdicts for each of the nine drafts
-
-
-def verdict_p_values(seed, verify=None):
-  """Chi-squared fit of verdicts to their law, one p-value a draft."""
-  verify = jax.jit(verify or verification.token)
-  p, q = small_tables(seed)
-  rows = N * len(DRAFTS)
-  verdict = verify(
-      randomness.row_keys(jax.random.key(seed), rows),
-      jnp.asarray(np.repeat(DRAFTS, N, axis=0)),
-      logits_of(q, rows),
-      logits_of(p, rows),
-  )
-  cells = np.asarray(verdict.num_accepted) * V + np.asarray(verdict.next_token)
-  p_values = []
-  for drafted, own_cells in zip(DRAFTS, cells.reshape(-1, N)):
-    expected = N * verdict_law(p, q, drafted).ravel()
-    observed = np.bincount(own_cells, minlength=expected.size)
-    possible = expected > 1e-6
-    if observed[~possible].any():
-      p_values.append(0.0)
-    elif possible.sum() > 1:
-      fit = stats.chisquare(observed[possible], expected[possible])
-      p_values.append(fit.pvalue)
-  return np.array(p_values)
-
 
 @pytest.mark.parametrize('seed', range(3))
 def test_verdicts_have_the_enumerated_frequencies(seed):
   # Nine assertions: 1e-5 is nine times the chance of one.
-  assert verdict_p_values(seed).min() > FALSE_ALARM
+  assert laws.verdict_p_values(seed, verification.token).min() > FALSE_ALARM
 
 
 def resamples_target(keys, drafted, q_logits, p_logits):
@@ -288,7 +170,7 @@ WRONG_RESIDUALS = [resamples_target, resamples_draft, always_first]
 
 @pytest.mark.parametrize('wrong', WRONG_RESIDUALS)
 def test_a_wrong_residual_has_other_frequencies(wrong):
-  assert verdict_p_values(0, wrong).min() < FALSE_ALARM
+  assert laws.verdict_p_values(0, wrong).min() < FALSE_ALARM
 
 
 def one_key_for_all(monkeypatch):
@@ -299,7 +181,7 @@ def one_key_for_all(monkeypatch):
 def no_prefix_rule(monkeypatch):
   """Passes are counted, also after the first that failed."""
   monkeypatch.setattr(
-      verification, '_prefix_length', lambda passes: passes.sum(axis=1)
+      verification, 'prefix_length', lambda passes: passes.sum(axis=1)
   )
 
 
@@ -323,7 +205,7 @@ def test_a_mutated_verifier_has_other_frequencies(mutate, monkeypatch):
   mutate(monkeypatch)
   # A function of its own, so that nothing compiled before is used again.
   mutant = lambda *args: verification.token(*args)
-  assert verdict_p_values(0, mutant).min() < FALSE_ALARM
+  assert laws.verdict_p_values(0, mutant).min() < FALSE_ALARM
 
 
 # Emitted tokens against the target, on a larger vocabulary.
@@ -339,7 +221,7 @@ def run_blocks(seed, verify=None):
 
   @jax.jit
   def run(keys):
-    p_logits, q_logits = logits_of(p, BLOCKS), logits_of(q, BLOCKS)
+    p_logits, q_logits = laws.logits_of(p, BLOCKS), laws.logits_of(q, BLOCKS)
     draft_keys = randomness.streams(keys, 'draft')
     drafted = jnp.stack(
         [

@@ -5,15 +5,20 @@ import signal
 import subprocess
 import sys
 
+from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from distillspec_jax.checkpoints import store
+from distillspec_jax.checkpoints import t5x
+from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
@@ -235,3 +240,74 @@ loop.train(run={str(tmp_path / 'run')!r},
   assert 'KeyboardInterrupt' in done.stderr, done.stderr
   assert done.returncode in (1, 130, -signal.SIGINT)
   assert latest_step(tmp_path / 'run') == 2
+
+
+@pytest.fixture(scope='module')
+def adafactor_checkpoint(tmp_path_factory):
+  """A checkpoint of t5x after 4 steps, and the moments in it."""
+  folder = tmp_path_factory.mktemp('t5x')
+  transformer = transformer_lib.Transformer(tiny.config())
+  params = transformer.init(jax.random.key(0))
+  transform = optimizers.Optimizer().build(10)
+  state = transform.init(params)
+  ones = jax.tree.map(jnp.ones_like, params)
+  for _ in range(4):
+    _, state = jax.jit(transform.update)(ones, state, params)
+  moments = optimizers.adafactor_moments(state)
+  flat = tensors.flatten(params)
+  t5x.write(
+      epath.Path(folder),
+      {path: tensors.from_array(x) for path, x in flat.items()},
+      *moments,
+  )
+  return str(folder), moments
+
+
+def test_a_run_of_t5x_is_gone_on_with(tmp_path, task, adafactor_checkpoint):
+  folder, moments = adafactor_checkpoint
+  train(
+      tmp_path / 'run', task, initial=folder, initial_optimizer=True,
+      num_steps=6, optimizer=optimizers.Optimizer(),
+      method=method_lib.Method(reduction='sum'),
+  )  # fmt: skip
+  assert moments.step == 4
+  assert latest_step(tmp_path / 'run') == 6
+  steps = {line['metrics']['step']['value'] for line in lines(tmp_path / 'run')}
+  assert steps >= {5, 6} and min(steps) == 4
+  state = last_state(tmp_path / 'run')
+  assert int(state['step']) == 6
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'num_steps': 4}, 'has done 4 steps already'),
+        ({'optimizer': FAST}, 'The optimizer is not Adafactor'),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(
+    tmp_path, task, adafactor_checkpoint, changes, message
+):
+  with pytest.raises(errors.UserError, match=message):
+    train(
+        tmp_path / 'run', task, initial=adafactor_checkpoint[0],
+        initial_optimizer=True,
+        **{'optimizer': optimizers.Optimizer(), **changes},
+    )  # fmt: skip
+
+
+def test_only_a_run_of_t5x_is_gone_on_with(tmp_path, task, target):
+  with pytest.raises(errors.UserError, match='is no checkpoint of t5x'):
+    train(tmp_path / 'run', task, initial=target, initial_optimizer=True)
+
+
+def test_the_vocabulary_is_that_of_the_model(tmp_path, target):
+  chosen_by_none = tiny.task(tmp_path / 'task', vocabulary=None)
+  train(tmp_path / 'run', chosen_by_none, initial=target, num_steps=1)
+  assert pretrained.load(tmp_path / 'run').vocabulary.vocab_size == 259
+
+
+def test_a_model_without_vocabulary_needs_one(tmp_path, adafactor_checkpoint):
+  task = tiny.task(tmp_path / 'task', vocabulary=None)
+  with pytest.raises(errors.UserError, match='comes without a vocabulary'):
+    train(tmp_path / 'run', task, initial=adafactor_checkpoint[0])

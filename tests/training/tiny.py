@@ -24,8 +24,12 @@ def task(folder, name='tiny', **changes):
       train=pair('train'),
       validation=pair('validation'),
       name=name,
-      vocabulary='bytes',
-      **{'input_length': 8, 'label_length': 12, **changes},
+      **{
+          'vocabulary': 'bytes',
+          'input_length': 8,
+          'label_length': 12,
+          **changes,
+      },
   )
 
 

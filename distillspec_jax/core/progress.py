@@ -1,8 +1,8 @@
-"""What a person sees while something is measured."""
+"""What a person sees while something takes its time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 import sys
 import time
 from typing import TypeVar
@@ -16,19 +16,27 @@ _SECONDS_BETWEEN_LINES = 5.0
 Item = TypeVar('Item')
 
 
-def shown(items: Sequence[Item], name: str) -> Iterator[Item]:
+def shown(
+    items: Iterable[Item], name: str, total: int | None = None
+) -> Iterator[Item]:
   """The items, with a bar that says how many of them are done.
 
   Without a terminal it is a line every few seconds. Only the first process
   shows anything.
+
+  Args:
+    items: what goes by.
+    name: of what is done.
+    total: number of items; default: their len.
   """
+  total = len(items) if total is None else total
   if jax.process_index():
     yield from items
     return
   console = rich.console.Console(stderr=True)
   if console.is_terminal:
     yield from rich.progress.track(
-        items, description=name, console=console, transient=True
+        items, name, total, console=console, transient=True
     )
     return
   printed = time.monotonic()
@@ -37,4 +45,4 @@ def shown(items: Sequence[Item], name: str) -> Iterator[Item]:
     now = time.monotonic()
     if now - printed >= _SECONDS_BETWEEN_LINES:
       printed = now
-      print(f'{name}: {done}/{len(items)}', file=sys.stderr, flush=True)
+      print(f'{name}: {done}/{total}', file=sys.stderr, flush=True)

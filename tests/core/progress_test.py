@@ -1,6 +1,6 @@
 """What is shown without a terminal."""
 
-from distillspec_jax.evaluation import progress
+from distillspec_jax.core import progress
 
 
 def test_items_pass_through_and_quick_work_is_silent(capsys):

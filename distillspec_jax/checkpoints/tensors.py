@@ -1,0 +1,308 @@
+"""Tensors that are read when and where they are needed, whatever the format.
+
+Each format gives a checkpoint as a dict from path ('decoder/layers_0/mlp/
+wo/kernel', t5x's names, layers not scanned) to `Tensor`: shape, dtype, and how
+to read any box of it. Renaming and transposing are views, so that nothing is
+read twice and no host reads what it does not hold.
+
+  place     tensors -> parameters on devices, all mismatches named at once
+  compare   tensors of two checkpoints, one pair at a time
+"""
+
+from __future__ import annotations
+
+from concurrent import futures
+import contextlib
+import dataclasses
+import math
+import threading
+from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import ml_dtypes  # gives numpy bfloat16
+import numpy as np
+
+from distillspec_jax.core import errors
+
+Index = tuple[slice, ...]
+
+# Reading overlaps with placing; more threads than this gain nothing.
+_THREADS = 8
+_LISTED = 20  # mismatches that a message spells out
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One array of a checkpoint, not read yet.
+
+  Attributes:
+    shape: of the whole.
+    dtype: on disk.
+    read: box -> numpy array of that box; slices have start and stop, step 1.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[Index], np.ndarray]
+
+  @property
+  def size(self) -> int:
+    """Number of elements."""
+    return math.prod(self.shape)
+
+  @property
+  def nbytes(self) -> int:
+    return self.size * np.dtype(self.dtype).itemsize
+
+  def all(self) -> np.ndarray:
+    """The whole array."""
+    return self.read(tuple(slice(0, n) for n in self.shape))
+
+  @property
+  def T(self) -> Tensor:
+    """Axes reversed."""
+    return Tensor(
+        self.shape[::-1], self.dtype, lambda index: self.read(index[::-1]).T
+    )
+
+  def at(self, axis: int, number: int) -> Tensor:
+    """Entry `number` of an axis, which is gone."""
+
+    def read(index: Index) -> np.ndarray:
+      one = slice(number, number + 1)
+      box = (*index[:axis], one, *index[axis:])
+      return np.squeeze(self.read(box), axis)
+
+    shape = self.shape[:axis] + self.shape[axis + 1 :]
+    return Tensor(shape, self.dtype, read)
+
+  def astype(self, dtype: Any) -> Tensor:
+    """In another dtype; what does not fit becomes infinite."""
+    dtype = np.dtype(dtype)
+    if dtype == self.dtype:
+      return self
+
+    def read(index: Index) -> np.ndarray:
+      with np.errstate(over='ignore'):  # the infinities are reported later
+        return self.read(index).astype(dtype)
+
+    return Tensor(self.shape, dtype, read)
+
+
+def from_array(array: Any) -> Tensor:
+  """A tensor that is in memory already, numpy's or JAX's."""
+  return Tensor(
+      tuple(array.shape),
+      np.dtype(array.dtype),
+      lambda index: np.asarray(array[index]),
+  )
+
+
+class Checkpoint(NamedTuple):
+  """What every format is read as.
+
+  Attributes:
+    config: fields of `T5Config`, plain data.
+    tensors: by path, layers not scanned.
+    left_aside: what is there too and was not taken, for people.
+    step: of training, 0 where the format does not say.
+  """
+
+  config: dict[str, Any]
+  tensors: dict[str, Tensor]
+  left_aside: tuple[str, ...] = ()
+  step: int = 0
+
+
+class Mismatches(NamedTuple):
+  """What keeps two sets of tensors from being the same by path and shape."""
+
+  missing: list[str]
+  left_over: list[str]
+  other_shape: list[str]
+
+  def __bool__(self) -> bool:
+    return any(self)
+
+  def __str__(self) -> str:
+    found = [f'{path} is missing' for path in self.missing]
+    found += [f'{path} is left over' for path in self.left_over]
+    found += self.other_shape
+    text = '; '.join(found[:_LISTED])
+    if len(found) > _LISTED:
+      text += f'; and {len(found) - _LISTED} more'
+    return text
+
+
+def mismatches(
+    found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
+) -> Mismatches:
+  """Compares tensors with the shapes that they should have, by path."""
+  return Mismatches(
+      sorted(set(wanted) - set(found)),
+      sorted(set(found) - set(wanted)),
+      [
+          f'{path} is {tuple(found[path].shape)} but should be {wanted[path]}'
+          for path in sorted(set(found) & set(wanted))
+          if tuple(found[path].shape) != wanted[path]
+      ],
+  )
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Nested dicts -> path with slashes -> leaf."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+      for path, leaf in leaves
+  }
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `flatten`."""
+  tree: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, name = path.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
+
+
+def place(
+    tensors: Mapping[str, Tensor],
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    *,
+    dtype: Any = None,
+    allow_nonfinite: bool = False,
+) -> dict[str, jax.Array]:
+  """The tensors on devices, each device reading what it holds.
+
+  On the host there is, besides what ends up there, at most one tensor (the
+  largest) at a time: several smaller ones are read in parallel.
+
+  Args:
+    tensors: what to read.
+    shardings: path -> sharding; None puts all on the first device.
+    dtype: what to hold them in; None: as on disk.
+    allow_nonfinite: lets NaN and infinite values through.
+
+  Raises:
+    UserError: there are NaN or infinite values; all such tensors are named.
+  """
+  first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  budget = _Budget(max((t.nbytes for t in tensors.values()), default=0))
+  spoilt: dict[str, int] = {}
+
+  def one(path: str) -> jax.Array:
+    tensor = tensors[path]
+    sharding = first if shardings is None else shardings[path]
+    boxes: dict[Any, np.ndarray] = {}  # replicas are read once
+
+    def read(index: Index) -> np.ndarray:
+      box = tuple(
+          slice(*part.indices(n)[:2]) for part, n in zip(index, tensor.shape)
+      )
+      key = tuple((part.start, part.stop) for part in box)
+      if key not in boxes:
+        boxes[key] = tensor.read(box)
+        bad = count_nonfinite(boxes[key])
+        if bad:
+          spoilt[path] = spoilt.get(path, 0) + bad
+      return boxes[key]
+
+    with budget.hold(tensor.nbytes):
+      array = jax.make_array_from_callback(tensor.shape, sharding, read)
+      array.block_until_ready()
+      boxes.clear()  # the host's copies, which count as long as they are there
+      return array
+
+  # The largest first: they would else be waited for at the end.
+  order = sorted(tensors, key=lambda path: -tensors[path].nbytes)
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    placed = dict(zip(order, pool.map(one, order)))
+  if spoilt and not allow_nonfinite:
+    raise errors.UserError(nonfinite_message(spoilt))
+  if dtype is not None:
+    placed = {path: array.astype(dtype) for path, array in placed.items()}
+  return {path: placed[path] for path in tensors}
+
+
+def nonfinite_message(spoilt: Mapping[str, int]) -> str:
+  """What is said of tensors with NaN or infinite values, path -> how many."""
+  named = [f'{path} ({count})' for path, count in sorted(spoilt.items())]
+  text = ', '.join(named[:_LISTED])
+  if len(named) > _LISTED:
+    text += f' and {len(named) - _LISTED} more'
+  return (
+      f'NaN or infinite values are in {text}. The checkpoint is damaged or its'
+      ' training diverged; take another, or allow them with allow_nonfinite.'
+  )
+
+
+class Difference(NamedTuple):
+  """How one tensor differs between two checkpoints."""
+
+  largest: float  # absolute, 0 where all bytes agree
+  dtypes: tuple[np.dtype, np.dtype]
+  nonfinite: int  # values that are NaN or infinite in the second
+
+
+def compare(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Difference]]:
+  """Path and difference of each pair, one pair in memory at a time.
+
+  Both must have the same paths and shapes, see `mismatches`.
+  """
+  for path in a:
+    x, y = a[path].all(), b[path].all()
+    dtypes, nonfinite = (x.dtype, y.dtype), count_nonfinite(y)
+    largest = 0.0
+    if x.dtype != y.dtype or not np.array_equal(_bits(x), _bits(y)):
+      x, y = x.astype(np.float64), y.astype(np.float64)
+      with np.errstate(invalid='ignore'):
+        apart = np.where(x == y, 0.0, np.abs(x - y))
+      # NaN in one and a number in the other is as far apart as can be.
+      apart = np.where(np.isnan(x) & np.isnan(y), 0.0, apart)
+      apart = np.where(np.isnan(apart), np.inf, apart)
+      largest = float(apart.max(initial=0.0))
+    yield path, Difference(largest, dtypes, nonfinite)
+
+
+def count_nonfinite(array: np.ndarray) -> int:
+  """Number of NaN and infinite values."""
+  if array.dtype.itemsize == 2 and array.dtype.kind in 'fV':
+    # By the exponent's bits: 16-bit floats have no fast arithmetic on hosts.
+    exponent = 0x7F80 if array.dtype == ml_dtypes.bfloat16 else 0x7C00
+    return int(np.count_nonzero((_bits(array) & exponent) == exponent))
+  if array.dtype.kind != 'f':
+    return 0
+  return array.size - int(np.count_nonzero(np.isfinite(array)))
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+  return array.view(f'u{array.dtype.itemsize}')
+
+
+class _Budget:
+  """Bytes that may be held at once; a request waits until there is room."""
+
+  def __init__(self, limit: int):
+    self._free = limit
+    self._changed = threading.Condition()
+    self._turn = threading.Lock()  # else small requests would starve large ones
+
+  @contextlib.contextmanager
+  def hold(self, nbytes: int) -> Iterator[None]:
+    with self._turn, self._changed:
+      self._changed.wait_for(lambda: self._free >= nbytes)
+      self._free -= nbytes
+    try:
+      yield
+    finally:
+      with self._changed:
+        self._free += nbytes
+        self._changed.notify_all()

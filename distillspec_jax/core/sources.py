@@ -1,0 +1,112 @@
+"""Where a model lies: a folder, a bucket, or Hugging Face's local cache."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+
+from etils import epath
+
+from distillspec_jax.core import errors
+
+# What is needed of a repository; the rest is the same model in other formats.
+_FILES = ('*.json', '*.safetensors', '*.model')
+_REPOSITORY = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
+
+
+def resolve(path: str | os.PathLike[str]) -> epath.Path:
+  """The folder that `path` names, local or remote.
+
+  Args:
+    path: a folder, 'gs://...', or a repository of the Hugging Face hub, such
+      as 'google/flan-t5-small': it is looked for in the hub's local cache, and
+      downloaded where the package huggingface_hub is installed.
+
+  Raises:
+    UserError: there is nothing; the message says what was looked for.
+  """
+  text = os.fspath(path)
+  folder = epath.Path(text).expanduser()
+  if '://' in text:
+    if not folder.exists():
+      raise errors.UserError(
+          f'{text} is not there, or this machine may not read it.'
+      )
+    return folder
+  if folder.is_dir():
+    return folder
+  if folder.exists():
+    raise errors.UserError(
+        f'{text} is a file; name the folder that it lies in.'
+    )
+  if not _REPOSITORY.fullmatch(text):
+    raise errors.UserError(f'There is no folder {text}.')
+  return _from_hub(text)
+
+
+def hub_cache() -> pathlib.Path:
+  """Where the hub's files are kept; HF_HUB_CACHE and HF_HOME move it."""
+  if 'HF_HUB_CACHE' in os.environ:
+    return pathlib.Path(os.environ['HF_HUB_CACHE']).expanduser()
+  cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')
+  home = os.environ.get('HF_HOME', f'{cache}/huggingface')
+  return pathlib.Path(home).expanduser() / 'hub'
+
+
+def _from_hub(name: str) -> epath.Path:
+  cached = _cached(name)
+  if cached is not None:
+    return cached
+  if '/' not in name:  # more likely a folder's name that is misspelt
+    raise errors.UserError(f'There is no folder {name}.')
+  repository = hub_cache() / f'models--{name.replace("/", "--")}'
+  looked = f'There is no folder {name}, and {repository} holds no such model.'
+  fetch = (
+      f' Fetch it where there is a network: `hf download {name}`'
+      ' (pip install huggingface_hub), and copy the folder here.'
+  )
+  if os.environ.get('HF_HUB_OFFLINE', '0').upper() in (
+      '1',
+      'ON',
+      'YES',
+      'TRUE',
+  ):
+    raise errors.UserError(f'{looked} HF_HUB_OFFLINE is set.{fetch}')
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise errors.UserError(
+        f"{looked} To download it, pip install 'distillspec_jax[hub]'.{fetch}"
+    ) from error
+  try:
+    return epath.Path(
+        huggingface_hub.snapshot_download(
+            name, allow_patterns=list(_FILES), cache_dir=hub_cache()
+        )
+    )
+  except Exception as error:  # of many kinds: network, rights, no such name
+    reason = ' '.join(str(error).split())[:200]
+    raise errors.UserError(
+        f'{looked} Downloading it failed: {reason}{"." * (reason[-1:] != ".")}'
+        f'{fetch}'
+    ) from error
+
+
+def _cached(name: str) -> epath.Path | None:
+  """The snapshot of the main branch, or else the only one, in the cache."""
+  repository = hub_cache() / f'models--{name.replace("/", "--")}'
+  main = repository / 'refs' / 'main'
+  if main.is_file():
+    snapshot = repository / 'snapshots' / main.read_text().strip()
+    return epath.Path(snapshot) if _is_whole(snapshot) else None
+  snapshots = list((repository / 'snapshots').glob('*'))
+  if len(snapshots) == 1 and _is_whole(snapshots[0]):
+    return epath.Path(snapshots[0])
+  return None
+
+
+def _is_whole(snapshot: pathlib.Path) -> bool:
+  """Whether configuration and weights are there, not only a tokenizer."""
+  weights = [*snapshot.glob('*.safetensors'), *snapshot.glob('*.bin')]
+  return (snapshot / 'config.json').exists() and bool(weights)

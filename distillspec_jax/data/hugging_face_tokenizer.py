@@ -1,0 +1,294 @@
+"""The tokenizer in a Hugging Face folder, as a vocabulary, and back.
+
+Which pieces a T5 has is spread over several files: the SentencePiece model has
+the 32,000 pieces of text, and the 100 sentinels after them are only in Hugging
+Face's code; mT5's model has its sentinels itself; ByT5 has no file of pieces.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from collections.abc import Mapping
+
+from etils import epath
+
+from distillspec_jax.core import errors
+from distillspec_jax.data import tokenizer_json
+from distillspec_jax.data import vocabulary_kinds
+
+TOKENIZER = 'tokenizer.json'
+CONFIG = 'tokenizer_config.json'
+_MODELS = ('spiece.model', 'sentencepiece.model')
+_SETTINGS = (CONFIG, 'special_tokens_map.json', 'added_tokens.json')
+_SENTINELS = 100  # of T5, where no file says
+_BYT5_SENTINELS = 125
+
+
+def read(folder: epath.Path, vocab_size: int | None = None) -> Any | None:
+  """The vocabulary of a folder's tokenizer, or None where it has none.
+
+  A SentencePiece model is preferred to a tokenizer.json beside it, unless the
+  tokenizer has tokens that were added after training, which only the latter
+  can express.
+
+  Args:
+    folder: local or remote.
+    vocab_size: embedding rows of the model, if known.
+
+  Raises:
+    UserError: a file is damaged, files contradict each other, there are more
+      pieces than rows, or a package is missing.
+  """
+  files = _files(folder)
+  settings = _settings(files, folder)
+  models = [name for name in files if name.endswith('.model')]
+  if models:
+    vocabulary = _sentencepiece(folder, models[0], files, settings, vocab_size)
+  elif TOKENIZER in files:
+    vocabulary = _tokenizers(folder, files, settings)
+  elif settings.is_byt5:
+    vocabulary = _bytes(folder, files, settings, vocab_size)
+  else:
+    return None
+  check_size(vocabulary, vocab_size, folder)
+  return vocabulary
+
+
+def read_tokenizer_json(path: epath.Path) -> Any:
+  """The vocabulary of a tokenizer.json, by itself or in its folder."""
+  beside = {TOKENIZER: path.read_bytes()} | {
+      name: (path.parent / name).read_bytes()
+      for name in _SETTINGS
+      if (path.parent / name).exists()
+  }
+  return _tokenizers(path.parent, beside, _settings(beside, path.parent))
+
+
+def check_size(
+    vocabulary: Any, vocab_size: int | None, folder: epath.Path
+) -> None:
+  """Raises UserError where a model has no row for a piece."""
+  if vocab_size is not None and vocabulary.vocab_size > vocab_size:
+    raise errors.UserError(
+        f'The vocabulary in {folder} has {vocabulary.vocab_size} pieces, but'
+        f' the model has only {vocab_size} rows of embeddings. It belongs to'
+        ' another model, or has too many sentinels: see extra_ids in'
+        f' {CONFIG}.'
+    )
+
+
+def write(
+    folder: epath.Path, model: bytes | None, tokens: tuple[str, ...]
+) -> None:
+  """Writes a tokenizer for transformers for a vocabulary that came with none.
+
+  Args:
+    folder: where to.
+    model: of SentencePiece, or None for bytes.
+    tokens: after the pieces or bytes, all of them sentinels.
+
+  Raises:
+    UserError: the model has no counterpart in Hugging Face.
+  """
+  config: dict[str, Any] = {'extra_ids': len(tokens)}
+  if model is None:
+    config['tokenizer_class'] = 'ByT5Tokenizer'
+  else:
+    (folder / _MODELS[0]).write_bytes(model)
+    proto = tokenizer_json.parse(model, _MODELS[0])
+    if tokenizer_json.is_like_t5(proto):
+      config['tokenizer_class'] = 'T5Tokenizer'
+    else:
+      config['tokenizer_class'] = 'PreTrainedTokenizerFast'
+      config['clean_up_tokenization_spaces'] = False
+      text = tokenizer_json.from_sentencepiece(proto, len(tokens))
+      (folder / TOKENIZER).write_bytes(text.encode())
+    names = [piece.piece for piece in proto.pieces[:3]]
+    for role, name in zip(('pad_token', 'eos_token', 'unk_token'), names):
+      config[role] = name
+  (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
+
+
+class _Settings:
+  """What the small JSON files say about a tokenizer.
+
+  Attributes:
+    extra_ids: number of sentinels, or None where no file says.
+    added: number -> token, as far as listed.
+    controls: 'pad_token' -> its text, and 'eos_token' likewise.
+    is_byt5: whether the tokenizer is ByT5's, which has no pieces.
+  """
+
+  def __init__(self, files: Mapping[str, bytes], folder: epath.Path):
+    config, special, listed = (
+        _parse(files.get(name, b'{}'), folder / name) for name in _SETTINGS
+    )
+    self.added = {int(number): token for token, number in listed.items()}
+    for number, token in (config.get('added_tokens_decoder') or {}).items():
+      self.added[int(number)] = _content(token)
+    names = list(self.added.values())
+    for key in ('additional_special_tokens', 'extra_special_tokens'):
+      for where in (special, config):
+        tokens = where.get(key) or ()
+        if isinstance(tokens, dict):  # by role
+          tokens = tokens.values()
+        names += map(_content, tokens)
+    sentinels = {
+        match.group(1)
+        for match in map(vocabulary_kinds.SENTINEL.fullmatch, names)
+        if match
+    }
+    # A saved ByT5 says extra_ids = 0 beside a list of its 125 sentinels.
+    self.extra_ids = len(sentinels) or config.get('extra_ids')
+    self.controls = {}
+    for key, usual in (('pad_token', '<pad>'), ('eos_token', '</s>')):
+      token = config.get(key) or special.get(key) or usual
+      self.controls[key] = _content(token)
+    name = config.get('tokenizer_class')
+    if name is None and (folder / 'config.json').exists():
+      path = folder / 'config.json'
+      name = _parse(path.read_bytes(), path).get('tokenizer_class')
+    self.is_byt5 = name == 'ByT5Tokenizer'
+
+
+def _settings(files: Mapping[str, bytes], folder: epath.Path) -> _Settings:
+  try:
+    return _Settings(files, folder)
+  except errors.UserError:
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise errors.UserError(
+        f'One of {", ".join(_SETTINGS)} in {folder} is not as transformers'
+        f' writes it ({error!r}); fetch it again.'
+    ) from error
+
+
+def _files(folder: epath.Path) -> dict[str, bytes]:
+  """The tokenizer's files; at most one of them is a SentencePiece model."""
+  if not folder.is_dir():
+    return {}
+  names = [*_SETTINGS, TOKENIZER]
+  models = sorted(f.name for f in folder.iterdir() if f.suffix == '.model')
+  known = [name for name in _MODELS if name in models]
+  if not known and len(models) > 1:
+    raise errors.UserError(
+        f'{folder} has several SentencePiece models, {", ".join(models)}; name'
+        f' the right one, or rename it to {_MODELS[0]}.'
+    )
+  names = [*(known or models)[:1], *names]
+  return {
+      name: (folder / name).read_bytes()
+      for name in names
+      if (folder / name).exists()
+  }
+
+
+def _sentencepiece(
+    folder: epath.Path,
+    name: str,
+    files: Mapping[str, bytes],
+    settings: _Settings,
+    vocab_size: int | None,
+) -> Any:
+  model = files[name]
+  proto = tokenizer_json.parse(model, str(folder / name))
+  has_own = any(
+      vocabulary_kinds.SENTINEL.fullmatch(piece.piece) for piece in proto.pieces
+  )
+  extra_ids = 0 if has_own else settings.extra_ids
+  if extra_ids is None:
+    fits = vocab_size is None or len(proto.pieces) + _SENTINELS <= vocab_size
+    extra_ids = _SENTINELS if fits else 0
+  vocabulary = vocabulary_kinds.sentencepiece(
+      model, str(folder / name), extra_ids, files
+  )
+  pieces = vocabulary_kinds.pieces(vocabulary)
+  # A token that was added is cut out of the text before all else, even if its
+  # text was a piece from the start.
+  ordinary = {
+      number
+      for number, piece in enumerate(proto.pieces)
+      if piece.type == tokenizer_json.NORMAL
+      and not vocabulary_kinds.SENTINEL.fullmatch(piece.piece)
+  }
+  added = {
+      number: token
+      for number, token in settings.added.items()
+      if number in ordinary
+      or pieces[number : number + 1] != [vocabulary_kinds.one_name(token)]
+  }
+  if not added:
+    return vocabulary
+  if TOKENIZER in files:
+    return _tokenizers(folder, files, settings)
+  some = ', '.join(
+      f'{number}: {added[number]!r}' for number in sorted(added)[:5]
+  )
+  raise errors.UserError(
+      f'The tokenizer in {folder} has tokens that its {name} has not ({some}).'
+      f' They can be read from a {TOKENIZER}, which'
+      ' `transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
+      ' writes.'
+  )
+
+
+def _tokenizers(
+    folder: epath.Path, files: Mapping[str, bytes], settings: _Settings
+) -> Any:
+  name = str(folder / TOKENIZER)
+  text = files[TOKENIZER].decode('utf-8', errors='replace')
+  vocabulary = vocabulary_kinds.tokenizers(text, name, files)
+  found = {
+      key: vocabulary.pieces.index(token)
+      if token in vocabulary.pieces
+      else None
+      for key, token in settings.controls.items()
+  }
+  if found != {'pad_token': 0, 'eos_token': 1}:
+    raise errors.UserError(
+        f'{name} has pad_token {settings.controls["pad_token"]!r} as'
+        f' {found["pad_token"]} and eos_token'
+        f' {settings.controls["eos_token"]!r} as {found["eos_token"]}; they'
+        ' must be 0 and 1, as in T5. The tokenizer is of another model.'
+    )
+  return vocabulary
+
+
+def _bytes(
+    folder: epath.Path,
+    files: Mapping[str, bytes],
+    settings: _Settings,
+    vocab_size: int | None,
+) -> Any:
+  first = vocabulary_kinds.bytes_().vocab_size
+  added = {i: token for i, token in settings.added.items() if i >= first}
+  tokens = [added[i] for i in sorted(added)]
+  if sorted(added) != list(range(first, first + len(added))):
+    raise errors.UserError(
+        f'The tokens that the tokenizer in {folder} adds to the bytes are'
+        f' numbered {sorted(added)[:5]}...; they must follow each other from'
+        f' {first} on.'
+    )
+  if not added:
+    extra_ids = settings.extra_ids
+    if extra_ids is None:
+      fits = vocab_size is None or first + _BYT5_SENTINELS <= vocab_size
+      extra_ids = _BYT5_SENTINELS if fits else 0
+    tokens = [f'<extra_id_{i}>' for i in range(extra_ids)]
+  return vocabulary_kinds.bytes_(tokens, files)
+
+
+def _parse(content: bytes, path: epath.Path) -> dict[str, Any]:
+  try:
+    values = json.loads(content)
+  except ValueError as error:
+    raise errors.UserError(f'{path} is not JSON: {error}.') from error
+  if not isinstance(values, dict):
+    raise errors.UserError(f'{path} is not a JSON object; fetch it again.')
+  return values
+
+
+def _content(token: Any) -> str:
+  """A token's text; files have it alone or as {"content": ...}."""
+  return token['content'] if isinstance(token, dict) else str(token)

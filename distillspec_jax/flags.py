@@ -1,0 +1,81 @@
+"""Command-line flags of a function, from its signature and its docstring.
+
+A parameter without a default is an argument; one with a default, or after the
+*, is `--name=VALUE`. Types come from the annotations, help texts from the
+section Args of the docstring, so that nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import types
+import typing
+from typing import Any
+from collections.abc import Callable
+
+
+def add(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
+  """Gives the parser what `function` takes."""
+  texts = _texts(function)
+  hints = typing.get_type_hints(function)
+  for name, parameter in inspect.signature(function).parameters.items():
+    text = texts[name].replace('%', '%%')
+    kind = _kind(hints[name])
+    if parameter.kind is parameter.VAR_POSITIONAL:
+      parser.add_argument(name, nargs='*', help=text, metavar=_singular(name))
+    elif parameter.kind is not parameter.KEYWORD_ONLY:
+      parser.add_argument(name, help=text, metavar=name.upper())
+    elif kind is bool:
+      parser.add_argument(f'--{name}', action='store_true', help=text)
+    else:
+      required = parameter.default is parameter.empty
+      parser.add_argument(
+          f'--{name}',
+          type=kind,
+          required=required,
+          default=None if required else parameter.default,
+          help=text,
+          metavar=kind.__name__.upper() if kind is not str else 'TEXT',
+      )
+
+
+def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
+  """Calls `function` with what was parsed."""
+  positional, named = [], {}
+  for name, parameter in inspect.signature(function).parameters.items():
+    value = getattr(options, name)
+    if parameter.kind is parameter.VAR_POSITIONAL:
+      positional += value
+    elif parameter.kind is parameter.KEYWORD_ONLY:
+      named[name] = value
+    else:
+      positional.append(value)
+  return function(*positional, **named)
+
+
+def _kind(annotation: Any) -> type:
+  """The type of a value; of `X | None` it is X."""
+  if isinstance(annotation, types.UnionType):
+    (annotation,) = (
+        part
+        for part in typing.get_args(annotation)
+        if part is not types.NoneType
+    )
+  return annotation
+
+
+def _singular(name: str) -> str:
+  return name.removesuffix('s').upper()
+
+
+def _texts(function: Callable[..., Any]) -> dict[str, str]:
+  """Parameter -> what the docstring says of it, on one line."""
+  section = re.search(
+      r'^Args:\n(.*?)(?=^\S|\Z)', inspect.getdoc(function) or '', re.M | re.S
+  )
+  found = re.findall(
+      r'^  \*?(\w+): (.*?)(?=^  \*?\w+: |\Z)', section.group(1), re.M | re.S
+  )
+  return {name: ' '.join(text.split()) for name, text in found}

@@ -1,0 +1,78 @@
+"""Block verification: a drafted block is judged as a whole, and still exactly.
+
+Token verification decides token by token and so throws away what a likely
+later part of the block could have saved. Here the chance that a prefix is
+accepted depends on the whole of it, which is never worse in expectation and
+has the target's law all the same.
+
+Sun et al. 2024, https://arxiv.org/abs/2403.10444, algorithm 2.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from distillspec_jax.core import randomness
+from distillspec_jax.sampling import verification
+
+
+def block(
+    keys: jax.Array,
+    drafted: jax.Array,
+    q_logits: jax.Array,
+    p_logits: jax.Array,
+) -> verification.Verdict:
+  """Accepts the longest prefix that passes, and samples the token after it.
+
+  With w_0 = 1 and w_i = min(1, w_{i-1} p_i(x_i) / q_i(x_i)), prefix i < G
+  passes with probability h_i = S_i / (S_i + 1 - w_i), where
+  S_i = sum_v max(0, w_i p_{i+1}(v) - q_{i+1}(v)), and the whole block with
+  w_G. The correction after i tokens has the law max(0, w_i p_{i+1} - q_{i+1}),
+  normalised. At G = 1 it is token verification.
+
+  Args:
+    keys: key[B], one a row, consumed.
+    drafted: int32[B, G] sampled from softmax(q_logits).
+    q_logits: float32[B, G, V], the very logits that produced `drafted`.
+    p_logits: float32[B, G+1, V] target logits, warped as q's, same positions
+      plus one more.
+  """
+  verification.check(keys, drafted, q_logits, p_logits)
+  length = drafted.shape[1]
+  p = jax.nn.softmax(p_logits)  # [B, G+1, V]
+  q = jax.nn.softmax(q_logits)  # [B, G, V]
+  index = drafted[..., None]
+  p_drafted = jnp.take_along_axis(p[:, :-1], index, -1)[..., 0]  # [B, G]
+  q_drafted = jnp.take_along_axis(q, index, -1)[..., 0]  # [B, G]
+
+  def grow(weight, ratio):
+    weight = jnp.minimum(1.0, weight * ratio)
+    return weight, weight
+
+  one = jnp.ones(drafted.shape[0])
+  _, weights = jax.lax.scan(grow, one, (p_drafted / q_drafted).T)
+  weights = jnp.concatenate([one[:, None], weights.T], axis=1)  # [B, G+1]
+
+  # Padding q with zeros makes the bonus token the same formula.
+  q = jnp.pad(q, ((0, 0), (0, 1), (0, 0)))
+  residual = jnp.maximum(weights[..., None] * p - q, 0.0)  # [B, G+1, V]
+  mass = jnp.sum(residual[:, 1:-1], axis=-1)  # [B, G-1]
+  left = 1.0 - weights[:, 1:-1]
+  # 0 / 0 where p equals q and nothing was lost so far: it passes.
+  sure = mass + left == 0.0
+  chance = jnp.where(sure, 1.0, mass / jnp.where(sure, 1.0, mass + left))
+  chance = jnp.concatenate([chance, weights[:, -1:]], axis=1)  # [B, G]
+  u = randomness.uniform(randomness.streams(keys, 'accept'), (length,))
+  # A later prefix may pass where an earlier one did not.
+  num_accepted = jnp.max(
+      jnp.where(u < chance, jnp.arange(1, length + 1), 0), axis=1
+  )
+  at = verification.at(residual, num_accepted)  # [B, V]
+  # Rounding can leave nothing where p and q are equal; the limit is p.
+  empty = jnp.sum(at, axis=-1, keepdims=True) == 0.0
+  law = jnp.where(empty, verification.at(p, num_accepted), at)
+  next_token = randomness.categorical(
+      randomness.streams(keys, 'next'), jnp.log(law)
+  )
+  return verification.Verdict(num_accepted, next_token)

@@ -1,0 +1,452 @@
+"""`distillspec decode`: text in, text out, in the order of the input.
+
+Inputs of similar length are decoded together. What a row becomes depends on
+its number, its text and the settings, not on the rows beside it, so that an
+interrupted file goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import json as json_lib
+import os
+import pathlib
+import sys
+import time
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+
+from distillspec_jax.core import errors
+from distillspec_jax.core import progress
+from distillspec_jax.models import pretrained
+from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import generation
+from distillspec_jax.sampling import samples as samples_lib
+
+# Batches whose inputs are sorted by length together: more means less padding,
+# and a longer wait for the first line.
+_WINDOW = 16
+
+
+class Answer(NamedTuple):
+  """What one input became."""
+
+  text: str
+  tokens: list[int]
+  statistics: dict[str, float | int | None]
+
+
+class Batch(NamedTuple):
+  """Inputs that are decoded together."""
+
+  numbers: list[int]
+  width: int  # tokens that each is padded to
+
+
+def decode(
+    *texts: str,
+    target: str,
+    draft: str | None = None,
+    file: str | None = None,
+    field: str = 'inputs',
+    prefix: str = '',
+    out: str | None = None,
+    json: bool = False,
+    batch_size: int = 8,
+    max_new_tokens: int = 128,
+    block_length: int = 5,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    verification: str = 'token',
+    seed: int = 0,
+    dtype: str | None = None,
+    vocabulary: str | None = None,
+) -> None:
+  """Prints or writes the target's answers, proposed by the draft if given.
+
+  Args:
+    *texts: inputs; without any, --file is read, or else standard input, one
+      input a line, or else a prompt asks for them.
+    target: the model that decides: a folder or name, as `load` takes it.
+    draft: the model that proposes; without one it decodes autoregressively.
+    file: inputs, one a line; of a .jsonl file the field that --field names.
+      Empty lines are inputs, too.
+    field: of each object in a .jsonl file.
+    prefix: put before each input, e.g. 'translate English to German: '.
+    out: file of JSON lines to write, with text, tokens and statistics; if it
+      is there, it goes on after the last complete line.
+    json: prints JSON lines instead of plain text.
+    batch_size: inputs that are decoded together.
+    max_new_tokens: length of an answer at most, EOS included.
+    block_length: tokens drafted before each call of the target.
+    temperature: 0 is greedy.
+    top_k: only the k most likely tokens; 0 allows all.
+    top_p: only the most likely tokens that reach this probability together.
+    verification: 'token'.
+    seed: input i draws from the stream (seed, i).
+    dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved.
+    vocabulary: where it is, if not beside the target.
+
+  Raises:
+    UserError: inputs, models or settings that do not fit.
+  """
+  if batch_size < 1:
+    raise errors.UserError(
+        f'batch_size is {batch_size}; it must be at least 1.'
+    )
+  if draft is None:
+    block_length = min(block_length, max_new_tokens)  # it has no effect
+  settings = decoding_lib.Decoding(
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      block_length=block_length,
+      verification=verification,
+      max_new_tokens=max_new_tokens,
+  )
+  inputs = _inputs(texts, file, field)
+  if inputs is not None:
+    inputs = [prefix + text for text in inputs]
+  described = {
+      'target': target,
+      'draft': draft,
+      **settings.describe(speculative=draft is not None, batch_size=batch_size),
+      'seed': seed,
+      'dtype': dtype,
+  }
+  del described['batch_size']  # has no influence on what comes out
+  done = 0
+  if out is not None:
+    if inputs is None:
+      raise errors.UserError(
+          '--out needs inputs: give texts, --file, or lines on standard input.'
+      )
+    done = _resume(pathlib.Path(out), inputs, described)
+    if done == len(inputs):
+      print(f'{out} has all {done} answers already.', file=sys.stderr)
+      return
+
+  pair = _load(target, draft, dtype, vocabulary)
+  if inputs is None:
+    _converse(pair, settings, seed, prefix)
+    return
+  rows = [generation.tokenize(pair[0], text) for text in inputs]
+  batches = list(plan([len(row) for row in rows], batch_size, done))
+  answers = _in_order(_answers(pair, rows, batches, settings, seed, out), done)
+  summary = _Summary(len(inputs) - done, draft is not None)
+  try:
+    with _open(out) as stream:
+      for number, answer in answers:
+        summary.add(answer)
+        line = answer.text
+        if out is not None or json:
+          line = _line(number, inputs[number], answer, described)
+        stream.write(line + '\n')
+        stream.flush()
+  except BrokenPipeError:  # whoever read has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return
+  print(summary, file=sys.stderr)
+
+
+def plan(
+    lengths: Sequence[int], batch_size: int, start: int = 0
+) -> Iterator[Batch]:
+  """Batches of inputs of similar length, window by window.
+
+  The width of an input depends on all lengths, but not on `start`.
+
+  Args:
+    lengths: tokens of each input.
+    batch_size: inputs in a batch; the last of a width may have fewer.
+    start: inputs before it are done.
+  """
+  widths = [generation.width(length) for length in lengths]
+  # A width of few inputs is not worth a compiled program of its own.
+  wider: dict[int, int] = {}
+  waiting: list[int] = []
+  count = 0
+  known = sorted(set(widths))
+  for width in known:
+    waiting.append(width)
+    count += widths.count(width)
+    if count >= batch_size or width == known[-1]:
+      wider |= dict.fromkeys(waiting, width)
+      waiting, count = [], 0
+  window = _WINDOW * batch_size
+  for begin in range(0, len(lengths), window):
+    numbers = range(max(begin, start), min(begin + window, len(lengths)))
+    for width in sorted({wider[widths[i]] for i in numbers}):
+      same = [i for i in numbers if wider[widths[i]] == width]
+      for at in range(0, len(same), batch_size):
+        yield Batch(same[at : at + batch_size], width)
+
+
+def _inputs(
+    texts: Sequence[str], file: str | None, field: str
+) -> list[str] | None:
+  """The inputs, or None where a person is to be asked."""
+  if texts and file is not None:
+    raise errors.UserError(
+        f'Both texts and --file={file} are given; give one of them.'
+    )
+  if file is not None:
+    found = _read(file, field)
+    name = file
+  elif texts and list(texts) != ['-']:
+    return list(texts)
+  elif texts or not sys.stdin.isatty():
+    name = 'standard input'
+    found = _lines(sys.stdin.buffer.read(), name)
+  else:
+    return None
+  if not found:
+    raise errors.UserError(f'{name} is empty; it must have at least one line.')
+  return found
+
+
+def _read(file: str, field: str) -> list[str]:
+  lines = _lines(pathlib.Path(file).read_bytes(), file)
+  if not file.endswith('.jsonl'):
+    return lines
+  found = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      value = json_lib.loads(line)
+    except ValueError as error:
+      raise errors.UserError(
+          f'{file}, line {number} is not JSON: {error}.'
+      ) from error
+    if not isinstance(value, dict) or not isinstance(value.get(field), str):
+      raise errors.UserError(
+          f'{file}, line {number} has no text in the field {field!r}; name the'
+          ' field with --field.'
+      )
+    found.append(value[field])
+  return found
+
+
+def _lines(data: bytes, name: str) -> list[str]:
+  """The lines of UTF-8 text, without their ends."""
+  lines = data.removeprefix(b'\xef\xbb\xbf').split(b'\n')
+  if not lines[-1]:
+    lines.pop()  # the last line's own end
+  found = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      found.append(line.removesuffix(b'\r').decode())
+    except UnicodeDecodeError as error:
+      raise errors.UserError(
+          f'{name}, line {number} is not UTF-8 ({error.reason} at byte'
+          f' {error.start}); convert it, e.g. with iconv.'
+      ) from error
+  return found
+
+
+def _load(
+    target: str, draft: str | None, dtype: str | None, vocabulary: str | None
+) -> tuple[pretrained.Model, pretrained.Model | None]:
+  model = pretrained.load(target, dtype=dtype, vocabulary=vocabulary)
+  if model.vocabulary is None:
+    raise errors.UserError(
+        f'{target} has no vocabulary, so it cannot read text; name one with'
+        ' --vocabulary: a SentencePiece .model file, a tokenizer.json, or a'
+        ' folder.'
+    )
+  if draft is None:
+    return model, None
+  proposer = pretrained.load(draft, dtype=dtype)
+  pretrained.check_pair(model, proposer)
+  return model, proposer
+
+
+def _answers(
+    pair: tuple[pretrained.Model, pretrained.Model | None],
+    rows: Sequence[Sequence[int]],
+    batches: Sequence[Batch],
+    settings: decoding_lib.Decoding,
+    seed: int,
+    out: str | None,
+) -> Iterator[tuple[int, Answer]]:
+  """Number and answer of each input, batch by batch."""
+  size = max(len(batch.numbers) for batch in batches)
+  # Standard output is what a person watches, where there is no file.
+  shown = batches if out is None else progress.shown(batches, 'decoding')
+  for batch in shown:
+    # Rows that are wanting are filled with the last one, which ends when it
+    # ends; one shape is one compiled program.
+    more = [batch.numbers[-1]] * (size - len(batch.numbers))
+    numbers = [*batch.numbers, *more]
+    tokens, segments = generation.pad([rows[i] for i in numbers], batch.width)
+    samples = generation.sample(
+        *pair, tokens, segments, np.array(numbers), settings, seed
+    )
+    for row, number in enumerate(batch.numbers):
+      yield number, _answer(pair[0], samples, row)
+
+
+def _answer(
+    model: pretrained.Model, samples: samples_lib.Samples, row: int
+) -> Answer:
+  tokens = samples.tokens[row, : samples.lengths[row]]
+  counts = samples.statistics
+  judged = int(counts.reached_at[row].sum())
+  blocks, emitted = int(counts.blocks[row]), int(counts.emitted[row])
+  accepted = int(counts.accepted[row])
+  statistics = {
+      'blocks': blocks,
+      'drafted': int(counts.drafted[row]),
+      'accepted': accepted,
+      'emitted': emitted,
+      'acceptance_rate': accepted / judged if judged else None,
+      'block_efficiency': emitted / blocks if blocks else None,
+  }
+  text = generation.detokenize(model.vocabulary, tokens)
+  return Answer(text, tokens.tolist(), statistics)
+
+
+def _in_order(
+    answers: Iterator[tuple[int, Answer]], start: int
+) -> Iterator[tuple[int, Answer]]:
+  """The same, each as soon as all before it have been given."""
+  waiting: dict[int, Answer] = {}
+  following = start
+  for number, answer in answers:
+    waiting[number] = answer
+    while following in waiting:
+      yield following, waiting.pop(following)
+      following += 1
+
+
+def _line(
+    number: int, text: str, answer: Answer, settings: dict[str, Any]
+) -> str:
+  values = {
+      'index': number,
+      'input': text,
+      'text': answer.text,
+      'tokens': answer.tokens,
+      'statistics': answer.statistics,
+      'settings': settings,
+  }
+  return json_lib.dumps(values, ensure_ascii=False)
+
+
+def _resume(
+    out: pathlib.Path, inputs: Sequence[str], settings: dict[str, Any]
+) -> int:
+  """How many answers are in the file; what follows them is cut off.
+
+  Raises:
+    UserError: they are to other inputs or of other settings.
+  """
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open('ab'):
+      pass
+  except OSError as error:
+    raise errors.UserError(
+        f'Nothing can be written to {out}: {error.strerror}. Name another file.'
+    ) from error
+  data = out.read_bytes()
+  whole = data[: data.rfind(b'\n') + 1]
+  for number, line in enumerate(whole.splitlines()):
+    try:
+      value = json_lib.loads(line)
+      found, had = value['input'], value['settings']
+    except (ValueError, KeyError, TypeError) as error:
+      raise errors.UserError(
+          f'{out}, line {number + 1} is not an answer of decode; name another'
+          ' file.'
+      ) from error
+    what = None
+    if number >= len(inputs) or found != inputs[number]:
+      what = 'is an answer to another input'
+    elif had != settings:
+      names = [name for name in settings if had.get(name) != settings[name]]
+      what = f'was made with another {" and ".join(names)}'
+    if what is not None:
+      raise errors.UserError(
+          f'{out}, line {number + 1} {what}; remove the file, or name another.'
+      )
+  if len(whole) < len(data):
+    os.truncate(out, len(whole))
+  return whole.count(b'\n')
+
+
+def _open(out: str | None) -> Any:
+  """Where lines go to, as a context."""
+  if out is not None:
+    return open(out, 'a', encoding='utf-8', newline='\n')
+  return _Borrowed(sys.stdout)
+
+
+class _Borrowed:
+  """A stream that is not closed."""
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def __enter__(self) -> TextIO:
+    return self._stream
+
+  def __exit__(self, *exception: Any) -> None:
+    pass
+
+
+class _Summary:
+  """How many, how fast, and how well speculated."""
+
+  def __init__(self, texts: int, is_speculative: bool):
+    self._texts = texts
+    self._is_speculative = is_speculative
+    self._start = time.monotonic()
+    self._tokens = self._blocks = 0
+
+  def add(self, answer: Answer) -> None:
+    self._tokens += answer.statistics['emitted']
+    self._blocks += answer.statistics['blocks']
+
+  def __str__(self) -> str:
+    seconds = time.monotonic() - self._start
+    text = (
+        f'{self._texts:,} text{"s" * (self._texts != 1)},'
+        f' {self._tokens:,} tokens,'
+        f' {self._tokens / seconds:,.0f} tokens/s with compiling'
+    )
+    if self._is_speculative:
+      efficiency = self._tokens / max(self._blocks, 1)
+      text += f', {efficiency:.2f} tokens a call of the target'
+    return text
+
+
+def _converse(
+    pair: tuple[pretrained.Model, pretrained.Model | None],
+    settings: decoding_lib.Decoding,
+    seed: int,
+    prefix: str,
+) -> None:
+  """Asks for inputs and prints answers until an empty line."""
+  print('An empty line ends.', file=sys.stderr)
+  number = 0
+  while True:
+    try:
+      text = input('> ')
+    except EOFError:
+      print(file=sys.stderr)
+      return
+    if not text:
+      return
+    rows = [generation.tokenize(pair[0], prefix + text)]
+    summary = _Summary(1, pair[1] is not None)
+    tokens, segments = generation.pad(rows)
+    samples = generation.sample(
+        *pair, tokens, segments, np.array([number]), settings, seed
+    )
+    answer = _answer(pair[0], samples, 0)
+    summary.add(answer)
+    print(answer.text)
+    print(summary, file=sys.stderr)
+    number += 1

@@ -1,0 +1,70 @@
+"""Flags follow from a function's signature and docstring."""
+
+import argparse
+
+import pytest
+
+from distillspec_jax import flags
+
+
+def work(
+    source: str,
+    *rest: str,
+    to: str,
+    step: int | None = None,
+    rate: float = 0.5,
+    force: bool = False,
+) -> tuple:
+  """Works.
+
+  Args:
+    source: where from; 100 % of it,
+      all lines.
+    *rest: more.
+    to: where to.
+    step: which.
+    rate: how much.
+    force: in any case.
+
+  Returns:
+    All of it.
+  """
+  return source, rest, to, step, rate, force
+
+
+def parsed(*arguments):
+  parser = argparse.ArgumentParser(prog='work')
+  flags.add(parser, work)
+  return flags.call(work, parser.parse_args(arguments))
+
+
+def test_defaults_and_types():
+  assert parsed('a', '--to=b') == ('a', (), 'b', None, 0.5, False)
+  assert parsed(
+      'a', 'x', 'y', '--to', 'b', '--step=3', '--rate=1', '--force'
+  ) == ('a', ('x', 'y'), 'b', 3, 1.0, True)
+
+
+def test_help_is_the_docstrings(capsys):
+  with pytest.raises(SystemExit):
+    parsed('--help')
+  text = ' '.join(capsys.readouterr().out.split())
+  assert 'where from; 100 % of it, all lines.' in text
+  assert '--step INT which.' in text
+  assert 'All of it' not in text
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['a'], 'required: --to'),
+        (['--to=b'], 'required: SOURCE'),
+        (['a', '--to=b', '--step=x'], "--step: invalid int value: 'x'"),
+        (['a', '--to=b', '--nothing=1'], 'unrecognized arguments: --nothing=1'),
+    ],
+)
+def test_what_does_not_fit_is_named(capsys, arguments, message):
+  with pytest.raises(SystemExit) as stop:
+    parsed(*arguments)
+  assert stop.value.code == 2
+  assert message in capsys.readouterr().err
