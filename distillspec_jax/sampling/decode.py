@@ -84,7 +84,7 @@ def decode(
     temperature: 0 is greedy.
     top_k: only the k most likely tokens; 0 allows all.
     top_p: only the most likely tokens that reach this probability together.
-    verification: 'token'.
+    verification: 'token', or 'block', which accepts no fewer tokens.
     seed: input i draws from the stream (seed, i).
     dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved.
     vocabulary: where it is, if not beside the target.

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from distillspec_jax.core import errors
+from distillspec_jax.sampling import lenient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,10 @@ class Decoding:
     top_p: only the most likely tokens that together reach this probability.
     block_length: tokens drafted before each call of the target, gamma. Without
       a draft it has no effect.
-    verification: 'token' (Leviathan et al. 2023).
+    verification: 'token' (Leviathan et al. 2023), or 'block' (Sun et al. 2024),
+      which accepts no fewer tokens; both are lossless, and greedy the same.
+    lenience: None is lossless; (function, epsilon) accepts more than the target
+      would say, see `lenient`.
     max_new_tokens: length of the output at most, EOS included.
     eos_id: the token that ends a row.
   """
@@ -28,6 +32,7 @@ class Decoding:
   top_p: float = 1.0
   block_length: int = 5
   verification: str = 'token'
+  lenience: tuple | None = None
   max_new_tokens: int = 128
   eos_id: int = 1
 
@@ -54,10 +59,18 @@ class Decoding:
           f' max_new_tokens = {self.max_new_tokens}]. To decode without'
           ' speculation leave the draft out.'
       )
-    if self.verification != 'token':
+    if self.verification not in ('token', 'block'):
       raise errors.UserError(
-          f"verification is {self.verification!r}; it must be 'token'."
+          f"verification is {self.verification!r}; it must be 'token' or"
+          " 'block'."
       )
+    if self.lenience is not None:
+      object.__setattr__(self, 'lenience', lenient.check(self.lenience))
+      if self.verification != 'token':
+        raise errors.UserError(
+            f'lenience is {tuple(self.lenience)}, but verification is'
+            f" {self.verification!r}; lenience is of 'token' alone."
+        )
 
   @property
   def greedy(self) -> bool:
@@ -65,13 +78,16 @@ class Decoding:
 
   def describe(self, *, speculative: bool, batch_size: int) -> dict[str, Any]:
     """The `decoding` entry of a line of results."""
+    lenience = None
+    if speculative and self.lenience is not None:
+      lenience = list(self.lenience)
     return {
         'temperature': self.temperature,
         'top_k': self.top_k,
         'top_p': self.top_p,
         'block_length': self.block_length if speculative else None,
         'verification': self.verification if speculative else None,
-        'lenience': None,
+        'lenience': lenience,
         'batch_size': batch_size,
         'max_new_tokens': self.max_new_tokens,
     }

@@ -50,12 +50,13 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     verification: str = 'token',
+    lenience: tuple | None = None,
     seed: int = 0,
 ) -> Generation:
   """Answers of the target, faster where a draft is given.
 
   The answers have the target's distribution with a draft and without; greedy
-  (temperature 0) they are the same tokens.
+  (temperature 0) they are the same tokens. (Not so with `lenience`.)
 
   Args:
     target: the model that decides.
@@ -66,7 +67,9 @@ def generate(
     temperature: 0 is greedy.
     top_k: only the k most likely tokens; 0 allows all.
     top_p: only the most likely tokens that reach this probability together.
-    verification: 'token'.
+    verification: 'token', or 'block', which accepts no fewer tokens.
+    lenience: None is lossless; (function, epsilon) accepts more, see `lenient`:
+      function 'linear', 'square' or 'exponential', epsilon in (0, 1].
     seed: row i draws from the stream (seed, i), whatever the batch.
 
   Raises:
@@ -81,6 +84,7 @@ def generate(
       if draft is None
       else block_length,
       verification=verification,
+      lenience=lenience,
       max_new_tokens=max_new_tokens,
       eos_id=_EOS,
   )

@@ -24,7 +24,9 @@ import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
 from distillspec_jax.models import transformer
+from distillspec_jax.sampling import block_verification
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import lenient
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import verification
 from distillspec_jax.sampling import warping
@@ -112,12 +114,7 @@ def generate(
         jnp.concatenate([last, drafted], axis=1),
     )
     p_logits = target.unembed(target_params, hidden)[..., :vocabulary]
-    if decoding.greedy:
-      verdict = verification.greedy(drafted, p_logits)
-    else:
-      verdict = verification.token(
-          block_keys, drafted, q_logits, warping.warp(p_logits, decoding)
-      )
+    verdict = _verify(block_keys, drafted, q_logits, p_logits, decoding)
     state = state.replace(target=target_state, draft=draft_state)
     return _commit(state, prefix.length, drafted, verdict, decoding)
 
@@ -129,6 +126,26 @@ def generate(
       origins=_slice(state.origins, prefix.length, length),
       statistics=state.statistics,
   )
+
+
+def _verify(
+    keys: jax.Array,
+    drafted: jax.Array,
+    q_logits: jax.Array | None,
+    p_logits: jax.Array,
+    decoding: decoding_lib.Decoding,
+) -> verification.Verdict:
+  """The verdict of the rule that the settings name."""
+  if decoding.greedy:
+    if decoding.lenience is not None:
+      return lenient.greedy(drafted, p_logits, decoding.lenience)
+    return verification.greedy(drafted, p_logits)
+  p_logits = warping.warp(p_logits, decoding)
+  if decoding.lenience is not None:
+    return lenient.token(keys, drafted, q_logits, p_logits, decoding.lenience)
+  if decoding.verification == 'block':
+    return block_verification.block(keys, drafted, q_logits, p_logits)
+  return verification.token(keys, drafted, q_logits, p_logits)
 
 
 def _draft_block(

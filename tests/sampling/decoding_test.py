@@ -24,7 +24,12 @@ from distillspec_jax.sampling import decoding as decoding_lib
             r'block_length is 0; it must lie in \[1, max_new_tokens = 128\]',
         ),
         ('block_length', 129, 'block_length is 129; it must lie in'),
-        ('verification', 'block', "verification is 'block'; it must be"),
+        ('verification', 'magic', "verification is 'magic'; it must be"),
+        ('lenience', ('linear',), r"lenience is \('linear',\); give"),
+        ('lenience', ('cubic', 0.5), "function is 'cubic'; it must be one of"),
+        ('lenience', ('linear', 0.0), r'epsilon is 0.0; it must lie in \(0'),
+        ('lenience', ('linear', 1.5), 'epsilon is 1.5'),
+        ('lenience', ('linear', 0.5, 'draft'), "residual is 'draft'"),
     ],
 )
 def test_bad_values_are_refused_by_name(field, value, message):
@@ -52,6 +57,11 @@ def test_equal_settings_are_one_key_of_the_compilation_cache():
   one, two = (decoding_lib.Decoding(top_p=0.9) for _ in range(2))
   assert one == two and hash(one) == hash(two)
   assert one != decoding_lib.Decoding(top_p=0.8)
+
+
+def test_lenience_is_of_token_verification_alone():
+  with pytest.raises(errors.UserError, match="lenience is of 'token' alone"):
+    decoding_lib.Decoding(verification='block', lenience=('linear', 0.5))
 
 
 def test_description_omits_what_had_no_effect():

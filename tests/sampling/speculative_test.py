@@ -5,6 +5,7 @@ with noise added makes rejections at every place of a block, so that a cache
 that is wrong after any of them shows as a wrong token.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -453,15 +454,27 @@ def test_autoregressive_samples_have_the_models_law(name):
   assert law_p_value(samples.tokens, law) > FALSE_ALARM
 
 
+@pytest.mark.parametrize('rule', ['token', 'block'])
 @pytest.mark.parametrize(
     'name, block', [('plain', 1), ('plain', 2), ('top_k', 2), ('top_p', 2)]
 )
-def test_speculative_samples_have_the_targets_law(name, block):
-  decoding = law_decoding(name, block)
+def test_speculative_samples_have_the_targets_law(name, block, rule):
+  decoding = dataclasses.replace(law_decoding(name, block), verification=rule)
   samples = speculate(decoding)
   check_statistics(samples, decoding)
   assert (np.array(accepted_histogram(samples.statistics)) > ROWS / 20).all()
   assert law_p_value(samples.tokens, exact_law(decoding)) > FALSE_ALARM
+
+
+def test_lenient_samples_have_another_law():
+  lossy = dataclasses.replace(
+      law_decoding('plain', 2), lenience=('linear', 0.5)
+  )
+  samples = speculate(lossy)
+  law = exact_law(law_decoding('plain', 2))
+  assert law_p_value(samples.tokens, law) < FALSE_ALARM
+  lossless = dataclasses.replace(lossy, lenience=('linear', 1.0))
+  assert law_p_value(speculate(lossless).tokens, law) > FALSE_ALARM
 
 
 def test_a_verifier_that_resamples_the_target_is_caught(monkeypatch):
