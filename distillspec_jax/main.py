@@ -20,7 +20,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from distillspec_jax.core import configuration
@@ -90,6 +90,13 @@ COMMANDS = {
         "distillspec decode --target=flan-t5-large --draft=runs/draft 'Who?'",
         uses_gin=False,
     ),
+    'certify': Command(
+        'distillspec_jax.evaluation.certificate:certify',
+        "is the output of this pair, on this device, the target's own? exit"
+        ' code 1 if not',
+        'distillspec certify --target=flan-t5-large --draft=runs/draft',
+        uses_gin=False,
+    ),
     'convert': Command(
         'distillspec_jax.models.convert:convert',
         'between Hugging Face, t5x and own checkpoints; compares both sides',
@@ -119,6 +126,9 @@ def main(arguments: Sequence[str]) -> int:
   except errors.UserError as error:
     print(f'distillspec: {_one_line(error)}', file=sys.stderr)
     return 2
+  except errors.Failed as error:
+    print(f'distillspec: {_one_line(error)}', file=sys.stderr)
+    return 1
   except KeyboardInterrupt:
     print('distillspec: interrupted', file=sys.stderr)
     return 130
@@ -153,7 +163,7 @@ def _parse(
       bindings.append(f'{name} = {_quoted(value)}')
     else:
       rest.append(argument)
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
       prog='distillspec',
       description='Distilled drafts that make speculative decoding faster.',
   )
@@ -190,7 +200,10 @@ def _parse(
       )
     elif name in rest:  # only then its module is imported
       flags.add(sub, _function(command))
-  options = parser.parse_args(rest)
+  options, unknown = parser.parse_known_args(rest)
+  if unknown:
+    sub = subparsers.choices[options.command] if options.command else parser
+    sub.refuse(unknown)
   if options.command is None:
     parser.print_help()
     raise SystemExit(2)
@@ -199,6 +212,30 @@ def _parse(
         f'{options.command} takes no gin bindings: {bindings[0]!r}.'
     )
   return options.command, options, bindings
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line; its subparsers are of its class."""
+
+  def error(self, message: str) -> typing.NoReturn:
+    command = re.search(r"COMMAND: invalid choice: '(.*?)'", message)
+    near = _near(command.group(1), COMMANDS) if command else ''
+    raise errors.UserError(f'{message}.{near} See {self.prog} --help.')
+
+  def refuse(self, arguments: Sequence[str]) -> typing.NoReturn:
+    """Ends the program for arguments that are none of its own."""
+    name = '--' + arguments[0].partition('=')[0].strip('-').replace('-', '_')
+    near = _near(name, re.findall(r'--\w+', self.format_usage()))
+    raise errors.UserError(
+        f'unrecognized arguments: {" ".join(arguments)}.{near} See'
+        f' {self.prog} --help.'
+    )
+
+
+def _near(name: str, known: Collection[str]) -> str:
+  """A question for the names that are meant, perhaps."""
+  close = difflib.get_close_matches(name, known)
+  return f' Did you mean {" or ".join(close)}?' if close else ''
 
 
 def _quoted(value: str) -> str:

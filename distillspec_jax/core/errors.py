@@ -9,3 +9,7 @@ keeps its traceback.
 
 class UserError(ValueError):
   """Bad input; the message names the thing, value, limit and remedy."""
+
+
+class Failed(RuntimeError):
+  """The work was done, and what it found is not right: exit code 1."""

@@ -1,13 +1,14 @@
 """`distillspec decode`: text in, text out, in the order of the input.
 
 Inputs of similar length are decoded together. What a row becomes depends on
-its number, its text and the settings, not on the rows beside it, so that an
-interrupted file goes on as if nothing had happened.
+its number, its text and the settings, not on the rows beside it. An interrupted
+file goes on with the batches that an uninterrupted run would have decoded, the
+same rows at the same places, so that rounding is the same, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import json as json_lib
 import os
 import pathlib
@@ -34,7 +35,7 @@ class Answer(NamedTuple):
 
   text: str
   tokens: list[int]
-  statistics: dict[str, float | int | None]
+  statistics: dict[str, Any]
 
 
 class Batch(NamedTuple):
@@ -76,7 +77,7 @@ def decode(
     field: of each object in a .jsonl file.
     prefix: put before each input, e.g. 'translate English to German: '.
     out: file of JSON lines to write, with text, tokens and statistics; if it
-      is there, it goes on after the last complete line.
+      is there, it goes on after the last complete line. Local.
     json: prints JSON lines instead of plain text.
     batch_size: inputs that are decoded together.
     max_new_tokens: length of an answer at most, EOS included.
@@ -85,7 +86,7 @@ def decode(
     top_k: only the k most likely tokens; 0 allows all.
     top_p: only the most likely tokens that reach this probability together.
     verification: 'token', or 'block', which accepts no fewer tokens.
-    seed: input i draws from the stream (seed, i).
+    seed: input i draws from the stream (seed, i); in [0, 2**32).
     dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved.
     vocabulary: where it is, if not beside the target.
 
@@ -96,6 +97,7 @@ def decode(
     raise errors.UserError(
         f'batch_size is {batch_size}; it must be at least 1.'
     )
+  generation.check_seed(seed)
   if draft is None:
     block_length = min(block_length, max_new_tokens)  # it has no effect
   settings = decoding_lib.Decoding(
@@ -106,6 +108,7 @@ def decode(
       verification=verification,
       max_new_tokens=max_new_tokens,
   )
+  _check_text(prefix, '--prefix')
   inputs = _inputs(texts, file, field)
   if inputs is not None:
     inputs = [prefix + text for text in inputs]
@@ -115,6 +118,7 @@ def decode(
       **settings.describe(speculative=draft is not None, batch_size=batch_size),
       'seed': seed,
       'dtype': dtype,
+      'vocabulary': vocabulary,
   }
   del described['batch_size']  # has no influence on what comes out
   done = 0
@@ -123,18 +127,22 @@ def decode(
       raise errors.UserError(
           '--out needs inputs: give texts, --file, or lines on standard input.'
       )
-    done = _resume(pathlib.Path(out), inputs, described)
+    done = _resume(out, inputs, described)
     if done == len(inputs):
       print(f'{out} has all {done} answers already.', file=sys.stderr)
       return
 
   pair = _load(target, draft, dtype, vocabulary)
   if inputs is None:
-    _converse(pair, settings, seed, prefix)
+    _converse(pair, settings, seed, prefix, described if json else None)
     return
   rows = [generation.tokenize(pair[0], text) for text in inputs]
   batches = list(plan([len(row) for row in rows], batch_size, done))
-  answers = _in_order(_answers(pair, rows, batches, settings, seed, out), done)
+  if out is not None or not sys.stdout.isatty():
+    # Else the answers themselves are what a person watches.
+    batches = progress.shown(batches, 'decoding')
+  size = min(batch_size, len(rows))
+  answers = _in_order(_answers(pair, rows, batches, size, settings, seed), done)
   summary = _Summary(len(inputs) - done, draft is not None)
   try:
     with _open(out) as stream:
@@ -156,7 +164,8 @@ def plan(
 ) -> Iterator[Batch]:
   """Batches of inputs of similar length, window by window.
 
-  The width of an input depends on all lengths, but not on `start`.
+  What is in a batch does not depend on `start`: batches that hold nothing but
+  inputs before it are left out, the others are whole.
 
   Args:
     lengths: tokens of each input.
@@ -177,11 +186,13 @@ def plan(
       waiting, count = [], 0
   window = _WINDOW * batch_size
   for begin in range(0, len(lengths), window):
-    numbers = range(max(begin, start), min(begin + window, len(lengths)))
+    numbers = range(begin, min(begin + window, len(lengths)))
     for width in sorted({wider[widths[i]] for i in numbers}):
       same = [i for i in numbers if wider[widths[i]] == width]
       for at in range(0, len(same), batch_size):
-        yield Batch(same[at : at + batch_size], width)
+        batch = Batch(same[at : at + batch_size], width)
+        if batch.numbers[-1] >= start:
+          yield batch
 
 
 def _inputs(
@@ -196,6 +207,8 @@ def _inputs(
     found = _read(file, field)
     name = file
   elif texts and list(texts) != ['-']:
+    for number, text in enumerate(texts, start=1):
+      _check_text(text, f'Text {number} of the command line')
     return list(texts)
   elif texts or not sys.stdin.isatty():
     name = 'standard input'
@@ -207,8 +220,30 @@ def _inputs(
   return found
 
 
+def _check_text(text: str, name: str) -> None:
+  """Raises for halves of characters, which no UTF-8 can spell.
+
+  Python makes them of bytes of the command line that are not UTF-8, and JSON
+  may have them escaped.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise errors.UserError(
+        f'{name} is not Unicode ({text[error.start]!a} at character'
+        f' {error.start}); give it as UTF-8.'
+    ) from error
+
+
 def _read(file: str, field: str) -> list[str]:
-  lines = _lines(pathlib.Path(file).read_bytes(), file)
+  try:
+    data = pathlib.Path(file).read_bytes()
+  except OSError as error:
+    raise errors.UserError(
+        f'{file} cannot be read: {error.strerror}. Name a text file, or a'
+        ' .jsonl file, with --file.'
+    ) from error
+  lines = _lines(data, file)
   if not file.endswith('.jsonl'):
     return lines
   found = []
@@ -224,6 +259,7 @@ def _read(file: str, field: str) -> list[str]:
           f'{file}, line {number} has no text in the field {field!r}; name the'
           ' field with --field.'
       )
+    _check_text(value[field], f'{file}, line {number}, field {field!r}')
     found.append(value[field])
   return found
 
@@ -265,16 +301,13 @@ def _load(
 def _answers(
     pair: tuple[pretrained.Model, pretrained.Model | None],
     rows: Sequence[Sequence[int]],
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
+    size: int,
     settings: decoding_lib.Decoding,
     seed: int,
-    out: str | None,
 ) -> Iterator[tuple[int, Answer]]:
-  """Number and answer of each input, batch by batch."""
-  size = max(len(batch.numbers) for batch in batches)
-  # Standard output is what a person watches, where there is no file.
-  shown = batches if out is None else progress.shown(batches, 'decoding')
-  for batch in shown:
+  """Number and answer of each input, batch by batch, each of `size` rows."""
+  for batch in batches:
     # Rows that are wanting are filled with the last one, which ends when it
     # ends; one shape is one compiled program.
     more = [batch.numbers[-1]] * (size - len(batch.numbers))
@@ -284,15 +317,21 @@ def _answers(
         *pair, tokens, segments, np.array(numbers), settings, seed
     )
     for row, number in enumerate(batch.numbers):
-      yield number, _answer(pair[0], samples, row)
+      yield number, _answer(pair, samples, row)
 
 
 def _answer(
-    model: pretrained.Model, samples: samples_lib.Samples, row: int
+    pair: tuple[pretrained.Model, pretrained.Model | None],
+    samples: samples_lib.Samples,
+    row: int,
 ) -> Answer:
   tokens = samples.tokens[row, : samples.lengths[row]]
   counts = samples.statistics
-  judged = int(counts.reached_at[row].sum())
+  reached_at = accepted_at = []  # there are no blocks without a draft
+  if pair[1] is not None:
+    reached_at = counts.reached_at[row].tolist()
+    accepted_at = counts.accepted_at[row].tolist()
+  judged = sum(reached_at)
   blocks, emitted = int(counts.blocks[row]), int(counts.emitted[row])
   accepted = int(counts.accepted[row])
   statistics = {
@@ -300,21 +339,24 @@ def _answer(
       'drafted': int(counts.drafted[row]),
       'accepted': accepted,
       'emitted': emitted,
+      'reached_at': reached_at,
+      'accepted_at': accepted_at,
       'acceptance_rate': accepted / judged if judged else None,
       'block_efficiency': emitted / blocks if blocks else None,
   }
-  text = generation.detokenize(model.vocabulary, tokens)
+  text = generation.detokenize(pair[0].vocabulary, tokens)
   return Answer(text, tokens.tolist(), statistics)
 
 
 def _in_order(
     answers: Iterator[tuple[int, Answer]], start: int
 ) -> Iterator[tuple[int, Answer]]:
-  """The same, each as soon as all before it have been given."""
+  """Those from `start` on, each as soon as all before it have been given."""
   waiting: dict[int, Answer] = {}
   following = start
   for number, answer in answers:
-    waiting[number] = answer
+    if number >= start:
+      waiting[number] = answer
     while following in waiting:
       yield following, waiting.pop(following)
       following += 1
@@ -334,39 +376,30 @@ def _line(
   return json_lib.dumps(values, ensure_ascii=False)
 
 
-def _resume(
-    out: pathlib.Path, inputs: Sequence[str], settings: dict[str, Any]
-) -> int:
+def _resume(name: str, inputs: Sequence[str], settings: dict[str, Any]) -> int:
   """How many answers are in the file; what follows them is cut off.
 
   Raises:
     UserError: they are to other inputs or of other settings.
   """
+  if '://' in name:
+    raise errors.UserError(
+        f'--out is {name}, but lines are added to local files only; name one,'
+        ' and copy it when it is done.'
+    )
+  out = pathlib.Path(name)
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open('ab'):
       pass
+    data = out.read_bytes()
   except OSError as error:
     raise errors.UserError(
         f'Nothing can be written to {out}: {error.strerror}. Name another file.'
     ) from error
-  data = out.read_bytes()
   whole = data[: data.rfind(b'\n') + 1]
   for number, line in enumerate(whole.splitlines()):
-    try:
-      value = json_lib.loads(line)
-      found, had = value['input'], value['settings']
-    except (ValueError, KeyError, TypeError) as error:
-      raise errors.UserError(
-          f'{out}, line {number + 1} is not an answer of decode; name another'
-          ' file.'
-      ) from error
-    what = None
-    if number >= len(inputs) or found != inputs[number]:
-      what = 'is an answer to another input'
-    elif had != settings:
-      names = [name for name in settings if had.get(name) != settings[name]]
-      what = f'was made with another {" and ".join(names)}'
+    what = _difference(line, number, inputs, settings)
     if what is not None:
       raise errors.UserError(
           f'{out}, line {number + 1} {what}; remove the file, or name another.'
@@ -374,6 +407,24 @@ def _resume(
   if len(whole) < len(data):
     os.truncate(out, len(whole))
   return whole.count(b'\n')
+
+
+def _difference(
+    line: bytes, number: int, inputs: Sequence[str], settings: dict[str, Any]
+) -> str | None:
+  """What a line is instead of the answer to input `number`, if it is not."""
+  try:
+    value = json_lib.loads(line)
+    index, found, had = value['index'], value['input'], dict(value['settings'])
+  except (ValueError, KeyError, TypeError):
+    return 'is not an answer of decode'
+  if number >= len(inputs) or (index, found) != (number, inputs[number]):
+    return 'is an answer to another input'
+  # A setting that a file does not have yet is None.
+  names = [
+      key for key in {**settings, **had} if had.get(key) != settings.get(key)
+  ]
+  return f'was made with another {" and ".join(names)}' if names else None
 
 
 def _open(out: str | None) -> Any:
@@ -427,26 +478,52 @@ def _converse(
     settings: decoding_lib.Decoding,
     seed: int,
     prefix: str,
+    described: dict[str, Any] | None,
 ) -> None:
-  """Asks for inputs and prints answers until an empty line."""
+  """Asks for inputs and prints answers until an empty line.
+
+  Args:
+    pair: target, and draft or None.
+    settings: how to decode.
+    seed: of all streams.
+    prefix: put before each input.
+    described: settings for lines of JSON; None prints plain text.
+  """
   print('An empty line ends.', file=sys.stderr)
   number = 0
   while True:
     try:
-      text = input('> ')
+      text = _ask()
+      _check_text(text, 'The text')
     except EOFError:
       print(file=sys.stderr)
       return
+    except errors.UserError as error:
+      print(error, file=sys.stderr)
+      continue
     if not text:
       return
-    rows = [generation.tokenize(pair[0], prefix + text)]
+    text = prefix + text
+    rows = [generation.tokenize(pair[0], text)]
     summary = _Summary(1, pair[1] is not None)
     tokens, segments = generation.pad(rows)
     samples = generation.sample(
         *pair, tokens, segments, np.array([number]), settings, seed
     )
-    answer = _answer(pair[0], samples, 0)
+    answer = _answer(pair, samples, 0)
     summary.add(answer)
-    print(answer.text)
+    line = answer.text
+    if described is not None:
+      line = _line(number, text, answer, described)
+    print(line, flush=True)
     print(summary, file=sys.stderr)
     number += 1
+
+
+def _ask() -> str:
+  """A line that a person types."""
+  if sys.stdout.isatty():
+    return input('> ')
+  # The answers go to a file, where the prompt would be in the way.
+  print('> ', end='', file=sys.stderr, flush=True)
+  return input()

@@ -70,12 +70,14 @@ def generate(
     verification: 'token', or 'block', which accepts no fewer tokens.
     lenience: None is lossless; (function, epsilon) accepts more, see `lenient`:
       function 'linear', 'square' or 'exponential', epsilon in (0, 1].
-    seed: row i draws from the stream (seed, i), whatever the batch.
+    seed: row i draws from the stream (seed, i), whatever the batch; in
+      [0, 2**32).
 
   Raises:
     UserError: models that do not fit, settings out of range, no inputs, or
       strings for a model without a vocabulary.
   """
+  check_seed(seed)
   decoding = decoding_lib.Decoding(
       temperature=temperature,
       top_k=top_k,
@@ -140,6 +142,15 @@ def sample(
         decoding,
     )
   return jax.device_get(out)
+
+
+def check_seed(seed: int) -> None:
+  """Raises UserError for seeds that share their streams with another."""
+  if not 0 <= seed < 2**32:
+    raise errors.UserError(
+        f'seed is {seed}; it must lie in [0, 2**32): of other numbers only the'
+        ' last 32 bits are used.'
+    )
 
 
 def detokenize(vocabulary, tokens: np.ndarray) -> str:

@@ -1,0 +1,239 @@
+"""`distillspec certify`: the losslessness certificate of a pair on a device.
+
+Everything runs here: these models, this installation, this device. A
+certificate that fails is exit code 1; all verdicts are lines of results.jsonl.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distillspec_jax.checkpoints import store
+from distillspec_jax.core import errors
+from distillspec_jax.core import results
+from distillspec_jax.evaluation import exactness
+from distillspec_jax.models import pretrained
+from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import generation
+
+RULES = ('token', 'block')
+_LARGEST_DIFFERENCE = 1e-3  # nats, float32, cached against teacher-forced
+_ENUMERATED_ROWS = 20_000
+
+
+class Check(NamedTuple):
+  """One line of the certificate."""
+
+  name: str
+  holds: bool
+  what: str
+  metrics: dict[str, results.Metric]
+  decoding: decoding_lib.Decoding
+
+
+def certify(
+    *,
+    target: str,
+    draft: str,
+    run: str | None = None,
+    file: str | None = None,
+    inputs: int = 32,
+    input_length: int = 32,
+    samples: int = 1024,
+    max_new_tokens: int = 32,
+    block_length: int = 5,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    false_alarm: float = 1e-6,
+    seed: int = 0,
+) -> None:
+  """Proves, or refutes, that this pair's output is the target's own.
+
+  Args:
+    target: folder or name of the model that decides.
+    draft: folder or name of the model that proposes.
+    run: folder whose results.jsonl gets the verdicts.
+    file: inputs, one a line; default: random tokens.
+    inputs: how many different inputs.
+    input_length: tokens of a random input; longer lines of a file are refused.
+    samples: rows to sample for each rule.
+    max_new_tokens: length of an output at most.
+    block_length: tokens drafted before each call of the target.
+    temperature: of the sampled checks.
+    top_k: likewise; 0 allows all.
+    top_p: likewise; 1 allows all.
+    false_alarm: chance that one statistical check fails though all is right.
+    seed: of inputs and sampling.
+
+  Raises:
+    UserError: models or settings that do not fit.
+    Failed: a check failed; the message names it.
+  """
+  if not temperature > 0.0:
+    raise errors.UserError(
+        f'temperature is {temperature}; it is of the sampled checks and must be'
+        ' greater than 0. Greedy decoding is checked anyway.'
+    )
+  for name, value in (('inputs', inputs), ('samples', samples)):
+    if value < 1:
+      raise errors.UserError(f'{name} is {value}; it must be at least 1.')
+  settings = decoding_lib.Decoding(
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      block_length=block_length,
+      max_new_tokens=max_new_tokens,
+  )
+  if run is not None:
+    store.check_writable(run)
+  models = pretrained.load(target), pretrained.load(draft)
+  pretrained.check_pair(*models)
+  tokens, segments = _inputs(models, file, inputs, input_length, seed)
+  device = jax.devices()[0]
+  print(
+      f'{target} with {draft}, on {device.device_kind}, jax {jax.__version__}'
+  )
+  failed = []
+  for check in _checks(models, tokens, segments, settings, samples,
+                       false_alarm, seed):  # fmt: skip
+    print(f'{"holds" if check.holds else "FAILS"}  {check.name}: {check.what}')
+    if not check.holds:
+      failed.append(check.name)
+    if run is not None:
+      _write(run, models, check, seed)
+  if failed:
+    raise errors.Failed(
+        f'The certificate fails: {", ".join(failed)}. Do not rely on what this'
+        ' pair emits here; please report it with the lines above.'
+    )
+  print("The output of this pair, on this device, is the target's own.")
+
+
+def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
+  """Each check as soon as it is made."""
+  wide = [exactness.compute_in(model, 'float32') for model in models]
+  coarse = [exactness.compute_in(model, 'bfloat16') for model in models]
+  greedy = dataclasses.replace(settings, temperature=0.0)
+
+  found = exactness.greedy(*wide, tokens, segments, greedy)
+  yield Check(
+      'greedy in float32',
+      found.different == 0,
+      f'{found.rows - found.different} of {found.rows} rows are, token for'
+      ' token, those of autoregressive decoding',
+      _greedy_metrics(found, found.different == 0),
+      greedy,
+  )
+  found = exactness.greedy(*coarse, tokens, segments, greedy)
+  yield Check(
+      'greedy in bfloat16',
+      found.are_ties,
+      f'{found.different} of {found.rows} rows differ; where they part, both'
+      f' tokens are within {found.margin:.3g} of the best logit, and rounding'
+      f' moves logits by up to {found.rounding:.3g}',
+      _greedy_metrics(found, found.are_ties),
+      greedy,
+  )
+  apart = exactness.incremental(wide[0], tokens, segments, settings, seed)
+  holds = apart <= _LARGEST_DIFFERENCE
+  yield Check(
+      'cache in float32',
+      holds,
+      f'log-probabilities through the cache and teacher-forced are within'
+      f' {apart:.3g} nats (allowed: {_LARGEST_DIFFERENCE})',
+      {
+          'holds': results.Metric(float(holds), None, len(tokens), '1'),
+          'largest_difference': results.Metric(
+              apart, None, len(tokens), 'nats'
+          ),
+      },
+      settings,
+  )
+  repeat = -(-samples // len(tokens))
+  many = jnp.tile(tokens, (repeat, 1))[:samples]
+  many_segments = jnp.tile(segments, (repeat, 1))[:samples]
+  for rule in RULES:
+    decoding = dataclasses.replace(settings, verification=rule)
+    fit = exactness.enumerated(decoding, _ENUMERATED_ROWS, seed)
+    yield _fit_check(
+        f'law of a tiny pair, {rule} verification',
+        'outputs beside the law of all outputs', fit, false_alarm, decoding,
+    )  # fmt: skip
+    fit = exactness.uniforms(*wide, many, many_segments, decoding, seed)
+    yield _fit_check(
+        f'law of this pair, {rule} verification',
+        'tokens beside the target given what was before', fit, false_alarm,
+        decoding,
+    )  # fmt: skip
+
+
+def _fit_check(name, what, fit, false_alarm, decoding) -> Check:
+  holds = fit.p_value > false_alarm
+  return Check(
+      name,
+      holds,
+      f'{fit.count:,} {what}: p = {fit.p_value:.3g} (fails below'
+      f' {false_alarm:g})',
+      {
+          'holds': results.Metric(float(holds), None, fit.count, '1'),
+          'p_value': results.Metric(fit.p_value, None, fit.count, '1'),
+      },
+      decoding,
+  )
+
+
+def _greedy_metrics(found, holds) -> dict[str, results.Metric]:
+  metric = lambda value, unit: results.Metric(value, None, found.rows, unit)
+  return {
+      'holds': metric(float(holds), '1'),
+      'different_rows': metric(found.different, 'rows'),
+      'margin': metric(found.margin, 'logits'),
+      'rounding': metric(found.rounding, 'logits'),
+  }
+
+
+def _inputs(models, file, count, length, seed):
+  """Tokens and segments int32[count, length]."""
+  vocabulary = min(model.config.vocab_size for model in models)
+  if file is None:
+    if length < 1:
+      raise errors.UserError(
+          f'input_length is {length}; it must be at least 1.'
+      )
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(min(2, vocabulary - 1), vocabulary, (count, length))
+    return jnp.asarray(rows, jnp.int32), jnp.ones((count, length), jnp.int32)
+  target = models[0]
+  if target.vocabulary is None:
+    raise errors.UserError(
+        f'{target.name} has no vocabulary, so it cannot read {file}; leave'
+        ' --file out to certify on random tokens.'
+    )
+  lines = pathlib.Path(file).read_text(encoding='utf-8').splitlines()[:count]
+  rows = [generation.tokenize(target, line) for line in lines if line]
+  if not rows:
+    raise errors.UserError(f'{file} has no line with text.')
+  tokens, segments = generation.pad(rows)
+  return jnp.asarray(tokens), jnp.asarray(segments)
+
+
+def _write(run, models, check, seed) -> None:
+  results.write(
+      pathlib.Path(run) / 'results.jsonl',
+      'certificate',
+      run=pathlib.Path(run).name,
+      target=models[0].name,
+      draft=models[1].name,
+      task=check.name,
+      split='none',
+      decoding=check.decoding.describe(speculative=True, batch_size=1),
+      metrics=check.metrics,
+      seed=seed,
+  )

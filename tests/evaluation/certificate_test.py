@@ -1,0 +1,236 @@
+"""The certificate holds for the sampler as it is, and for no broken one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distillspec_jax import main
+from distillspec_jax.checkpoints import model_folder
+from distillspec_jax.core import errors
+from distillspec_jax.core import randomness
+from distillspec_jax.core import results
+from distillspec_jax.data import vocabularies
+from distillspec_jax.evaluation import certificate
+from distillspec_jax.evaluation import exactness
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.sampling import block_verification
+from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import speculative
+from distillspec_jax.sampling import verification
+
+FALSE_ALARM = 1e-6
+SAMPLED = decoding_lib.Decoding(
+    temperature=1.0, block_length=3, max_new_tokens=8
+)
+SMALL = {
+    'inputs': 4,
+    'input_length': 6,
+    'samples': 512,
+    'max_new_tokens': 8,
+    'block_length': 3,
+}
+
+
+def model(seed, size=40, **changes):
+  config = config_lib.published('test', vocab_size=size, **changes)
+  transformer = transformer_lib.Transformer(config)
+  params = transformer.init(jax.random.key(seed))
+  return pretrained.Model(transformer, jax.tree.map(lambda x: 1.5 * x, params))
+
+
+@pytest.fixture(name='pair', scope='module')
+def _pair():
+  return model(0), model(1, num_decoder_layers=1)
+
+
+@pytest.fixture(name='folders', scope='module')
+def _folders(pair, tmp_path_factory):
+  """The pair as folders."""
+  folder = tmp_path_factory.mktemp('pair')
+  for name, one in zip(('target', 'draft'), pair):
+    model_folder.save_model(folder / name, one.config.to_dict(), one.params, 0)
+  return {name: str(folder / name) for name in ('target', 'draft')}
+
+
+def inputs(rows):
+  tokens = np.random.default_rng(0).integers(2, 40, (4, 6))
+  tokens = jnp.asarray(np.tile(tokens, (rows // 4, 1)), jnp.int32)
+  return tokens, jnp.ones_like(tokens)
+
+
+@pytest.fixture(name='fresh')
+def _fresh(monkeypatch):
+  """A function: compiles the loop afresh, so that it holds what is changed."""
+
+  original = speculative.generate
+
+  def compile_again():
+    mutant = jax.jit(
+        lambda *args: original.__wrapped__(*args),
+        static_argnums=(0, 2, 7),
+    )
+    monkeypatch.setattr(speculative, 'generate', mutant)
+
+  return compile_again
+
+
+@pytest.mark.parametrize('rule', certificate.RULES)
+@pytest.mark.parametrize('warping', [{}, {'top_k': 5}, {'top_p': 0.8}])
+def test_tokens_of_a_pair_have_the_law(pair, rule, warping):
+  decoding = decoding_lib.Decoding(
+      temperature=1.0, block_length=3, max_new_tokens=8, verification=rule,
+      **warping,
+  )  # fmt: skip
+  fit = exactness.uniforms(*pair, *inputs(1024), decoding, seed=0)
+  assert fit.count > 4000
+  assert fit.p_value > FALSE_ALARM
+
+
+def test_a_draft_that_is_the_target_has_the_law(pair):
+  fit = exactness.uniforms(pair[0], pair[0], *inputs(512), SAMPLED, seed=1)
+  assert fit.p_value > FALSE_ALARM
+
+
+def test_lenient_tokens_have_not(pair):
+  lossy = decoding_lib.Decoding(
+      temperature=1.0, block_length=3, max_new_tokens=8,
+      lenience=('linear', 0.5),
+  )  # fmt: skip
+  fit = exactness.uniforms(*pair, *inputs(1024), lossy, seed=0)
+  assert fit.p_value < FALSE_ALARM
+
+
+def resamples_target(keys, drafted, q_logits, p_logits):
+  """The correction comes from p and not from the residual."""
+  verdict = TOKEN(keys, drafted, q_logits, p_logits)
+  weights = verification.at(p_logits, verdict.num_accepted)
+  again = randomness.categorical(randomness.streams(keys, 'next'), weights)
+  return verdict._replace(next_token=again)
+
+
+def accepts_too_much(keys, drafted, q_logits, p_logits):
+  verdict = TOKEN(keys, drafted, q_logits, p_logits)
+  more = jnp.minimum(verdict.num_accepted + 1, drafted.shape[1])
+  return verdict._replace(num_accepted=more)
+
+
+TOKEN = verification.token
+BROKEN = [resamples_target, accepts_too_much]
+
+
+@pytest.mark.parametrize('broken', BROKEN)
+def test_a_broken_verifier_is_seen_in_both_laws(
+    pair, monkeypatch, fresh, broken
+):
+  monkeypatch.setattr(verification, 'token', broken)
+  fresh()
+  fit = exactness.uniforms(*pair, *inputs(1024), SAMPLED, seed=0)
+  assert fit.p_value < FALSE_ALARM
+  assert exactness.enumerated(SAMPLED, 20_000, 0).p_value < FALSE_ALARM
+
+
+def test_a_broken_block_verifier_is_seen(pair, monkeypatch, fresh):
+  monkeypatch.setattr(block_verification, 'block', resamples_target)
+  fresh()
+  decoding = decoding_lib.Decoding(
+      temperature=1.0, block_length=3, max_new_tokens=8, verification='block'
+  )
+  fit = exactness.uniforms(*pair, *inputs(1024), decoding, seed=0)
+  assert fit.p_value < FALSE_ALARM
+
+
+def test_greedy_rows_are_the_same(pair):
+  found = exactness.greedy(*pair, *inputs(8), SAMPLED)
+  assert found.rows == 8 and found.different == 0 and found.are_ties
+  assert 0.0 < found.rounding < 1e-3
+
+
+def test_a_broken_greedy_verifier_is_no_tie(pair, monkeypatch, fresh):
+  exact = verification.greedy
+
+  def second_best(drafted, p_logits):
+    verdict = exact(drafted, p_logits)
+    order = jnp.argsort(p_logits, axis=-1)[..., -2].astype(jnp.int32)
+    return verdict._replace(
+        next_token=verification.at(order, verdict.num_accepted)
+    )
+
+  monkeypatch.setattr(verification, 'greedy', second_best)
+  fresh()
+  for dtype in ('float32', 'bfloat16'):
+    models = [exactness.compute_in(one, dtype) for one in pair]
+    found = exactness.greedy(*models, *inputs(8), SAMPLED)
+    assert found.different == 8
+    assert not found.are_ties
+
+
+def test_ties_in_bfloat16_are_recognised():
+  # Two words with one vector: whichever is first in the logits is a tie.
+  assert exactness.Greedy(9, 2, margin=0.05, rounding=0.03).are_ties
+  assert not exactness.Greedy(9, 2, margin=0.07, rounding=0.03).are_ties
+
+
+def test_the_certificate_holds_and_is_written(folders, tmp_path, capsys):
+  certificate.certify(**folders, **SMALL, run=str(tmp_path))
+  said = capsys.readouterr().out
+  assert said.count('holds  ') == 7 and 'FAILS' not in said
+  assert "is the target's own" in said
+  lines = results.read(tmp_path / 'results.jsonl')
+  assert len(lines) == 7
+  assert all(line['kind'] == 'certificate' for line in lines)
+  assert all(line['metrics']['holds']['value'] == 1.0 for line in lines)
+
+
+def test_a_certificate_that_fails_is_exit_code_1(
+    folders, tmp_path, monkeypatch, fresh, capsys
+):
+  monkeypatch.setattr(main, '_use_compilation_cache', lambda: None)
+  monkeypatch.setattr(verification, 'token', resamples_target)
+  fresh()
+  flags = [f'--{name}={value}' for name, value in {**folders, **SMALL}.items()]
+  assert main.main(['certify', *flags, f'--run={tmp_path}']) == 1
+  said = capsys.readouterr()
+  assert 'FAILS  law of this pair, token verification' in said.out
+  assert 'holds  law of this pair, block verification' in said.out
+  assert 'The certificate fails: law of a tiny pair, token' in said.err
+  lines = results.read(tmp_path / 'results.jsonl')
+  assert [line['metrics']['holds']['value'] for line in lines].count(0.0) == 2
+
+
+def test_lines_of_a_file(folders, tmp_path, capsys):
+  (tmp_path / 'in.txt').write_text('one\ntwo words\n')
+  with pytest.raises(errors.UserError, match='has no vocabulary'):
+    certificate.certify(**folders, **SMALL, file=str(tmp_path / 'in.txt'))
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'temperature': 0.0}, 'temperature is 0.0'),
+        ({'samples': 0}, 'samples is 0'),
+        ({'inputs': 0}, 'inputs is 0'),
+        ({'input_length': 0}, 'input_length is 0'),
+        ({'block_length': 9}, 'block_length is 9'),
+        ({'draft': 'nowhere'}, 'There is no folder nowhere'),
+    ],
+)
+def test_settings_out_of_range_are_named(folders, changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    certificate.certify(**{**folders, **SMALL, **changes})
+
+
+def test_a_vocabulary_of_words_reads_a_file(pair, tmp_path):
+  words = vocabularies.load('bytes')
+  one = model(0, 384)
+  models = [
+      pretrained.Model(one.transformer, one.params, words) for _ in range(2)
+  ]
+  (tmp_path / 'in.txt').write_text('ab\n\nabc\n')
+  tokens, segments = certificate._inputs(
+      models, str(tmp_path / 'in.txt'), 9, 0, 0
+  )
+  np.testing.assert_array_equal(segments.sum(axis=1), [3, 4])
+  assert tokens[1, 3] == 1
