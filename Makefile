@@ -16,12 +16,13 @@ LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
 .PHONY: help install quickstart test lint format lock wheel clean \
-  check-hugging-face
+  check-hugging-face benchmark-peers
 
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 	@echo 'make install | lint | format | lock | wheel | clean'
 	@echo 'make check-hugging-face: do exported models load in transformers?'
+	@echo 'make benchmark-peers: decoding beside transformers, into runs/peers'
 
 install: $(STAMP)
 
@@ -76,6 +77,9 @@ check-hugging-face: install $(HF_STAMP)
 	rm -rf runs/exported
 	$(BIN)/python benchmarks/hugging_face/export.py runs/exported
 	$(HF)/bin/python benchmarks/hugging_face/check_exported.py runs/exported
+
+benchmark-peers: install $(HF_STAMP)
+	$(BIN)/python benchmarks/decoding.py --peer=$(HF)/bin/python --run=runs/peers
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info

@@ -57,13 +57,12 @@ def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
 
 def _kind(annotation: Any) -> type:
   """The type of a value; of `X | None` it is X."""
+  parts = [annotation]
   if isinstance(annotation, types.UnionType):
-    (annotation,) = (
-        part
-        for part in typing.get_args(annotation)
-        if part is not types.NoneType
-    )
-  return annotation
+    parts = [p for p in typing.get_args(annotation) if p is not types.NoneType]
+  if len(parts) != 1 or parts[0] not in (bool, float, int, str):
+    raise TypeError(f'No flag can be made of a parameter of type {annotation}.')
+  return parts[0]
 
 
 def _singular(name: str) -> str:

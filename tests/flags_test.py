@@ -54,6 +54,18 @@ def test_help_is_the_docstrings(capsys):
   assert 'All of it' not in text
 
 
+def test_a_type_that_is_no_flag_is_refused():
+  def several(*, sizes: tuple[str, ...] = ()):
+    """Works.
+
+    Args:
+      sizes: all.
+    """
+
+  with pytest.raises(TypeError, match='No flag can be made of a parameter'):
+    flags.add(argparse.ArgumentParser(), several)
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [

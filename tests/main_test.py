@@ -289,6 +289,43 @@ def test_unknown_command_and_no_command(capsys):
   assert 'quickstart' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['decod'], "choose from 'quickstart', .*Did you mean decode?"),
+        (
+            ['nothing'],
+            r"invalid choice: 'nothing' .*\)\. See distillspec --help",
+        ),
+        (['decode', 'x'], 'required: --target. See distillspec decode --help.'),
+        (
+            ['decode', '--target=x', '--top-k=1'],
+            'unrecognized arguments: --top-k=1. Did you mean --top_k or',
+        ),
+        (['decode', '--target=x', '--top_k=a'], "--top_k: invalid int .* 'a'"),
+        (['convert', 'x'], 'required: DESTINATION'),
+        (['train', '--rum=x'], '--rum=x. Did you mean --run?'),
+        (
+            ['--run=x'],
+            'unrecognized arguments: --run=x. See distillspec --help',
+        ),
+        (['report', '--run=x', 'y'], 'unrecognized arguments: y. See'),
+    ],
+)
+def test_flags_that_are_none_are_one_line(capsys, arguments, message):
+  assert main.main(arguments) == 2
+  said = capsys.readouterr()
+  assert said.out == ''
+  assert said.err.startswith('distillspec: ') and said.err.count('\n') == 1
+  assert re.search(message, said.err), said.err
+
+
+def test_help_looks_into_no_command(capsys, monkeypatch):
+  monkeypatch.setattr(main, '_function', None)
+  assert main.main(['--help']) == 0
+  assert 'decode' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('command', list(main.COMMANDS))
 def test_each_command_has_help_with_an_example(capsys, command):
   assert main.main([command, '--help']) == 0

@@ -7,12 +7,14 @@ Two facts of a model are not where one would look for them. Whether the output
 layer is the embedding follows from the tensors: newer versions of transformers
 write `tie_word_embeddings: true` into every config. Whether logits are scaled
 by D**-0.5 follows from `scale_decoder_outputs`, and where that is absent, from
-`tie_word_embeddings` as older versions wrote it; mT5's are not scaled.
+`tie_word_embeddings` as older versions wrote it; mT5's are not scaled. umT5's
+follow `tie_word_embeddings`, as in transformers 4; version 5 scales them all.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, NamedTuple
 from collections.abc import Iterator, Mapping
 
@@ -34,6 +36,13 @@ _UNREAD = (
     'flax_model.msgpack',
 )
 _SHARD_BYTES = 5_000_000_000
+_REQUIRED = ('vocab_size', 'd_model', 'd_kv', 'd_ff', 'num_layers', 'num_heads')
+_SIZES = (
+    *_REQUIRED,
+    'num_decoder_layers',
+    'relative_attention_num_buckets',
+    'relative_attention_max_distance',
+)
 _MODEL_TYPES = ('t5', 'mt5', 'umt5')
 
 # Older transformers saved this tensor, which T5 never reads.
@@ -234,7 +243,7 @@ def _read_config(folder: epath.Path) -> dict[str, Any]:
   try:
     values = json.loads(path.read_text())
     values.get('model_type')
-  except (ValueError, AttributeError) as error:
+  except (ValueError, AttributeError, RecursionError) as error:
     raise errors.UserError(
         f'{path} is not a JSON object ({error}); copy or download it again.'
     ) from error
@@ -262,7 +271,7 @@ def _our_config(
   is_umt5 = values['model_type'] == 'umt5'
   default = 'relu' if values['model_type'] == 't5' else 'gated-gelu'
   feed_forward = values.get('feed_forward_proj', default)
-  gated, dash, activation = feed_forward.rpartition('-')
+  gated, _, activation = str(feed_forward).rpartition('-')
   if feed_forward == 'gated-gelu':  # theirs means the tanh form here alone
     activation = 'gelu_new'
   if activation not in _ACTIVATIONS or gated not in ('', 'gated'):
@@ -276,20 +285,25 @@ def _our_config(
     scale = values.get('scale_decoder_outputs', scale)
   elif values['model_type'] == 'mt5':
     scale = False
-  required = (
-      'vocab_size',
-      'd_model',
-      'd_kv',
-      'd_ff',
-      'num_layers',
-      'num_heads',
-  )
-  absent = [name for name in required if name not in values]
+  absent = [name for name in _REQUIRED if name not in values]
   if absent:
     raise errors.UserError(
         f'{path} lacks {", ".join(absent)}; copy or download it again.'
     )
   layers = values['num_layers']
+  if values.get('num_decoder_layers') is None:
+    values = {**values, 'num_decoder_layers': layers}
+  wrong = [
+      f'{name} {values[name]!r}'
+      for name in _SIZES
+      if name in values
+      and not (type(values[name]) is int and values[name] >= 1)
+  ]
+  if wrong:
+    raise errors.UserError(
+        f'{path} says {", ".join(wrong)}; sizes are whole numbers, 1 or more.'
+        ' Copy or download it again.'
+    )
   return {
       'vocab_size': values['vocab_size'],
       'emb_dim': values['d_model'],
@@ -297,7 +311,7 @@ def _our_config(
       'head_dim': values['d_kv'],
       'mlp_dim': values['d_ff'],
       'num_encoder_layers': layers,
-      'num_decoder_layers': values.get('num_decoder_layers') or layers,
+      'num_decoder_layers': values['num_decoder_layers'],
       'mlp_activations': tuple(activations),
       'logits_via_embedding': is_tied,
       'scale_logits': bool(scale),
@@ -317,9 +331,7 @@ def _their_config(config: Mapping[str, Any]) -> dict[str, Any]:
   feed_forward = theirs.get(first, first)
   if list(rest) == ['linear']:
     feed_forward = 'gated-gelu' if first == 'gelu' else f'gated-{first}'
-  if first == 'linear' or (
-      rest and (first == 'gelu_exact' or rest != ['linear'])
-  ):
+  if rest and (first == 'gelu_exact' or rest != ['linear']):
     raise errors.UserError(
         f'mlp_activations {tuple(config["mlp_activations"])} cannot be said in'
         ' a config.json of transformers. Write it with to=t5x or'
@@ -327,6 +339,12 @@ def _their_config(config: Mapping[str, Any]) -> dict[str, Any]:
     )
   is_tied, scale = config['logits_via_embedding'], config['scale_logits']
   per_layer = config['relative_bias_per_layer']
+  if per_layer and is_tied and not scale:
+    raise errors.UserError(
+        'Logits are made by the embedding and not scaled, and every layer has a'
+        ' relative bias of its own; transformers has no such T5. Write it with'
+        ' to=distillspec.'
+    )
   kind, architecture = 't5', 'T5ForConditionalGeneration'
   if per_layer:
     kind, architecture = 'umt5', 'UMT5ForConditionalGeneration'
@@ -392,15 +410,22 @@ def _read_shards(folder: epath.Path) -> dict[str, Tensor]:
   path = folder / _INDEX
   try:
     places = json.loads(path.read_text())['weight_map']
-    files = sorted(set(places.values()))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    files = sorted({os.fspath(file) for file in places.values()})
+  except (
+      ValueError, KeyError, TypeError, AttributeError, RecursionError,
+  ) as error:  # fmt: skip
     raise errors.UserError(
         f'{path} is damaged ({error!r}); copy or download it again.'
     ) from error
-  outside = [file for file in files if '/' in file or '\\' in file]
+  outside = [
+      file
+      for file in files
+      if '/' in file or '\\' in file or file in ('', '.', '..')
+  ]
   if outside:
     raise errors.UserError(
-        f'{path} names files of other folders: {", ".join(outside)}.'
+        f'{path} names what are no files of its folder:'
+        f' {", ".join(map(repr, outside))}. Copy or download it again.'
     )
   absent = [file for file in files if not (folder / file).exists()]
   if absent:

@@ -57,7 +57,9 @@ def _read_json(folder: epath.Path) -> dict[str, Any]:
     raise errors.UserError(
         f'{folder} is not a model folder: {path} is not there.'
     ) from error
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (
+      ValueError, KeyError, TypeError, AttributeError, RecursionError,
+  ) as error:  # fmt: skip
     raise errors.UserError(
         f'{path} is damaged ({error!r}); write the model again.'
     ) from error

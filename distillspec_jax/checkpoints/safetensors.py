@@ -36,7 +36,8 @@ def read(path: epath.Path) -> dict[str, Tensor]:
   """Name -> tensor of the file; only the header is read.
 
   Raises:
-    UserError: the file is cut off, or its header is not a valid one.
+    UserError: the file is cut off, or its header is not a valid one, or does
+      not account for every byte exactly once.
   """
   size = path.stat().length
   with path.open('rb') as file:
@@ -50,15 +51,10 @@ def read(path: epath.Path) -> dict[str, Tensor]:
   try:
     header = json.loads(text)
     header.pop('__metadata__', None)
-    entries = {
-        name: (
-            entry['dtype'],
-            tuple(int(n) for n in entry['shape']),
-            *(int(n) for n in entry['data_offsets']),
-        )
-        for name, entry in header.items()
-    }
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    entries = {name: _entry(values) for name, values in header.items()}
+  except (
+      ValueError, KeyError, TypeError, AttributeError, RecursionError,
+  ) as error:  # fmt: skip
     raise errors.UserError(
         f'{path} has no valid safetensors header ({error!r}). Copy or download'
         ' it again.'
@@ -84,7 +80,39 @@ def read(path: epath.Path) -> dict[str, Tensor]:
           f' file at {size}. Copy or download it again.'
       )
     tensors[name] = _tensor(path, start + begin, shape, _DTYPES[dtype])
+  _check_covered(path, entries, size - start)
   return tensors
+
+
+def _entry(values: Any) -> tuple[str, tuple[int, ...], int, int]:
+  """Dtype, shape, first byte and byte after the last, as a header says."""
+  shape = tuple(values['shape'])
+  begin, end = values['data_offsets']
+  if not all(type(n) is int for n in (*shape, begin, end)):
+    raise TypeError('shapes and offsets must be whole numbers')
+  return str(values['dtype']), shape, begin, end
+
+
+def _check_covered(
+    path: epath.Path, entries: Mapping[str, tuple], nbytes: int
+) -> None:
+  """Refuses tensors that overlap, and bytes that belong to none."""
+  spans = sorted(
+      (begin, end, name) for name, (*_, begin, end) in entries.items()
+  )
+  before = 0
+  for begin, end, name in spans:
+    if begin != before:
+      raise errors.UserError(
+          f'Tensor {name} in {path} begins at byte {begin} of the data, but the'
+          f' one before it ends at {before}. Copy or download the file again.'
+      )
+    before = end
+  if before != nbytes:
+    raise errors.UserError(
+        f'{path} has {nbytes} bytes of data, of which its tensors take'
+        f' {before}. Copy or download it again.'
+    )
 
 
 def _tensor(

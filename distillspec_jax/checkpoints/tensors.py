@@ -217,7 +217,8 @@ def place(
       array = jax.make_array_from_callback(tensor.shape, sharding, read)
       array.block_until_ready()
       boxes.clear()  # the host's copies, which count as long as they are there
-      return array
+      # One by one, so that not all are held in both dtypes.
+      return array if dtype is None else array.astype(dtype)
 
   # The largest first: they would else be waited for at the end.
   order = sorted(tensors, key=lambda path: -tensors[path].nbytes)
@@ -225,8 +226,6 @@ def place(
     placed = dict(zip(order, pool.map(one, order)))
   if spoilt and not allow_nonfinite:
     raise errors.UserError(nonfinite_message(spoilt))
-  if dtype is not None:
-    placed = {path: array.astype(dtype) for path, array in placed.items()}
   return {path: placed[path] for path in tensors}
 
 

@@ -27,13 +27,9 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
     UserError: there is nothing; the message says what was looked for.
   """
   text = os.fspath(path)
-  folder = epath.Path(text).expanduser()
   if '://' in text:
-    if not folder.exists():
-      raise errors.UserError(
-          f'{text} is not there, or this machine may not read it.'
-      )
-    return folder
+    return _remote(text)
+  folder = epath.Path(text).expanduser()
   if folder.is_dir():
     return folder
   if folder.exists():
@@ -43,6 +39,23 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
   if not _REPOSITORY.fullmatch(text):
     raise errors.UserError(f'There is no folder {text}.')
   return _from_hub(text)
+
+
+def _remote(text: str) -> epath.Path:
+  try:
+    folder = epath.Path(text)
+    is_there = folder.exists()
+  except Exception as error:  # of many kinds: no such scheme, network, rights
+    reason = ' '.join(str(error).split())[:200]
+    raise errors.UserError(
+        f'{text} cannot be read: {reason}{"." * (reason[-1:] != ".")} Give a'
+        " folder, 'gs://BUCKET/FOLDER', or a repository's name."
+    ) from error
+  if not is_there:
+    raise errors.UserError(
+        f'{text} is not there, or this machine may not read it.'
+    )
+  return folder
 
 
 def hub_cache() -> pathlib.Path:

@@ -65,13 +65,11 @@ def read_tokenizer_json(path: epath.Path) -> Any:
   return _tokenizers(path.parent, beside, _settings(beside, path.parent))
 
 
-def check_size(
-    vocabulary: Any, vocab_size: int | None, folder: epath.Path
-) -> None:
+def check_size(vocabulary: Any, vocab_size: int | None, folder: Any) -> None:
   """Raises UserError where a model has no row for a piece."""
   if vocab_size is not None and vocabulary.vocab_size > vocab_size:
     raise errors.UserError(
-        f'The vocabulary in {folder} has {vocabulary.vocab_size} pieces, but'
+        f'The vocabulary {folder} has {vocabulary.vocab_size} pieces, but'
         f' the model has only {vocab_size} rows of embeddings. It belongs to'
         ' another model, or has too many sentinels: see extra_ids in'
         f' {CONFIG}.'

@@ -33,17 +33,25 @@ _MODEL = 'vocabulary.model'
 _TRAINING_CHARACTERS = 2_000_000
 
 
-def load(spec: str | os.PathLike[str]) -> Any:
+def load(spec: str | os.PathLike[str], vocab_size: int | None = None) -> Any:
   """The vocabulary that `spec` names.
 
   Args:
     spec: 'bytes'; a SentencePiece .model file, which is taken as it is,
       without sentinels that are not in it; a tokenizer.json; or a folder as in
       `load`: a model's, a run's, or one of Hugging Face, local or remote.
+    vocab_size: embedding rows of the model that is to read with it, if known.
 
   Raises:
-    UserError: there is nothing, or it is no vocabulary.
+    UserError: there is nothing, or it is no vocabulary, or it has more pieces
+      than the model has rows.
   """
+  found = _load(spec)
+  hugging_face_tokenizer.check_size(found, vocab_size, spec)
+  return found
+
+
+def _load(spec: str | os.PathLike[str]) -> Any:
   if spec == 'bytes':
     return vocabulary_kinds.bytes_()
   path = epath.Path(os.fspath(spec)).expanduser()

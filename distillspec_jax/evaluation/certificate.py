@@ -231,9 +231,12 @@ def _write(run, models, check, seed) -> None:
       run=pathlib.Path(run).name,
       target=models[0].name,
       draft=models[1].name,
-      task=check.name,
-      split='none',
+      task='certificate',
+      split='all',
       decoding=check.decoding.describe(speculative=True, batch_size=1),
-      metrics=check.metrics,
+      metrics={
+          f'{check.name}: {name}': metric
+          for name, metric in check.metrics.items()
+      },
       seed=seed,
   )

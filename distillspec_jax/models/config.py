@@ -8,12 +8,21 @@ train.
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from typing import Any
 
 from distillspec_jax.core import errors
 
 _ACTIVATIONS = ('gelu', 'gelu_exact', 'linear', 'relu', 'silu')
 _REMAT = ('none', 'dots', 'full')
+_KINDS = {  # annotation -> what is accepted for it
+    'bool': bool,
+    'float': numbers.Real,
+    'int': numbers.Integral,
+    'str': str,
+    'tuple[str, ...]': (list, tuple),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,7 @@ class T5Config:
   relative_bias_per_layer: bool = False
 
   def __post_init__(self):
+    self._check_types()
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
     if self.scale_logits is None:
       object.__setattr__(self, 'scale_logits', self.logits_via_embedding)
@@ -83,6 +93,23 @@ class T5Config:
           f'T5Config.num_encoder_layers is {self.num_encoder_layers}; 0 makes a'
           ' decoder-only model, negative numbers mean nothing.'
       )
+    if self.relative_buckets < 4:
+      raise errors.UserError(
+          f'T5Config.relative_buckets is {self.relative_buckets}; it must be at'
+          ' least 4: two directions, near and far.'
+      )
+    # The last of the near ones, see `relative_position.bucket`.
+    if self.relative_max_distance <= self.relative_buckets // 2:
+      raise errors.UserError(
+          'T5Config.relative_max_distance is'
+          f' {self.relative_max_distance}; it must be more than half of'
+          f' relative_buckets, which is {self.relative_buckets}.'
+      )
+    if not 0.0 <= self.norm_epsilon < math.inf:
+      raise errors.UserError(
+          f'T5Config.norm_epsilon is {self.norm_epsilon}; it must be a number'
+          ' from 0 on.'
+      )
     if not 0.0 <= self.dropout_rate < 1.0:
       raise errors.UserError(
           f'T5Config.dropout_rate is {self.dropout_rate}; it must lie in'
@@ -90,8 +117,22 @@ class T5Config:
       )
     _check_choice('dtype', self.dtype, ('float32', 'bfloat16'))
     _check_choice('remat', self.remat, _REMAT)
+    if not self.mlp_activations:
+      raise errors.UserError(
+          'T5Config.mlp_activations is empty; give one for each branch.'
+      )
     for activation in self.mlp_activations:
       _check_choice('mlp_activations', activation, _ACTIVATIONS)
+
+  def _check_types(self) -> None:
+    for field in dataclasses.fields(self):
+      value, kind = getattr(self, field.name), _KINDS.get(field.type)
+      is_bool = isinstance(value, bool)
+      if kind and (not isinstance(value, kind) or is_bool != (kind is bool)):
+        raise errors.UserError(
+            f'T5Config.{field.name} is {value!r}; it must be of type'
+            f' {field.type}.'
+        )
 
   @property
   def is_decoder_only(self) -> bool:
@@ -110,6 +151,13 @@ class T5Config:
           f'The model configuration has unknown entries {unknown}; this'
           f' version knows {sorted(known)}.'
       )
+    absent = sorted(
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.name not in values
+    )
+    if absent:
+      raise errors.UserError(f'The model configuration lacks {absent}.')
     return cls(**values)
 
 

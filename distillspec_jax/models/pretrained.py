@@ -93,7 +93,8 @@ def load(
     step: the checkpoint of that step instead, of a run or of t5x.
     dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved, and
       float32 for the formats that do not say.
-    param_dtype: what to hold the parameters in; default: as on disk.
+    param_dtype: what to hold the parameters in, 'float32' or 'bfloat16';
+      default: as on disk.
     vocabulary: where it is, if not in the folder: a SentencePiece .model file,
       a tokenizer.json, another folder, or 'bytes'.
     mesh: lays the parameters out on it, each device reading its own part;
@@ -128,6 +129,11 @@ def place(
     allow_nonfinite: bool = False,
 ) -> Model:
   """A checkpoint's model, without vocabulary; arguments as in `load`."""
+  if param_dtype not in (None, 'float32', 'bfloat16'):
+    raise errors.UserError(
+        f"param_dtype is {param_dtype!r}; it must be 'float32' or 'bfloat16',"
+        ' or left out.'
+    )
   config = config_lib.T5Config.from_dict(checkpoint.config)
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype)
@@ -162,7 +168,7 @@ def find_vocabulary(
 ) -> Any | None:
   """The vocabulary that is given, or else the one in the folder, or None."""
   if given is not None:
-    return vocabularies.load(given)
+    return vocabularies.load(given, vocab_size)
   return vocabularies.load_from(folder, vocab_size)
 
 

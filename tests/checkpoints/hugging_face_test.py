@@ -70,13 +70,22 @@ def read(folder):
         {'mlp_activations': ('gelu_exact',)},
         {'mlp_activations': ('relu', 'linear')},
         {'mlp_activations': ('silu', 'linear')},
+        {'mlp_activations': ('linear',)},
+        {'mlp_activations': ('linear', 'linear')},
         {'logits_via_embedding': True, 'scale_logits': True},
         {'logits_via_embedding': True},
         {'scale_logits': True},
         {'relative_bias_per_layer': True},
         {'relative_bias_per_layer': True, 'scale_logits': True},
+        {
+            'relative_bias_per_layer': True,
+            'logits_via_embedding': True,
+            'scale_logits': True,
+        },
         {'norm_epsilon': 1e-3, 'relative_buckets': 4},
         {'num_encoder_layers': 1, 'num_decoder_layers': 3},
+        {'num_encoder_layers': 1, 'num_decoder_layers': 1},
+        {'vocab_size': 17, 'num_heads': 3, 'head_dim': 5},
     ],
 )
 def test_every_kind_comes_back(tmp_path, changes):
@@ -88,7 +97,7 @@ def test_every_kind_comes_back(tmp_path, changes):
     np.testing.assert_array_equal(found.tensors[path].all(), tensor.all())
 
 
-@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize('dtype', [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize('shard_bytes', [10**9, 500, 1])
 def test_shards_come_back_byte_for_byte(tmp_path, dtype, shard_bytes):
   _, tensors = save(tmp_path, dtype, shard_bytes)
@@ -112,6 +121,62 @@ def test_shards_come_back_byte_for_byte(tmp_path, dtype, shard_bytes):
   assert len(files) >= (total / shard_bytes if shard_bytes > 1 else 10)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def test_shards_are_files_that_the_formats_own_package_reads(tmp_path, dtype):
+  official = pytest.importorskip(
+      'safetensors', reason='the package safetensors is not installed'
+  )
+  config, tensors = save(tmp_path, np.dtype(dtype), shard_bytes=2000)
+  index = json.loads((tmp_path / 'model.safetensors.index.json').read_text())
+  found = {}
+  for file in set(index['weight_map'].values()):
+    for name, entry in official.deserialize((tmp_path / file).read_bytes()):
+      assert index['weight_map'][name] == file
+      found[name] = entry
+  places = hugging_face.names(config)
+  assert set(found) == set(places)
+  short = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}[dtype]
+  for name, place in places.items():
+    array = tensors[place.path].all()
+    array = array.T if place.is_transposed else array
+    assert found[name]['dtype'] == short
+    assert tuple(found[name]['shape']) == array.shape
+    assert bytes(found[name]['data']) == array.tobytes()
+
+
+def test_kernels_lie_transposed_and_tables_do_not(tmp_path):
+  _, tensors = save(tmp_path)
+  found = safetensors.read(epath.Path(tmp_path / 'model.safetensors'))
+  for name, path, is_transposed in (
+      ('shared.weight', 'token_embedder/embedding', False),
+      ('lm_head.weight', 'decoder/logits_dense/kernel', True),
+      (
+          'decoder.block.0.layer.1.EncDecAttention.o.weight',
+          'decoder/layers_0/encoder_decoder_attention/out/kernel',
+          True,
+      ),
+      (
+          'encoder.block.0.layer.0.SelfAttention.relative_attention_bias'
+          '.weight',
+          'encoder/relpos_bias/rel_embedding',
+          True,
+      ),
+      (
+          'encoder.block.1.layer.1.DenseReluDense.wi_1.weight',
+          'encoder/layers_1/mlp/wi_1/kernel',
+          True,
+      ),
+      (
+          'decoder.final_layer_norm.weight',
+          'decoder/decoder_norm/scale',
+          False,
+      ),
+  ):
+    array = tensors[path].all()
+    array = array.T if is_transposed else array
+    np.testing.assert_array_equal(found[name].all(), array)
+
+
 # What a configuration says, in older and newer words.
 
 
@@ -127,7 +192,11 @@ def test_shards_come_back_byte_for_byte(tmp_path, dtype, shard_bytes):
             False,
         ),
         ('mt5', {'tie_word_embeddings': True}, False),
+        ('mt5', {'tie_word_embeddings': False}, False),
+        ('mt5', {}, False),
         ('umt5', {'tie_word_embeddings': False}, False),
+        ('umt5', {}, True),
+        ('t5', {'tie_word_embeddings': True}, False),  # as newer versions write
         ('umt5', {'tie_word_embeddings': True}, True),
     ],
 )
@@ -152,6 +221,8 @@ def test_whether_logits_are_scaled(tmp_path, model_type, values, expected):
         ('gated-gelu_new', ('gelu', 'linear')),
         ('gated-silu', ('silu', 'linear')),
         ('swish', ('silu',)),
+        ('linear', ('linear',)),
+        ('gated-linear', ('linear', 'linear')),
     ],
 )
 def test_activations(tmp_path, said, expected):
@@ -277,7 +348,15 @@ def test_a_head_that_equals_the_embedding_may_be_one_of_its_own(tmp_path):
         ({'decoder_start_token_id': 5}, 'decoder_start_token_id 5'),
         ({'feed_forward_proj': 'gated-tanh'}, "feed_forward_proj 'gated-tanh'"),
         ({'feed_forward_proj': 'x-relu'}, "feed_forward_proj 'x-relu'"),
+        ({'feed_forward_proj': 3}, 'feed_forward_proj 3; it must be one of'),
         ({'d_kv': None, 'd_ff': None}, 'lacks d_kv, d_ff'),
+        ({'d_kv': 0, 'd_ff': 'x'}, "says d_kv 0, d_ff 'x'; sizes are whole"),
+        ({'num_layers': 1.5}, 'num_layers 1.5'),
+        ({'num_heads': [2]}, r'num_heads \[2\]'),
+        ({'vocab_size': True}, 'vocab_size True'),
+        ({'num_decoder_layers': 0}, 'num_decoder_layers 0'),
+        ({'relative_attention_num_buckets': ''}, "num_buckets ''"),
+        ({'relative_attention_max_distance': -1}, 'max_distance -1'),
     ],
 )
 def test_a_wrong_configuration_is_named(tmp_path, values, message):
@@ -287,7 +366,26 @@ def test_a_wrong_configuration_is_named(tmp_path, values, message):
     read(tmp_path)
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '"t5"'])
+def test_a_size_that_is_null_is_named(tmp_path):
+  save(tmp_path)
+  path = tmp_path / 'config.json'
+  path.write_text(
+      json.dumps({**json.loads(path.read_text()), 'num_layers': None})
+  )
+  with pytest.raises(errors.UserError, match='says num_layers None'):
+    read(tmp_path)
+
+
+def test_as_many_layers_on_both_sides_where_the_decoders_are_null(tmp_path):
+  save(tmp_path, num_decoder_layers=2)
+  path = tmp_path / 'config.json'
+  path.write_text(
+      json.dumps({**json.loads(path.read_text()), 'num_decoder_layers': None})
+  )
+  assert read(tmp_path).config['num_decoder_layers'] == 2
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '"t5"', '[' * 100_000])
 def test_a_configuration_that_is_no_object_is_named(tmp_path, text):
   save(tmp_path)
   (tmp_path / 'config.json').write_text(text)
@@ -371,7 +469,23 @@ def move(values):
         (lambda v: v.update(weight_map=[1]), 'index.json is damaged'),
         (
             lambda v: v['weight_map'].update({'shared.weight': '../x'}),
-            r'files of other folders: \.\./x',
+            r"what are no files of its folder: '\.\./x'\. Copy",
+        ),
+        (
+            lambda v: v['weight_map'].update({'shared.weight': '..'}),
+            r"what are no files of its folder: '\.\.'\. Copy",
+        ),
+        (
+            lambda v: v['weight_map'].update({'shared.weight': ''}),
+            "what are no files of its folder: ''",
+        ),
+        (
+            lambda v: v['weight_map'].update(dict.fromkeys(v['weight_map'], 3)),
+            'index.json is damaged',
+        ),
+        (
+            lambda v: v['weight_map'].update({'more': 'config.json'}),
+            'config.json is no whole safetensors file',
         ),
         (move, 'says where tensors are that are not there'),
         (
@@ -392,7 +506,11 @@ def test_a_wrong_index_is_named(tmp_path, edit, message):
     [
         ({'num_encoder_layers': 0}, 'is decoder-only'),
         ({'mlp_activations': ('gelu_exact', 'linear')}, 'cannot be said'),
-        ({'mlp_activations': ('linear',)}, 'cannot be said'),
+        ({'mlp_activations': ('relu', 'relu')}, 'cannot be said'),
+        (
+            {'relative_bias_per_layer': True, 'logits_via_embedding': True},
+            'not scaled, and every layer has a relative bias of its own',
+        ),
     ],
 )
 def test_what_transformers_has_not_is_refused(tmp_path, changes, message):

@@ -110,12 +110,73 @@ def entry(dtype='F32', shape=(2,), offsets=(0, 8)):
         (entry(shape=(3,)), b'12345678', None, '12 bytes, but .* bytes 0 to 8'),
         (entry(offsets=(-8, 0)), b'12345678', None, 'bytes -8 to 0'),
         (entry(offsets=(8, 16)), b'12345678', None, 'is cut off'),
+        (entry(dtype=[1]), b'12345678', None, 'x in .* is of type'),
+        (entry(shape=(2.0,)), b'12345678', None, 'no valid safetensors header'),
+        (entry(offsets=(0,)), b'12345678', None, 'no valid safetensors header'),
+        (entry(offsets=(0, 1e999)), b'', None, 'no valid safetensors header'),
+        (b'[' * 100_000, b'', None, 'no valid safetensors header'),
+        (entry(), b'12345678more', None, '12 bytes of data, .* tensors take 8'),
+        (entry(offsets=(4, 12)), b'x' * 12, None, 'x .* byte 4 .* ends at 0'),
+        (
+            {**entry(), 'y': entry(offsets=(4, 12))['x']},
+            b'x' * 12,
+            None,
+            'y .* begins at byte 4 of the data, but the one .* ends at 8',
+        ),
     ],
 )
 def test_damage_is_named(tmp_path, header, data, length, message):
   with_header(tmp_path / 'x', header, data, length)
   with pytest.raises(errors.UserError, match=message):
     safetensors.read(epath.Path(tmp_path / 'x'))
+
+
+def test_tensors_may_lie_in_any_order(tmp_path):
+  last, first = entry(offsets=(8, 16)), entry()
+  header = {'last': last['x'], 'first': first['x']}
+  data = np.arange(4, dtype=np.float32)
+  with_header(tmp_path / 'x', header, data.tobytes())
+  found = safetensors.read(epath.Path(tmp_path / 'x'))
+  np.testing.assert_array_equal(found['first'].all(), data[:2])
+  np.testing.assert_array_equal(found['last'].all(), data[2:])
+
+
+@pytest.mark.parametrize(
+    'header, data',
+    [
+        ({'x': entry()['x'], 'y': entry()['x']}, b'12345678'),
+        ({'x': entry()['x'], 'y': entry(offsets=(16, 24))['x']}, b'x' * 24),
+        (entry(), b'12345678more'),
+        (entry(shape=(2.0,)), b'12345678'),
+    ],
+)
+def test_the_formats_own_package_refuses_it_too(tmp_path, header, data):
+  official = pytest.importorskip(
+      'safetensors', reason='the package safetensors is not installed'
+  )
+  with_header(tmp_path / 'x', header, data)
+  with pytest.raises(errors.UserError):
+    safetensors.read(epath.Path(tmp_path / 'x'))
+  with pytest.raises(official.SafetensorError):
+    official.deserialize((tmp_path / 'x').read_bytes())
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.integers(0, 400), byte=st.integers(0, 255))
+def test_no_byte_of_a_header_that_is_changed_crashes(
+    tmp_path_factory, place, byte
+):
+  folder = tmp_path_factory.mktemp('flipped', numbered=True)
+  save(folder / 'x', some_arrays())
+  data = bytearray((folder / 'x').read_bytes())
+  length = 8 + int.from_bytes(data[:8], 'little')
+  data[place % length] = byte
+  (folder / 'x').write_bytes(data)
+  try:
+    for tensor in safetensors.read(epath.Path(folder / 'x')).values():
+      tensor.all()
+  except errors.UserError as error:
+    assert str(folder / 'x') in str(error)
 
 
 @pytest.mark.parametrize('size', [0, 4, 8])

@@ -1,7 +1,11 @@
 """Tensors: placed box by box, compared pair by pair."""
 
+import math
 import threading
 
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -51,6 +55,44 @@ def test_all_come_to_the_first_device_as_they_are():
     np.testing.assert_array_equal(placed[path], array)
 
 
+def part_of(data, size):
+  start = data.draw(st.integers(0, size - 1))
+  return slice(start, data.draw(st.integers(start + 1, size)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_chain_of_views_is_that_of_numpy(data):
+  shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
+  array = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+  tensor = tensors_lib.from_array(array)
+  for _ in range(data.draw(st.integers(0, 4))):
+    view = data.draw(st.sampled_from(['T', 'at', 'astype']))
+    if view == 'T':
+      tensor, array = tensor.T, array.T
+    elif view == 'astype':
+      dtype = data.draw(st.sampled_from(['float32', 'float16', 'bfloat16']))
+      tensor, array = tensor.astype(dtype), array.astype(dtype)
+    elif array.ndim > 1:
+      axis = data.draw(st.integers(0, array.ndim - 1))
+      number = data.draw(st.integers(0, array.shape[axis] - 1))
+      tensor, array = tensor.at(axis, number), array.take(number, axis)
+  assert tensor.shape == array.shape and tensor.dtype == array.dtype
+  assert (tensor.size, tensor.nbytes) == (array.size, array.nbytes)
+  np.testing.assert_array_equal(tensor.all(), array)
+  box = tuple(part_of(data, size) for size in array.shape)
+  found = tensor.read(box)
+  assert found.dtype == array.dtype
+  np.testing.assert_array_equal(found, array[box])
+
+
+def test_what_does_not_fit_another_dtype_is_infinite_and_counted():
+  tensor = tensors_lib.from_array(np.array([1.0, 1e6], np.float32))
+  found = tensor.astype('float16').all()
+  assert tensors_lib.count_nonfinite(found) == 1
+  assert tensor.astype('float32') is tensor
+
+
 def test_transposed_tensors_are_placed_transposed():
   tensor = tensors()['a/kernel'].T
   placed = tensors_lib.place({'x': tensor})['x']
@@ -71,6 +113,29 @@ def test_each_device_reads_its_own_box_and_replicas_once():
       (2, 4, 0, 4),
       (2, 4, 4, 8),
   ]
+
+
+@pytest.mark.parametrize(
+    'spec, boxes_read',
+    [
+        (PartitionSpec(), 1),
+        (PartitionSpec('tensor'), 2),
+        (PartitionSpec(None, ('fsdp', 'tensor')), 4),
+        (PartitionSpec('data', ('fsdp', 'tensor')), 8),
+    ],
+)
+def test_as_many_boxes_are_read_as_there_are_different_ones(spec, boxes_read):
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
+  boxes = []
+  tensor = watched(tensors()['a/kernel'], boxes).T.T
+  sharding = NamedSharding(mesh, spec)
+  placed = tensors_lib.place({'x': tensor}, {'x': sharding}, dtype='bfloat16')
+  np.testing.assert_array_equal(placed['x'], ARRAYS['a/kernel'])
+  assert placed['x'].sharding.is_equivalent_to(sharding, 2)
+  assert placed['x'].dtype == jnp.bfloat16
+  assert len(boxes) == boxes_read
+  read = sum((i.stop - i.start) * (j.stop - j.start) for i, j in boxes)
+  assert read == tensor.size  # nothing twice
 
 
 def test_little_more_is_held_at_once_than_the_largest_tensor():

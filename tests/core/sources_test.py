@@ -140,6 +140,24 @@ def test_a_file_is_no_folder(tmp_path):
     sources.resolve(tmp_path / 'x')
 
 
+@pytest.mark.parametrize('error', [KeyError('x://'), OSError('no rights.')])
+def test_why_a_bucket_cannot_be_read_is_said(monkeypatch, error):
+  def refuse(self):
+    raise error
+
+  monkeypatch.setattr(type(epath.Path('gs://bucket')), 'exists', refuse)
+  with pytest.raises(errors.UserError) as raised:
+    sources.resolve('gs://bucket/model')
+  message = str(raised.value)
+  assert message.startswith('gs://bucket/model cannot be read: ')
+  assert '.. ' not in message and "'gs://BUCKET/FOLDER'" in message
+
+
+def test_another_kind_of_address_is_refused():
+  with pytest.raises(errors.UserError, match='http://a/b cannot be read'):
+    sources.resolve('http://a/b')
+
+
 @pytest.mark.parametrize('is_there', [True, False])
 def test_buckets(monkeypatch, is_there):
   path = type(epath.Path('gs://bucket/model'))

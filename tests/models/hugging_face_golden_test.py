@@ -18,7 +18,8 @@ from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 
-NAMES = ['t5_v10', 't5_v11', 't5_v11_bf16_sharded', 'byt5']
+FULL = ['t5_v10', 't5_v11', 'byt5']  # everything was recorded of these
+NAMES = [*FULL, 't5_v11_bf16_sharded']
 
 
 @functools.cache
@@ -39,66 +40,96 @@ def _golden(folder, request):
   return load(folder, request.param)
 
 
-@pytest.mark.parametrize('reference', ['logits', 'logits_f64'])
-def test_logits(golden, reference):
-  model, recorded = golden
-  if reference not in recorded:
-    reference = 'logits'
-  logits = model.logits(
+@pytest.fixture(name='full', params=FULL)
+def _full(folder, request):
+  return load(folder, request.param)
+
+
+def integers(arrays, name):
+  return arrays[name].astype(np.int32)
+
+
+def assert_near(found, expected, atol):
+  np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+def teacher_forced(model, recorded):
+  return model.logits(
       recorded['input_ids'],
       recorded['decoder_input_ids'],
       recorded['attention_mask'] > 0,
   )
-  np.testing.assert_allclose(logits, recorded[reference], atol=1e-3)
 
 
-def test_logits_of_long_inputs(golden):
-  model, recorded = golden
-  if 'long_logits' not in recorded:
-    pytest.skip('nothing was recorded of long inputs for this model')
+def test_logits(golden):
+  assert_near(teacher_forced(*golden), golden[1]['logits'], 1e-3)
+
+
+def test_logits_against_those_in_double_precision(full):
+  assert_near(teacher_forced(*full), full[1]['logits_f64'], 1e-3)
+
+
+def test_inputs_are_padded_on_either_side(golden):
+  starts = golden[1]['attention_mask'][:, 0]
+  assert 0 < starts.sum() < len(starts)  # so the above says it of both
+
+
+def test_logits_of_long_inputs(full):
+  model, recorded = full
   logits = model.logits(
       recorded['long_input_ids'],
       recorded['long_decoder_input_ids'],
       recorded['long_attention_mask'] > 0,
   )
-  np.testing.assert_allclose(logits, recorded['long_logits'], atol=2e-3)
+  assert_near(logits, recorded['long_logits'], 2e-3)
 
 
-def test_logits_where_decoder_positions_are_masked(golden):
-  model, recorded = golden
-  if 'logits_with_decoder_mask' not in recorded:
-    pytest.skip('nothing was recorded with a decoder mask for this model')
-  mask = recorded['decoder_attention_mask'].astype(np.int32)
-  logits = model.transformer.logits(
+def test_logits_where_decoder_positions_are_masked(full):
+  model, recorded = full
+  mask = integers(recorded, 'decoder_attention_mask')
+  logits = jax.jit(model.transformer.logits)(
       model.params,
-      recorded['input_ids'].astype(np.int32),
-      recorded['attention_mask'].astype(np.int32),
-      recorded['decoder_input_ids'].astype(np.int32),
+      integers(recorded, 'input_ids'),
+      integers(recorded, 'attention_mask'),
+      integers(recorded, 'decoder_input_ids'),
       mask,
   )
   expected = recorded['logits_with_decoder_mask']
-  np.testing.assert_allclose(logits[mask > 0], expected[mask > 0], atol=1e-3)
+  assert_near(logits[mask > 0], expected[mask > 0], 1e-3)
+
+
+def assert_encoded(model, recorded, prefix):
+  encode = functools.partial(model.transformer._apply, method='encode')
+  mask = integers(recorded, f'{prefix}attention_mask')
+  tokens = integers(recorded, f'{prefix}input_ids')
+  states = jax.jit(encode)(model.params, tokens, mask)
+  expected = recorded[f'{prefix}encoder_last_hidden_state']
+  assert_near(states[mask > 0], expected[mask > 0], 1e-3)
 
 
 def test_encoder_states(golden):
-  model, recorded = golden
-  if 'encoder_last_hidden_state' not in recorded:
-    pytest.skip('no encoder states were recorded for this model')
-  mask = recorded['attention_mask'].astype(np.int32)
-  states = model.transformer._apply(
+  assert_encoded(*golden, '')
+
+
+def test_encoder_states_of_long_inputs(full):
+  assert_encoded(*full, 'long_')
+
+
+def test_decoder_states(full):
+  model, recorded = full
+  tokens = integers(recorded, 'decoder_input_ids')
+  states = jax.jit(model.transformer.hidden)(
       model.params,
-      recorded['input_ids'].astype(np.int32),
-      mask,
-      method='encode',
+      integers(recorded, 'input_ids'),
+      integers(recorded, 'attention_mask'),
+      tokens,
+      np.ones_like(tokens),
   )
-  expected = recorded['encoder_last_hidden_state']
-  np.testing.assert_allclose(states[mask > 0], expected[mask > 0], atol=1e-3)
+  assert_near(states, recorded['decoder_hidden_states'][-1], 1e-3)
 
 
-def test_the_loss_of_labels(golden):
-  model, recorded = golden
-  if 'loss_from_labels' not in recorded:
-    pytest.skip('no loss was recorded for this model')
+def test_the_loss_of_labels(full):
+  model, recorded = full
   labels = recorded['labels']
   real = labels >= 0
   decoder_inputs = transformer_lib.shift_right(
@@ -113,10 +144,8 @@ def test_the_loss_of_labels(golden):
   np.testing.assert_allclose(loss, recorded['loss_from_labels'], rtol=1e-4)
 
 
-def test_buckets(golden):
-  _, recorded = golden
-  if 'bucket_relative_position' not in recorded:
-    pytest.skip('no buckets were recorded for this model')
+def test_buckets(full):
+  _, recorded = full
   for name, bidirectional in (('bidirectional', True), ('causal', False)):
     found = relative_position.bucket(
         recorded['bucket_relative_position'], bidirectional, 32, 128
@@ -124,71 +153,100 @@ def test_buckets(golden):
     np.testing.assert_array_equal(found, recorded[f'bucket_{name}'])
 
 
-def other_model(model):
-  """A small draft of the same vocabulary."""
-  config = config_lib.published('test', vocab_size=model.config.vocab_size)
+@functools.cache
+def draft_of(vocab_size):
+  """A small model of the same vocabulary, with random weights."""
+  config = config_lib.published('test', vocab_size=vocab_size)
   transformer = transformer_lib.Transformer(config)
   return transformer, transformer.init(jax.random.key(0))
+
+
+alone = jax.jit(autoregressive.generate, static_argnums=(0, 5))
+drafted = jax.jit(speculative.generate, static_argnums=(0, 2, 7))
 
 
 def generated(model, recorded, prefix, length, eos, is_speculative):
   decoding = decoding_lib.Decoding(
       max_new_tokens=length, block_length=4, eos_id=eos
   )
-  tokens = recorded[f'{prefix}input_ids'].astype(np.int32)
-  segments = recorded[f'{prefix}attention_mask'].astype(np.int32)
+  tokens = integers(recorded, f'{prefix}input_ids')
+  segments = integers(recorded, f'{prefix}attention_mask')
   keys = randomness.row_keys(jax.random.key(0), len(tokens))
   arguments = (tokens, segments, keys, decoding)
+  models = (model.transformer, model.params)
   if is_speculative:
-    out = speculative.generate(
-        model.transformer, model.params, *other_model(model), *arguments
-    )
-  else:
-    out = autoregressive.generate(model.transformer, model.params, *arguments)
-  return np.asarray(out.tokens)
+    draft = draft_of(model.config.vocab_size)
+    return np.asarray(drafted(*models, *draft, *arguments).tokens)
+  return np.asarray(alone(*models, *arguments).tokens)
 
 
-@pytest.mark.parametrize(
+both_ways = pytest.mark.parametrize(
     'is_speculative', [False, True], ids=['autoregressive', 'speculative']
 )
+
+
+@both_ways
 @pytest.mark.parametrize(
     'name, prefix',
-    [
-        ('greedy_sequences', ''),
-        ('greedy150_sequences', ''),
-        ('greedy_long_sequences', 'long_'),
-    ],
+    [('greedy150_sequences', ''), ('greedy_long_sequences', 'long_')],
 )
-def test_greedy_tokens(golden, name, prefix, is_speculative):
-  model, recorded = golden
-  if name not in recorded:
-    pytest.skip(f'no {name} were recorded for this model')
+def test_greedy_tokens(full, name, prefix, is_speculative):
+  model, recorded = full
   expected = recorded[name][:, 1:]
-  found = generated(
-      model, recorded, prefix, expected.shape[1], -1, is_speculative
-  )
+  length = expected.shape[1]
+  found = generated(model, recorded, prefix, length, -1, is_speculative)
+  np.testing.assert_array_equal(found, expected)
+  if not prefix:  # recorded by another call, of fewer tokens
+    fewer = recorded['greedy_sequences'][:, 1:]
+    np.testing.assert_array_equal(found[:, : fewer.shape[1]], fewer)
+
+
+@both_ways
+def test_greedy_tokens_of_bfloat16_parameters(folder, is_speculative):
+  model, recorded = load(folder, 't5_v11_bf16_sharded')
+  expected = recorded['greedy_sequences'][:, 1:]
+  found = generated(model, recorded, '', expected.shape[1], -1, is_speculative)
   np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(
-    'is_speculative', [False, True], ids=['autoregressive', 'speculative']
-)
-def test_greedy_tokens_end_with_eos(golden, is_speculative):
-  model, recorded = golden
-  if 'greedy_eos_sequences' not in recorded:
-    pytest.skip('nothing was recorded with an EOS for this model')
+@both_ways
+def test_greedy_tokens_end_with_eos(full, is_speculative):
+  model, recorded = full
   expected = recorded['greedy_eos_sequences'][:, 1:]
   eos = int(recorded['greedy_eos_id'])
+  assert (expected == eos).any()
   found = generated(model, recorded, '', expected.shape[1], eos, is_speculative)
   np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize('name', ['t5_v10', 't5_v11', 'byt5'])
+@pytest.mark.parametrize('block', [1, 8])
+def test_logits_of_every_greedy_step(full, block):
+  model, recorded = full
+  transformer, expected = model.transformer, recorded['greedy_scores']
+  advance, unembed = jax.jit(transformer.advance), jax.jit(transformer.unembed)
+  state, _ = jax.jit(transformer.begin, static_argnums=3)(
+      model.params,
+      integers(recorded, 'input_ids'),
+      integers(recorded, 'attention_mask'),
+      expected.shape[1],
+  )
+  tokens = integers(recorded, 'greedy_sequences')[:, :-1]
+  for start in range(0, tokens.shape[1], block):
+    hidden, state = advance(
+        model.params, state, tokens[:, start : start + block]
+    )
+    logits = unembed(model.params, hidden)
+    assert_near(logits, expected[:, start : start + block], 1e-3)
+
+
+@pytest.mark.parametrize('name', FULL)
 def test_the_hubs_older_configuration_is_the_same_model(folder, tmp_path, name):
   shutil.copytree(folder / name, tmp_path / name)
   hub_style = folder / name / 'config_hub_style.json'
   shutil.copyfile(hub_style, tmp_path / name / 'config.json')
-  assert pretrained.load(tmp_path / name).config == load(folder, name)[0].config
+  model, recorded = pretrained.load(tmp_path / name), load(folder, name)[1]
+  assert model.config == load(folder, name)[0].config
+  assert_near(teacher_forced(model, recorded), recorded['logits'], 1e-3)
 
 
 def test_parameters_are_kept_as_they_lie_on_disk(folder):

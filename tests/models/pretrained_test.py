@@ -139,6 +139,49 @@ def test_dtypes_of_parameters_and_of_computing(tmp_path, params):
   assert 0.0 < apart < 0.1
 
 
+@pytest.mark.parametrize('dtype', ['int8', 'float64', 'float16', 'x'])
+def test_other_dtypes_of_parameters_are_refused(tmp_path, params, dtype):
+  save_own(tmp_path / 'm', params)
+  with pytest.raises(
+      errors.UserError, match=f"param_dtype is '{dtype}'; it must be 'float32'"
+  ):
+    pretrained.load(tmp_path / 'm', param_dtype=dtype)
+  with pytest.raises(errors.UserError, match=f"dtype is '{dtype}'"):
+    pretrained.load(tmp_path / 'm', dtype=dtype)
+
+
+def test_what_to_compute_in_is_as_saved(tmp_path, params):
+  config = config_lib.published('test', vocab_size=384, dtype='bfloat16')
+  save_own(tmp_path / 'm', params, config)
+  assert pretrained.load(tmp_path / 'm').config.dtype == 'bfloat16'
+  model = pretrained.load(tmp_path / 'm', dtype='float32')
+  assert model.config == CONFIG
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_mesh_and_a_dtype_at_once(tmp_path, params, dtype):
+  save_hugging_face(tmp_path / 'm', params)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
+  model = pretrained.load(tmp_path / 'm', mesh=mesh, param_dtype=dtype)
+  layout = jax.tree.leaves(model.transformer.shardings(mesh))
+  for found, sharding in zip(jax.tree.leaves(model.params), layout):
+    assert found.sharding.is_equivalent_to(sharding, found.ndim)
+  assert_same(model.params, jax.tree.map(lambda x: x.astype(dtype), params))
+
+
+def test_a_repository_of_the_hubs_cache(tmp_path, params, monkeypatch):
+  monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'hub'))
+  monkeypatch.chdir(tmp_path)
+  repository = tmp_path / 'hub' / 'models--someone--tiny'
+  (repository / 'refs').mkdir(parents=True)
+  (repository / 'refs' / 'main').write_text('abc')
+  (repository / 'snapshots').mkdir()
+  save_hugging_face(repository / 'snapshots' / 'abc', params)
+  model = pretrained.load('someone/tiny')
+  assert model.name == 'someone/tiny'
+  assert_same(model.params, params)
+
+
 def test_scanned_layers_stay_scanned(tmp_path):
   config = config_lib.published('test', vocab_size=384, scan_layers=True)
   params = transformer_lib.Transformer(config).init(jax.random.key(0))
@@ -180,6 +223,65 @@ def test_nan_is_refused_with_its_path(tmp_path, params, save):
   assert np.isnan(model.params['token_embedder']['embedding']).all()
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_not_finite_in_any_dtype_of_theirs(tmp_path, params, dtype, value):
+  scale = params['decoder']['decoder_norm']['scale'].at[2].set(value)
+  decoder = {**params['decoder'], 'decoder_norm': {'scale': scale}}
+  spoilt = jax.tree.map(
+      lambda x: x.astype(dtype), {**params, 'decoder': decoder}
+  )
+  save_hugging_face(tmp_path / 'm', spoilt)
+  with pytest.raises(
+      errors.UserError, match=r'in decoder/decoder_norm/scale \(1\)\. The'
+  ):
+    pretrained.load(tmp_path / 'm')
+  model = pretrained.load(tmp_path / 'm', allow_nonfinite=True)
+  assert model.params['decoder']['decoder_norm']['scale'].dtype == dtype
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'emb_dim': None}, 'T5Config.emb_dim is None; it must be of type int'),
+        ({'norm_epsilon': 'x'}, "norm_epsilon is 'x'; it must be of type"),
+        ({'mlp_activations': 3}, 'mlp_activations is 3'),
+        ({'more': 3}, r"unknown entries \['more'\]"),
+    ],
+)
+def test_a_configuration_that_is_damaged_is_named(
+    tmp_path, params, changes, message
+):
+  save_own(tmp_path / 'm', params)
+  model_folder.write_config(tmp_path / 'm', {**CONFIG.to_dict(), **changes})
+  with pytest.raises(errors.UserError, match=message):
+    pretrained.load(tmp_path / 'm')
+
+
+def test_a_configuration_that_lacks_something_is_named(tmp_path, params):
+  save_own(tmp_path / 'm', params)
+  config = CONFIG.to_dict()
+  del config['emb_dim'], config['num_heads']
+  model_folder.write_config(tmp_path / 'm', config)
+  with pytest.raises(errors.UserError, match=r"lacks \['emb_dim', 'num_heads'"):
+    pretrained.load(tmp_path / 'm')
+
+
+def test_a_file_is_not_a_folder(tmp_path, params):
+  save_hugging_face(tmp_path / 'm', params)
+  with pytest.raises(errors.UserError, match='is a file; name the folder'):
+    pretrained.load(tmp_path / 'm' / 'model.safetensors')
+
+
+def test_pickles_are_refused_with_the_way_out(tmp_path, params):
+  save_hugging_face(tmp_path / 'm', params)
+  (tmp_path / 'm' / 'model.safetensors').rename(
+      tmp_path / 'm' / 'pytorch_model.bin'
+  )
+  with pytest.raises(errors.UserError, match='has only pytorch_model.bin, and'):
+    pretrained.load(tmp_path / 'm')
+
+
 def test_what_was_looked_for_is_said(tmp_path):
   with pytest.raises(errors.UserError) as raised:
     pretrained.load(tmp_path)
@@ -198,3 +300,11 @@ def test_a_folder_without_rights_is_named(tmp_path, params, monkeypatch):
   monkeypatch.setattr(path, 'read_text', refuse)
   with pytest.raises(PermissionError, match='config.json'):
     pretrained.load(tmp_path / 'm')
+
+
+def test_a_given_vocabulary_that_is_too_large_is_refused(tmp_path):
+  config = config_lib.published('test', vocab_size=40)
+  params = transformer_lib.Transformer(config).init(jax.random.key(0))
+  model_folder.save_model(tmp_path / 'm', config.to_dict(), params, 0)
+  with pytest.raises(errors.UserError, match='bytes has 259 pieces.*only 40'):
+    pretrained.load(tmp_path / 'm', vocabulary='bytes')
