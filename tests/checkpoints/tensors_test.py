@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 from hypothesis import given
 from hypothesis import settings
@@ -163,6 +164,27 @@ def test_little_more_is_held_at_once_than_the_largest_tensor():
   tensors_lib.place({str(i): read_of(shape) for i, shape in enumerate(shapes)})
   # JAX lets go of what it copied a moment later, when the next one is there.
   assert largest <= most[0] <= largest + 2 * other
+
+
+def test_bytes_being_read_never_exceed_the_largest_tensor():
+  reading, most, lock = [0], [0], threading.Lock()
+
+  def slow(size):
+    def read(index):
+      array = np.ones(size, np.float32)[index]
+      with lock:
+        reading[0] += array.nbytes
+        most[0] = max(most[0], reading[0])
+      time.sleep(0.02)  # so that threads meet
+      with lock:
+        reading[0] -= array.nbytes
+      return array
+
+    return tensors_lib.Tensor((size,), np.dtype(np.float32), read)
+
+  sizes = [64, *[16] * 20]
+  tensors_lib.place({str(i): slow(size) for i, size in enumerate(sizes)})
+  assert most[0] == 4 * 64  # and the small ones are read four at a time
 
 
 def test_another_dtype_on_request():
