@@ -42,7 +42,9 @@ def read(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Tensor]:
     raise errors.UserError(
         f'{folder} is not a folder of Orbax: {_METADATA} is not there.'
     ) from error
-  except (ValueError, KeyError, TypeError) as error:
+  except (
+      ValueError, KeyError, TypeError, AttributeError, RecursionError,
+  ) as error:  # fmt: skip
     raise errors.UserError(
         f'{folder / _METADATA} is damaged ({error!r}); copy it again.'
     ) from error
@@ -51,24 +53,20 @@ def read(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Tensor]:
     # A chunk that was lost is an error, not zeros.
     spec = {'driver': 'zarr', 'fill_missing_data_reads': False}
   in_database = metadata.get('use_ocdbt', (folder / 'manifest.ocdbt').exists())
-  opened = {
-      key: ts.open(
-          {**spec, 'kvstore': _kvstore(folder, '.'.join(key), in_database)},
-          read=True,
-          open=True,
-      )
-      for key in keys
-      if key[: len(prefix)] == prefix
-  }
-  tensors = {}
-  for key, future in opened.items():
-    try:
-      tensors['/'.join(key[len(prefix) :])] = tensor(future.result(), folder)
-    except ValueError as error:
-      raise errors.UserError(
-          f'{"/".join(key)} in {folder} cannot be read:'
-          f' {" ".join(str(error).split())[:200]}. Copy the folder again.'
-      ) from error
+  keys = [key for key in keys if key[: len(prefix)] == prefix]
+  key, opened, tensors = (), {}, {}
+  try:
+    for key in keys:  # all are under way before the first is waited for
+      where = _kvstore(folder, '.'.join(key), in_database)
+      opened[key] = ts.open({**spec, 'kvstore': where}, read=True, open=True)
+    for key in keys:
+      found = tensor(opened[key].result(), folder)
+      tensors['/'.join(key[len(prefix) :])] = found
+  except ValueError as error:
+    raise errors.UserError(
+        f'{"/".join(key)} in {folder} cannot be read:'
+        f' {" ".join(str(error).split())[:200]}. Copy the folder again.'
+    ) from error
   return tensors
 
 

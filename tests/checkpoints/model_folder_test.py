@@ -67,7 +67,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
 def test_what_is_no_model_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match='is not a model folder'):
     model_folder.read(tmp_path)
-  for damaged in ('{', '[]', '{"config": 3}'):
+  for damaged in ('{', '[]', '{"config": 3}', '[' * 100_000):
     (tmp_path / 'model.json').write_text(damaged)
     with pytest.raises(errors.UserError, match='is damaged'):
       model_folder.read_config(tmp_path)

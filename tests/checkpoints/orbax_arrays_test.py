@@ -1,5 +1,7 @@
 """What Orbax wrote is read, box by box."""
 
+import json
+
 from etils import epath
 import jax
 import jax.numpy as jnp
@@ -58,7 +60,14 @@ def test_sharded_arrays_are_read_whole(tmp_path):
 def test_what_is_not_orbaxs_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match='is not a folder of Orbax'):
     orbax_arrays.read(epath.Path(tmp_path))
-  for damaged in ('{', '{}', '{"tree_metadata": {"x": 3}}'):
+  for damaged in (
+      '{',
+      '{}',
+      '{"tree_metadata": {"x": 3}}',
+      '{"tree_metadata": []}',
+      '{"tree_metadata": {"x": {"key_metadata": [], "value_metadata": []}}}',
+      '[' * 100_000,
+  ):
     (tmp_path / '_METADATA').write_text(damaged)
     with pytest.raises(errors.UserError, match='_METADATA is damaged'):
       orbax_arrays.read(epath.Path(tmp_path))
@@ -69,6 +78,14 @@ def test_a_lost_array_is_named(tmp_path):
   (folder / 'params.a').rmtree()
   with pytest.raises(errors.UserError, match='params/a in .* cannot be read'):
     orbax_arrays.read(folder)
+
+
+def test_an_array_elsewhere_is_refused(tmp_path):
+  entry = {'key_metadata': [{'key': '../../a'}], 'value_metadata': {}}
+  text = json.dumps({'tree_metadata': {'x': entry}})
+  (tmp_path / '_METADATA').write_text(text)
+  with pytest.raises(errors.UserError, match=r'\.\./\.\./a in .* cannot be'):
+    orbax_arrays.read(epath.Path(tmp_path))
 
 
 def test_a_lost_chunk_is_an_error_and_not_zeros(tmp_path):

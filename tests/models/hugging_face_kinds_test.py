@@ -203,7 +203,7 @@ def assert_agree(folder):
     expected = reference.logits(inputs[row, mask[row]], decoder_inputs[row])
     scale = max(1.0, expected.std())
     np.testing.assert_allclose(
-        found[row] / scale, expected / scale, rtol=0, atol=2e-4
+        found[row] / scale, expected / scale, rtol=0, atol=2e-5
     )
   return model
 
