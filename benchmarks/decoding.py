@@ -71,7 +71,7 @@ def save(folder: pathlib.Path, config: config_lib.T5Config) -> None:
 
 def ours(model: pretrained.Model, inputs: np.ndarray, length: int):
   """Seconds and tokens of one call."""
-  decoding = decoding_lib.Decoding(max_new_tokens=length, eos_id=NEVER)
+  decoding = decoding_lib.Decoding(max_new_tokens=length, eos_ids=(NEVER,))
   keys = randomness.row_keys(jax.random.key(0), len(inputs))
   tokens = jnp.asarray(inputs, jnp.int32)
   start = time.perf_counter()

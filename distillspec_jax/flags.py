@@ -15,6 +15,9 @@ import typing
 from typing import Any
 from collections.abc import Callable
 
+_TEXTS = tuple[str, ...]  # a flag that may be given several times
+_METAVARS = {str: 'TEXT', tuple: 'NAME,NUMBER'}
+
 
 def add(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
   """Gives the parser what `function` takes."""
@@ -27,17 +30,21 @@ def add(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
       parser.add_argument(name, nargs='*', help=text, metavar=_singular(name))
     elif parameter.kind is not parameter.KEYWORD_ONLY:
       parser.add_argument(name, help=text, metavar=name.upper())
+    elif kind == _TEXTS:
+      parser.add_argument(
+          f'--{name}', action='append', default=[], help=text, metavar='TEXT'
+      )
     elif kind is bool:
       parser.add_argument(f'--{name}', action='store_true', help=text)
     else:
       required = parameter.default is parameter.empty
       parser.add_argument(
           f'--{name}',
-          type=kind,
+          type=_values if kind is tuple else kind,
           required=required,
           default=None if required else parameter.default,
           help=text,
-          metavar=kind.__name__.upper() if kind is not str else 'TEXT',
+          metavar=_METAVARS.get(kind) or kind.__name__.upper(),
       )
 
 
@@ -57,12 +64,25 @@ def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
 
 def _kind(annotation: Any) -> type:
   """The type of a value; of `X | None` it is X."""
+  if annotation == _TEXTS:
+    return annotation
   parts = [annotation]
   if isinstance(annotation, types.UnionType):
     parts = [p for p in typing.get_args(annotation) if p is not types.NoneType]
-  if len(parts) != 1 or parts[0] not in (bool, float, int, str):
+  if len(parts) != 1 or parts[0] not in (bool, float, int, str, tuple):
     raise TypeError(f'No flag can be made of a parameter of type {annotation}.')
   return parts[0]
+
+
+def _values(text: str) -> tuple[str | float, ...]:
+  """'linear,0.5' -> ('linear', 0.5)."""
+  found = []
+  for part in text.split(','):
+    try:
+      found.append(float(part))
+    except ValueError:
+      found.append(part.strip())
+  return tuple(found)
 
 
 def _singular(name: str) -> str:

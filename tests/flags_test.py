@@ -55,7 +55,7 @@ def test_help_is_the_docstrings(capsys):
 
 
 def test_a_type_that_is_no_flag_is_refused():
-  def several(*, sizes: tuple[str, ...] = ()):
+  def several(*, sizes: tuple[int, ...] = ()):
     """Works.
 
     Args:

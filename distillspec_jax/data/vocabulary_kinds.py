@@ -29,6 +29,7 @@ from distillspec_jax.data import tokenizer_json
 
 PAD, EOS = 0, 1
 SENTINEL = re.compile(r'▁?<extra_id_(\d+)>')
+_BYTE = re.compile('<0x([0-9A-F]{2})>')
 _FIRST_BYTE, _BYTES = 3, 256
 
 
@@ -105,6 +106,34 @@ def pieces(vocabulary: Any) -> list[str]:
     found = list(vocabulary.pieces)
   found[:2] = ['<pad>', '</s>']
   return list(map(one_name, found))
+
+
+def surfaces(vocabulary: Any) -> list[bytes]:
+  """What each number adds to a text, UTF-8; nothing for control tokens."""
+  if not isinstance(vocabulary, _classes()['tokenizers']):
+    names = pieces(vocabulary)
+    found = [_surface(name) for name in names]
+    found[PAD] = found[EOS] = b''
+    return found
+  # What the tokenizer's decoder makes of a piece where others come before it.
+  size = len(vocabulary.pieces)
+  before = next(i for i in range(2, size) if vocabulary.decode([i]).strip())
+  start = len(vocabulary.decode([before]))
+  found = [
+      vocabulary.decode([before, number])[start:].encode()
+      for number in range(size)
+  ]
+  found[PAD] = found[EOS] = b''
+  return found
+
+
+def _surface(piece: str) -> bytes:
+  byte = _BYTE.fullmatch(piece)
+  if byte:
+    return bytes([int(byte.group(1), 16)])
+  if piece == '<unk>':
+    return ' \u2047 '.encode()  # as SentencePiece writes it
+  return piece.replace('\u2581', ' ').encode()
 
 
 def one_name(piece: str) -> str:

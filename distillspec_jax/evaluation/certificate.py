@@ -20,6 +20,7 @@ from distillspec_jax.core import results
 from distillspec_jax.evaluation import exactness
 from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import generation
 
 RULES = ('token', 'block')
@@ -220,7 +221,7 @@ def _inputs(models, file, count, length, seed):
   rows = [generation.tokenize(target, line) for line in lines if line]
   if not rows:
     raise errors.UserError(f'{file} has no line with text.')
-  tokens, segments = generation.pad(rows)
+  tokens, segments = batching.pad(rows)
   return jnp.asarray(tokens), jnp.asarray(segments)
 
 

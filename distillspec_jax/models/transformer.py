@@ -177,6 +177,8 @@ class Transformer:
       inputs: jax.Array,
       input_segments: jax.Array,
       max_new_tokens: int,
+      prefix: jax.Array | None = None,
+      prefix_segments: jax.Array | None = None,
   ) -> tuple[DecodeState, Prefix]:
     """The state before the first new token.
 
@@ -188,35 +190,39 @@ class Transformer:
       inputs: int32[B, S].
       input_segments: int32[B, S], 0 is padding.
       max_new_tokens: slots to keep for tokens after the prefix.
+      prefix: int32[B, P] tokens that every output begins with, or None.
+      prefix_segments: int32[B, P], 0 is padding, at the end of a row.
     """
     shapes.bind_shapes(
         inputs=(inputs, 'B S'), input_segments=(input_segments, 'B S')
     )
+    if prefix is None:
+      prefix = prefix_segments = jnp.zeros((inputs.shape[0], 0), jnp.int32)
+    shapes.bind_shapes(
+        inputs=(inputs, 'B S'),
+        prefix=(prefix, 'B P'),
+        prefix_segments=(prefix_segments, 'B P'),
+    )
     rows = inputs.shape[0]
-    mask = input_segments > 0
-    if not self.config.is_decoder_only:
+    mask, forced = input_segments > 0, prefix_segments > 0
+    if self.config.is_decoder_only:
+      cross, input_mask = None, jnp.zeros((rows, 0), bool)
+      tokens, length = _join(inputs, mask, prefix, forced)
+    else:
       encoded = self._apply(params, inputs, input_segments, method='encode')
-      state = DecodeState(
-          cache=self._empty_cache(rows, 1 + max_new_tokens),
-          length=jnp.zeros(rows, jnp.int32),
-          cross=self._cross(params, encoded),
-          input_mask=mask,
-      )
-      start = jnp.zeros((rows, 1), jnp.int32)
-      return state, Prefix(start, jnp.ones(rows, jnp.int32))
-    prefix = Prefix(
-        jnp.pad(jnp.where(mask, inputs, 0), ((0, 0), (1, 0))),
-        1 + jnp.sum(mask, axis=1, dtype=jnp.int32),
-    )
+      cross, input_mask = self._cross(params, encoded), mask
+      tokens, length = _join(prefix, forced)
+    # The start token leads.
+    tokens, length = jnp.pad(tokens, ((0, 0), (1, 0))), length + 1
     state = DecodeState(
-        cache=self._empty_cache(rows, prefix.tokens.shape[1] + max_new_tokens),
+        cache=self._empty_cache(rows, tokens.shape[1] + max_new_tokens),
         length=jnp.zeros(rows, jnp.int32),
-        cross=None,
-        input_mask=jnp.zeros((rows, 0), bool),
+        cross=cross,
+        input_mask=input_mask,
     )
-    if prefix.tokens.shape[1] > 1:
-      _, state = self.advance(params, state, prefix.tokens[:, :-1])
-    return self.rewind(state, prefix.length - 1), prefix
+    if tokens.shape[1] > 1:
+      _, state = self.advance(params, state, tokens[:, :-1])
+    return self.rewind(state, length - 1), Prefix(tokens, length)
 
   def advance(
       self, params: Any, state: DecodeState, tokens: jax.Array
@@ -264,6 +270,27 @@ class Transformer:
         project({'params': decoder[f'layers_{i}']}, encoded)
         for i in range(self.config.num_decoder_layers)
     ]
+
+
+def _join(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Ragged rows one after the other: tokens int32[B, N], lengths int32[B].
+
+  Args:
+    *parts: tokens int32[B, N_i] and which are real bool[B, N_i], in turn; what
+      is not real stands at the end of a row.
+  """
+  tokens, mask = jnp.where(parts[1], parts[0], 0), parts[1]
+  for more, real in zip(parts[2::2], parts[3::2]):
+    length = jnp.sum(mask, axis=1, dtype=jnp.int32)
+    size = tokens.shape[1] + more.shape[1]
+    tokens = jnp.pad(tokens, ((0, 0), (0, more.shape[1])))
+    place = jnp.arange(more.shape[1])[None] + length[:, None]
+    place = jnp.where(real, place, size)  # out of bounds: dropped
+    tokens = jax.vmap(lambda row, at, new: row.at[at].set(new, mode='drop'))(
+        tokens, place, more
+    )
+    mask = jnp.concatenate([mask, real], axis=1)
+  return tokens, jnp.sum(mask, axis=1, dtype=jnp.int32)
 
 
 def shift_right(labels: jax.Array, segments: jax.Array) -> jax.Array:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
 from distillspec_jax.models import transformer
+from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import warping
+
+NO_CONTROLS = controls_lib.Controls()
+
+
+class _Carry(NamedTuple):
+  """State of the loop; see `Samples` and `SpeculativeState`."""
+
+  step: jax.Array
+  done: jax.Array
+  last: jax.Array  # int32[B, 1]
+  tokens: jax.Array
+  lengths: jax.Array
+  log_probs: jax.Array | None
+  stopping: jax.Array | None
+  broken: jax.Array  # int32[B]
+  state: transformer.DecodeState
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'decoding', 'vocabulary'))
@@ -24,8 +42,9 @@ def generate(
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
     vocabulary: int | None = None,
+    controls: controls_lib.Controls = NO_CONTROLS,
 ) -> samples_lib.Samples:
-  """Rows sampled from the warped model, each until its own EOS.
+  """Rows sampled from the warped model, each until its own end.
 
   Args:
     model: whose tokens.
@@ -33,49 +52,91 @@ def generate(
     inputs: int32[B, S].
     input_segments: int32[B, S], 0 is padding.
     keys: key[B], one a row.
-    decoding: block_length has no effect.
+    decoding: what it says of drafts has no effect.
     vocabulary: logits from here on are padding; default: none are.
+    controls: settings of rows.
   """
-  rows, length = inputs.shape[0], decoding.max_new_tokens
-  state, prefix = model.begin(params, inputs, input_segments, length)
-  last = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
+  batch, length = inputs.shape[0], decoding.max_new_tokens
+  state, prefix = model.begin(
+      params,
+      inputs,
+      input_segments,
+      length,
+      controls.prefix,
+      controls.prefix_segments,
+  )
+  is_greedy = controls.is_greedy(decoding)
+  limit = jnp.broadcast_to(controls.limit(decoding), (batch,))
 
   def unfinished(carry):
-    step, done, _, _, _ = carry
-    return (step < length) & ~jnp.all(done)
+    return ~jnp.all(carry.done)
 
   def body(carry):
-    step, done, last, tokens, state = carry
-    hidden, state = model.advance(params, state, last)
-    logits = model.unembed(params, hidden)[:, 0, :vocabulary]
-    if decoding.greedy:
+    hidden, state = model.advance(params, carry.state, carry.last)
+    own_logits = model.unembed(params, hidden)[..., :vocabulary]
+    number = jnp.broadcast_to(carry.step, (batch, 1))
+    logits = controls.allow(own_logits, number, decoding)[:, 0]
+    if is_greedy:
       token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      is_fine = rows.is_finite(logits, token)
     else:
+      is_fine = jnp.isfinite(jnp.max(logits, axis=-1))
       token = randomness.categorical(
-          randomness.events(keys, step), warping.warp(logits, decoding)
+          randomness.events(keys, carry.step),
+          warping.warp(logits, decoding, controls.temperature),
       )
-    token = jnp.where(done, 0, token)
-    tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))
-    done = done | (token == decoding.eos_id)
-    return step + 1, done, token[:, None], tokens, state
+    now_broken = ~carry.done & ~is_fine
+    active = ~carry.done & is_fine
+    token = jnp.where(active, token, 0)
+    ended = controls_lib.ends(token, decoding)
+    stopping = carry.stopping
+    if controls.stop is not None:
+      stopping = controls.stop.read(stopping, token[:, None])[:, 0]
+      ended |= stopping >= controls.stop.found
+    log_probs = carry.log_probs
+    if decoding.log_probs:
+      new = rows.log_prob(own_logits[:, 0], token)
+      log_probs = log_probs.at[:, carry.step].set(jnp.where(active, new, 0.0))
+    lengths = carry.lengths + active
+    return _Carry(
+        step=carry.step + 1,
+        done=~active | ended | (lengths >= limit),
+        last=token[:, None],
+        tokens=carry.tokens.at[:, carry.step].set(token),
+        lengths=lengths,
+        log_probs=log_probs,
+        stopping=stopping,
+        broken=jnp.where(now_broken, carry.step, carry.broken),
+        state=state,
+    )
 
-  done = jnp.zeros(rows, bool)
-  tokens = jnp.zeros((rows, length), jnp.int32)
-  carry = (jnp.int32(0), done, last, tokens, state)
-  steps, _, _, tokens, _ = jax.lax.while_loop(unfinished, body, carry)
-
-  ended = tokens == decoding.eos_id
-  lengths = jnp.where(ended.any(1), jnp.argmax(ended, axis=1) + 1, steps)
-  lengths = lengths.astype(jnp.int32)
-  real = jnp.arange(length)[None] < lengths[:, None]
+  stop = controls.stop
+  out = jax.lax.while_loop(
+      unfinished,
+      body,
+      _Carry(
+          step=jnp.int32(0),
+          done=jnp.zeros(batch, bool),
+          last=rows.window(prefix.tokens, prefix.length - 1, 1),
+          tokens=jnp.zeros((batch, length), jnp.int32),
+          lengths=jnp.zeros(batch, jnp.int32),
+          log_probs=jnp.zeros((batch, length)) if decoding.log_probs else None,
+          stopping=None if stop is None else jnp.full(batch, stop.start),
+          broken=jnp.full(batch, -1),
+          state=state,
+      ),
+  )
+  real = jnp.arange(length)[None] < out.lengths[:, None]
   origins = jnp.where(real, samples_lib.Origin.TARGET, 0).astype(jnp.int8)
-  zeros = jnp.zeros(rows, jnp.int32)
-  places = jnp.zeros((rows, decoding.block_length), jnp.int32)
+  zeros = jnp.zeros(batch, jnp.int32)
+  places = jnp.zeros((batch, decoding.block_length), jnp.int32)
   return samples_lib.Samples(
-      tokens=tokens,
-      lengths=lengths,
+      tokens=out.tokens,
+      lengths=out.lengths,
       origins=origins,
       statistics=samples_lib.Statistics(
-          lengths, zeros, zeros, lengths, places, places
+          out.lengths, zeros, zeros, out.lengths, places, places
       ),
+      log_probs=out.log_probs,
+      broken=jnp.stack([out.broken, jnp.full(batch, -1)], axis=1),
   )

@@ -22,6 +22,7 @@ def block(
     drafted: jax.Array,
     q_logits: jax.Array,
     p_logits: jax.Array,
+    lengths: jax.Array | None = None,
 ) -> verification.Verdict:
   """Accepts the longest prefix that passes, and samples the token after it.
 
@@ -37,9 +38,11 @@ def block(
     q_logits: float32[B, G, V], the very logits that produced `drafted`.
     p_logits: float32[B, G+1, V] target logits, warped as q's, same positions
       plus one more.
+    lengths: int32[B] in [1, G], how many of a row's tokens are drafted, by any
+      rule that looks at nothing but the draft; G in the formulas. Default: all.
   """
   verification.check(keys, drafted, q_logits, p_logits)
-  length = drafted.shape[1]
+  size = drafted.shape[1]
   p = jax.nn.softmax(p_logits)  # [B, G+1, V]
   q = jax.nn.softmax(q_logits)  # [B, G, V]
   index = drafted[..., None]
@@ -54,20 +57,25 @@ def block(
   _, weights = jax.lax.scan(grow, one, (p_drafted / q_drafted).T)
   weights = jnp.concatenate([one[:, None], weights.T], axis=1)  # [B, G+1]
 
-  # Padding q with zeros makes the bonus token the same formula.
+  # A q of zeros makes the bonus token the same formula.
   q = jnp.pad(q, ((0, 0), (0, 1), (0, 0)))
+  number = jnp.arange(1, size + 1)[None]
+  last = jnp.full((drafted.shape[0], 1), size)
+  if lengths is not None:
+    last = lengths[:, None]
+    q = jnp.where((jnp.arange(size + 1)[None] < last)[..., None], q, 0.0)
   residual = jnp.maximum(weights[..., None] * p - q, 0.0)  # [B, G+1, V]
   mass = jnp.sum(residual[:, 1:-1], axis=-1)  # [B, G-1]
   left = 1.0 - weights[:, 1:-1]
   # 0 / 0 where p equals q and nothing was lost so far: it passes.
   sure = mass + left == 0.0
   chance = jnp.where(sure, 1.0, mass / jnp.where(sure, 1.0, mass + left))
-  chance = jnp.concatenate([chance, weights[:, -1:]], axis=1)  # [B, G]
-  u = randomness.uniform(randomness.streams(keys, 'accept'), (length,))
+  chance = jnp.pad(chance, ((0, 0), (0, 1)))  # [B, G]
+  chance = jnp.where(number < last, chance, weights[:, 1:])
+  u = randomness.uniform(randomness.streams(keys, 'accept'), (size,))
   # A later prefix may pass where an earlier one did not.
-  num_accepted = jnp.max(
-      jnp.where(u < chance, jnp.arange(1, length + 1), 0), axis=1
-  )
+  passes = (u < chance) & (number <= last)
+  num_accepted = jnp.max(jnp.where(passes, number, 0), axis=1)
   at = verification.at(residual, num_accepted)  # [B, V]
   # Rounding can leave nothing where p and q are equal; the limit is p.
   empty = jnp.sum(at, axis=-1, keepdims=True) == 0.0

@@ -21,13 +21,13 @@ import numpy as np
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress
 from distillspec_jax.models import pretrained
+from distillspec_jax.sampling import batching
+from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
+from distillspec_jax.sampling import requests as requests_lib
 from distillspec_jax.sampling import samples as samples_lib
-
-# Batches whose inputs are sorted by length together: more means less padding,
-# and a longer wait for the first line.
-_WINDOW = 16
+from distillspec_jax.sampling import stopping
 
 
 class Answer(NamedTuple):
@@ -36,13 +36,6 @@ class Answer(NamedTuple):
   text: str
   tokens: list[int]
   statistics: dict[str, Any]
-
-
-class Batch(NamedTuple):
-  """Inputs that are decoded together."""
-
-  numbers: list[int]
-  width: int  # tokens that each is padded to
 
 
 def decode(
@@ -56,11 +49,15 @@ def decode(
     json: bool = False,
     batch_size: int = 8,
     max_new_tokens: int = 128,
+    min_new_tokens: int = 0,
     block_length: int = 5,
+    draft_stop: tuple | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     verification: str = 'token',
+    lenience: tuple | None = None,
+    stop: tuple[str, ...] = (),
     seed: int = 0,
     dtype: str | None = None,
     vocabulary: str | None = None,
@@ -81,11 +78,19 @@ def decode(
     json: prints JSON lines instead of plain text.
     batch_size: inputs that are decoded together.
     max_new_tokens: length of an answer at most, EOS included.
+    min_new_tokens: tokens before EOS may come.
     block_length: tokens drafted before each call of the target.
+    draft_stop: ends a row's block sooner: confidence,0.4 after a place where
+      the draft gave no token more than 0.4; entropy,2 after one where its
+      entropy was above 2 nats.
     temperature: 0 is greedy.
     top_k: only the k most likely tokens; 0 allows all.
     top_p: only the most likely tokens that reach this probability together.
     verification: 'token', or 'block', which accepts no fewer tokens.
+    lenience: accepts more, and is lossy: linear,0.5 or square,0.5 or
+      exponential,0.5 or typical,0.09,0.3.
+    stop: a string that ends an answer, which is given without it; may be given
+      several times.
     seed: input i draws from the stream (seed, i); in [0, 2**32).
     dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved.
     vocabulary: where it is, if not beside the target.
@@ -97,7 +102,12 @@ def decode(
     raise errors.UserError(
         f'batch_size is {batch_size}; it must be at least 1.'
     )
-  generation.check_seed(seed)
+  requests_lib.check_numbers(
+      1,
+      max_new_tokens=max_new_tokens,
+      min_new_tokens=min_new_tokens,
+      seed=seed,
+  )
   if draft is None:
     block_length = min(block_length, max_new_tokens)  # it has no effect
   settings = decoding_lib.Decoding(
@@ -105,7 +115,9 @@ def decode(
       top_k=top_k,
       top_p=top_p,
       block_length=block_length,
+      draft_stop=draft_stop,
       verification=verification,
+      lenience=lenience,
       max_new_tokens=max_new_tokens,
   )
   _check_text(prefix, '--prefix')
@@ -116,6 +128,8 @@ def decode(
       'target': target,
       'draft': draft,
       **settings.describe(speculative=draft is not None, batch_size=batch_size),
+      'min_new_tokens': min_new_tokens or None,
+      'stop': list(stop) or None,
       'seed': seed,
       'dtype': dtype,
       'vocabulary': vocabulary,
@@ -133,16 +147,24 @@ def decode(
       return
 
   pair = _load(target, draft, dtype, vocabulary)
+  decoder = _Decoder(
+      *pair,
+      settings,
+      seed,
+      min_new_tokens,
+      stop,
+      requests_lib.stop_automaton(pair[0], stop),
+  )
   if inputs is None:
-    _converse(pair, settings, seed, prefix, described if json else None)
+    _converse(decoder, prefix, described if json else None)
     return
   rows = [generation.tokenize(pair[0], text) for text in inputs]
-  batches = list(plan([len(row) for row in rows], batch_size, done))
+  batches = list(batching.plan([len(row) for row in rows], batch_size, done))
   if out is not None or not sys.stdout.isatty():
     # Else the answers themselves are what a person watches.
     batches = progress.shown(batches, 'decoding')
   size = min(batch_size, len(rows))
-  answers = _in_order(_answers(pair, rows, batches, size, settings, seed), done)
+  answers = _in_order(_answers(decoder, rows, batches, size), done)
   summary = _Summary(len(inputs) - done, draft is not None)
   try:
     with _open(out) as stream:
@@ -157,42 +179,6 @@ def decode(
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return
   print(summary, file=sys.stderr)
-
-
-def plan(
-    lengths: Sequence[int], batch_size: int, start: int = 0
-) -> Iterator[Batch]:
-  """Batches of inputs of similar length, window by window.
-
-  What is in a batch does not depend on `start`: batches that hold nothing but
-  inputs before it are left out, the others are whole.
-
-  Args:
-    lengths: tokens of each input.
-    batch_size: inputs in a batch; the last of a width may have fewer.
-    start: inputs before it are done.
-  """
-  widths = [generation.width(length) for length in lengths]
-  # A width of few inputs is not worth a compiled program of its own.
-  wider: dict[int, int] = {}
-  waiting: list[int] = []
-  count = 0
-  known = sorted(set(widths))
-  for width in known:
-    waiting.append(width)
-    count += widths.count(width)
-    if count >= batch_size or width == known[-1]:
-      wider |= dict.fromkeys(waiting, width)
-      waiting, count = [], 0
-  window = _WINDOW * batch_size
-  for begin in range(0, len(lengths), window):
-    numbers = range(begin, min(begin + window, len(lengths)))
-    for width in sorted({wider[widths[i]] for i in numbers}):
-      same = [i for i in numbers if wider[widths[i]] == width]
-      for at in range(0, len(same), batch_size):
-        batch = Batch(same[at : at + batch_size], width)
-        if batch.numbers[-1] >= start:
-          yield batch
 
 
 def _inputs(
@@ -298,13 +284,43 @@ def _load(
   return model, proposer
 
 
+class _Decoder(NamedTuple):
+  """A pair and how to decode with it."""
+
+  target: pretrained.Model
+  draft: pretrained.Model | None
+  settings: decoding_lib.Decoding
+  seed: int
+  min_new_tokens: int
+  stop: tuple[str, ...]
+  automaton: stopping.Automaton | None
+
+  def __call__(
+      self, rows: Sequence[Sequence[int]], numbers: Sequence[int], width: int
+  ) -> list[Answer]:
+    """The answers to tokenised inputs with these numbers."""
+    tokens, segments = batching.pad(rows, width)
+    least = None
+    if self.min_new_tokens:
+      least = np.full(len(rows), self.min_new_tokens, np.int32)
+    samples = generation.sample(
+        self.target,
+        self.draft,
+        tokens,
+        segments,
+        np.array(numbers),
+        self.settings,
+        self.seed,
+        controls_lib.Controls(min_new_tokens=least, stop=self.automaton),
+    )
+    return [_answer(self, samples, row) for row in range(len(rows))]
+
+
 def _answers(
-    pair: tuple[pretrained.Model, pretrained.Model | None],
+    decoder: _Decoder,
     rows: Sequence[Sequence[int]],
-    batches: Iterable[Batch],
+    batches: Iterable[batching.Batch],
     size: int,
-    settings: decoding_lib.Decoding,
-    seed: int,
 ) -> Iterator[tuple[int, Answer]]:
   """Number and answer of each input, batch by batch, each of `size` rows."""
   for batch in batches:
@@ -312,23 +328,17 @@ def _answers(
     # ends; one shape is one compiled program.
     more = [batch.numbers[-1]] * (size - len(batch.numbers))
     numbers = [*batch.numbers, *more]
-    tokens, segments = generation.pad([rows[i] for i in numbers], batch.width)
-    samples = generation.sample(
-        *pair, tokens, segments, np.array(numbers), settings, seed
-    )
-    for row, number in enumerate(batch.numbers):
-      yield number, _answer(pair, samples, row)
+    answers = decoder([rows[i] for i in numbers], numbers, batch.width)
+    yield from zip(batch.numbers, answers)
 
 
 def _answer(
-    pair: tuple[pretrained.Model, pretrained.Model | None],
-    samples: samples_lib.Samples,
-    row: int,
+    decoder: _Decoder, samples: samples_lib.Samples, row: int
 ) -> Answer:
   tokens = samples.tokens[row, : samples.lengths[row]]
   counts = samples.statistics
   reached_at = accepted_at = []  # there are no blocks without a draft
-  if pair[1] is not None:
+  if decoder.draft is not None:
     reached_at = counts.reached_at[row].tolist()
     accepted_at = counts.accepted_at[row].tolist()
   judged = sum(reached_at)
@@ -344,7 +354,8 @@ def _answer(
       'acceptance_rate': accepted / judged if judged else None,
       'block_efficiency': emitted / blocks if blocks else None,
   }
-  text = generation.detokenize(pair[0].vocabulary, tokens)
+  text = generation.detokenize(decoder.target.vocabulary, tokens)
+  text = stopping.cut(text, decoder.stop)
   return Answer(text, tokens.tolist(), statistics)
 
 
@@ -474,18 +485,14 @@ class _Summary:
 
 
 def _converse(
-    pair: tuple[pretrained.Model, pretrained.Model | None],
-    settings: decoding_lib.Decoding,
-    seed: int,
+    decoder: _Decoder,
     prefix: str,
     described: dict[str, Any] | None,
 ) -> None:
   """Asks for inputs and prints answers until an empty line.
 
   Args:
-    pair: target, and draft or None.
-    settings: how to decode.
-    seed: of all streams.
+    decoder: the pair, and how to decode.
     prefix: put before each input.
     described: settings for lines of JSON; None prints plain text.
   """
@@ -504,13 +511,9 @@ def _converse(
     if not text:
       return
     text = prefix + text
-    rows = [generation.tokenize(pair[0], text)]
-    summary = _Summary(1, pair[1] is not None)
-    tokens, segments = generation.pad(rows)
-    samples = generation.sample(
-        *pair, tokens, segments, np.array([number]), settings, seed
-    )
-    answer = _answer(pair, samples, 0)
+    row = generation.tokenize(decoder.target, text)
+    summary = _Summary(1, decoder.draft is not None)
+    answer = decoder([row], [number], batching.width(len(row)))[0]
     summary.add(answer)
     line = answer.text
     if described is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 from distillspec_jax.core import errors
-from distillspec_jax.sampling import lenient
+from distillspec_jax.sampling import lossy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,22 +20,29 @@ class Decoding:
     top_p: only the most likely tokens that together reach this probability.
     block_length: tokens drafted before each call of the target, gamma. Without
       a draft it has no effect.
+    draft_stop: None always drafts whole blocks. ('confidence', c) ends a row's
+      block after a token to whose place the draft gave no token more than c,
+      ('entropy', h) after one where its entropy was above h nats. Lossless; it
+      saves draft steps where all rows stop.
     verification: 'token' (Leviathan et al. 2023), or 'block' (Sun et al. 2024),
       which accepts no fewer tokens; both are lossless, and greedy the same.
-    lenience: None is lossless; (function, epsilon) accepts more than the target
-      would say, see `lenient`.
+    lenience: None is lossless; otherwise a lossy rule, see `lossy`:
+      (function, epsilon), ('typical', epsilon, delta), ('simulated', rate).
     max_new_tokens: length of the output at most, EOS included.
-    eos_id: the token that ends a row.
+    eos_ids: tokens that end a row, any of them.
+    log_probs: whether the target's log-probabilities are returned.
   """
 
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
   block_length: int = 5
+  draft_stop: tuple | None = None
   verification: str = 'token'
   lenience: tuple | None = None
   max_new_tokens: int = 128
-  eos_id: int = 1
+  eos_ids: tuple[int, ...] = (1,)
+  log_probs: bool = False
 
   def __post_init__(self):
     if not self.temperature >= 0.0:
@@ -64,11 +72,18 @@ class Decoding:
           f"verification is {self.verification!r}; it must be 'token' or"
           " 'block'."
       )
+    if self.draft_stop is not None:
+      object.__setattr__(self, 'draft_stop', _draft_stop(self.draft_stop))
+    if not isinstance(self.eos_ids, (tuple, list)) or not self.eos_ids:
+      raise errors.UserError(
+          f'eos_ids is {self.eos_ids!r}; give at least one token, as in (1,).'
+      )
+    object.__setattr__(self, 'eos_ids', tuple(map(int, self.eos_ids)))
     if self.lenience is not None:
-      object.__setattr__(self, 'lenience', lenient.check(self.lenience))
+      object.__setattr__(self, 'lenience', lossy.parse(self.lenience))
       if self.verification != 'token':
         raise errors.UserError(
-            f'lenience is {tuple(self.lenience)}, but verification is'
+            f'lenience is {self.lenience}, but verification is'
             f" {self.verification!r}; lenience is of 'token' alone."
         )
 
@@ -80,8 +95,8 @@ class Decoding:
     """The `decoding` entry of a line of results."""
     lenience = None
     if speculative and self.lenience is not None:
-      lenience = list(self.lenience)
-    return {
+      lenience = lossy.describe(self.lenience)
+    described = {
         'temperature': self.temperature,
         'top_k': self.top_k,
         'top_p': self.top_p,
@@ -91,3 +106,22 @@ class Decoding:
         'batch_size': batch_size,
         'max_new_tokens': self.max_new_tokens,
     }
+    if speculative and self.draft_stop is not None:
+      described['draft_stop'] = list(self.draft_stop)
+    return described
+
+
+def _draft_stop(value: Sequence) -> tuple[str, float]:
+  known = ('confidence', 'entropy')
+  if len(value) != 2 or value[0] not in known:
+    raise errors.UserError(
+        f"draft_stop is {value!r}; give ('confidence', c), ('entropy', h), or"
+        ' None.'
+    )
+  name, threshold = value
+  most = 1.0 if name == 'confidence' else float('inf')
+  if isinstance(threshold, (str, bool)) or not 0.0 <= threshold <= most:
+    raise errors.UserError(
+        f"draft_stop's {name} is {threshold!r}; it must lie in [0, {most:g}]."
+    )
+  return name, float(threshold)

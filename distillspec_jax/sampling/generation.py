@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,13 @@ from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import autoregressive
+from distillspec_jax.sampling import batching
+from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import requests as requests_lib
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
+from distillspec_jax.sampling import stopping
 
 _EOS = 1
 
@@ -25,11 +29,15 @@ class Generation:
   """What was generated.
 
   Attributes:
-    text: one string a row; empty where the target has no vocabulary.
-    tokens: int32[B, L], EOS included, 0 after it.
+    text: one string a row, the prefix included, up to a stop string; empty
+      where the target has no vocabulary.
+    tokens: int32[B, L] new tokens, 0 after the last; it is EOS, completes a
+      stop string, or fills the row.
     lengths: int32[B].
     origins: int8[B, L], a `samples.Origin` a token.
     statistics: counts a row, with `acceptance_rate` and `block_efficiency`.
+    log_probs: float32[B, L] nats, of each token under the target's own
+      distribution (temperature 1, not warped); None unless asked for.
   """
 
   text: list[str]
@@ -37,6 +45,7 @@ class Generation:
   lengths: np.ndarray
   origins: np.ndarray
   statistics: samples_lib.Statistics
+  log_probs: np.ndarray | None
 
 
 def generate(
@@ -44,64 +53,116 @@ def generate(
     inputs: Sequence[str] | np.ndarray | jax.Array,
     *,
     draft: pretrained.Model | None = None,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | Sequence[int] = 128,
+    min_new_tokens: int | Sequence[int] = 0,
     block_length: int = 5,
-    temperature: float = 0.0,
+    draft_stop: tuple | None = None,
+    temperature: float | Sequence[float] = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     verification: str = 'token',
     lenience: tuple | None = None,
-    seed: int = 0,
+    stop: str | Sequence[str] = (),
+    eos_ids: Sequence[int] = (_EOS,),
+    prefix: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
+    log_probs: bool = False,
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 64,
 ) -> Generation:
   """Answers of the target, faster where a draft is given.
 
   The answers have the target's distribution with a draft and without; greedy
-  (temperature 0) they are the same tokens. (Not so with `lenience`.)
+  (temperature 0) they are the same tokens. (Not so with `lenience`.) What may
+  be a sequence has one value a row.
 
   Args:
     target: the model that decides.
     inputs: strings, or int32[B, S] padded with 0.
     draft: the model that proposes; None decodes autoregressively.
     max_new_tokens: length of an answer at most, EOS included.
+    min_new_tokens: tokens before EOS may come.
     block_length: tokens drafted before each call of the target.
+    draft_stop: None, or when the draft stops earlier: ('confidence', c) after a
+      place where it gave no token more than c, ('entropy', h) after one where
+      its entropy was above h nats.
     temperature: 0 is greedy.
     top_k: only the k most likely tokens; 0 allows all.
     top_p: only the most likely tokens that reach this probability together.
     verification: 'token', or 'block', which accepts no fewer tokens.
-    lenience: None is lossless; (function, epsilon) accepts more, see `lenient`:
-      function 'linear', 'square' or 'exponential', epsilon in (0, 1].
-    seed: row i draws from the stream (seed, i), whatever the batch; in
-      [0, 2**32).
+    lenience: None is lossless; otherwise more is accepted: (function, epsilon)
+      with 'linear', 'square' or 'exponential' and epsilon in (0, 1], or
+      ('typical', epsilon, delta); see `lossy`.
+    stop: strings that end an answer, wherever its pieces are cut; the text ends
+      before them.
+    eos_ids: tokens that end an answer.
+    prefix: what every answer begins with: one text, one a row, or tokens.
+    log_probs: whether to return the log-probabilities of the new tokens.
+    seed: row i draws from the stream (seed, i), whatever the batch; with one
+      seed a row, from (seed[i], 0). In [0, 2**32).
+    batch_size: rows decoded together. Texts of similar length are, so that a
+      short one is not padded to a long one.
 
   Raises:
     UserError: models that do not fit, settings out of range, no inputs, or
       strings for a model without a vocabulary.
+    Failed: logits were not finite.
   """
-  check_seed(seed)
-  decoding = decoding_lib.Decoding(
+  tokens, segments, batches = _batches(target, inputs, batch_size)
+  requests = requests_lib.check(
+      target,
+      len(tokens),
+      max_new_tokens=max_new_tokens,
+      min_new_tokens=min_new_tokens,
       temperature=temperature,
+      seed=seed,
+      prefix=prefix,
+      stop=stop,
+  )
+  longest = requests.longest
+  decoding = decoding_lib.Decoding(
+      temperature=requests.temperature if np.ndim(temperature) == 0 else 1.0,
       top_k=top_k,
       top_p=top_p,
-      block_length=min(block_length, max_new_tokens)
+      # Without a draft it has no effect.
+      block_length=min(block_length, longest)
       if draft is None
       else block_length,
+      draft_stop=draft_stop,
       verification=verification,
       lenience=lenience,
-      max_new_tokens=max_new_tokens,
-      eos_id=_EOS,
+      max_new_tokens=longest,
+      eos_ids=eos_ids,
+      log_probs=log_probs,
   )
   if draft is not None:
     pretrained.check_pair(target, draft)
-  tokens, segments = _tokens(target, inputs)
-  numbers = jnp.arange(tokens.shape[0])
-  out = sample(target, draft, tokens, segments, numbers, decoding, seed)
+  order, parts = [], []
+  size = min(batch_size, len(tokens))
+  for batch in batches:
+    # One shape is one compiled program: the last row fills up a batch.
+    more = [batch.numbers[-1]] * (size - len(batch.numbers))
+    numbers = [*batch.numbers, *more]
+    out = sample(
+        target,
+        draft,
+        tokens[numbers, : batch.width],
+        segments[numbers, : batch.width],
+        numbers,
+        decoding,
+        requests.seed,
+        requests.controls(numbers),
+    )
+    order += batch.numbers
+    parts.append(_first(out, len(batch.numbers)))
+  back = np.argsort(order)
+  out = jax.tree.map(lambda *x: np.concatenate(x)[back], *parts)
   text = []
   if target.vocabulary is not None:
-    text = [
-        detokenize(target.vocabulary, row[:length])
-        for row, length in zip(out.tokens, out.lengths)
-    ]
-  return Generation(text, out.tokens, out.lengths, out.origins, out.statistics)
+    strings = requests_lib.stop_strings(stop)
+    text = _texts(target, out, requests, strings, decoding.eos_ids)
+  return Generation(
+      text, out.tokens, out.lengths, out.origins, out.statistics, out.log_probs
+  )
 
 
 def sample(
@@ -109,9 +170,10 @@ def sample(
     draft: pretrained.Model | None,
     tokens: jax.Array | np.ndarray,
     segments: jax.Array | np.ndarray,
-    numbers: jax.Array | np.ndarray,
+    numbers: Sequence[int] | np.ndarray,
     decoding: decoding_lib.Decoding,
-    seed: int,
+    seed: int | np.ndarray,
+    controls: controls_lib.Controls = speculative.NO_CONTROLS,
 ) -> samples_lib.Samples:
   """Answers to tokenised inputs, on the host.
 
@@ -120,15 +182,30 @@ def sample(
     draft: the model that proposes, or None.
     tokens: int32[B, S].
     segments: int32[B, S], 0 is padding.
-    numbers: int32[B]; row b draws from the stream (seed, numbers[b]).
+    numbers: int32[B] numbers of the rows.
     decoding: settings.
-    seed: of all streams.
+    seed: row b draws from the stream (seed, numbers[b]); of an array, from
+      (seed[numbers[b]], 0).
+    controls: settings of rows.
+
+  Raises:
+    Failed: logits were not finite.
   """
-  keys = randomness.row_keys(jax.random.key(seed), jnp.asarray(numbers))
+  numbers = np.asarray(numbers)
+  if np.ndim(seed) == 0:
+    keys = randomness.row_keys(jax.random.key(seed), jnp.asarray(numbers))
+  else:
+    keys = randomness.events(jax.vmap(jax.random.key)(seed[numbers]), 0)
   tokens, segments = jnp.asarray(tokens), jnp.asarray(segments)
   if draft is None:
     out = autoregressive.generate(
-        target.transformer, target.params, tokens, segments, keys, decoding
+        target.transformer,
+        target.params,
+        tokens,
+        segments,
+        keys,
+        decoding,
+        controls=controls,
     )
   else:
     out = speculative.generate(
@@ -140,36 +217,59 @@ def sample(
         segments,
         keys,
         decoding,
+        controls,
     )
-  return jax.device_get(out)
+  out = jax.device_get(out)
+  _check_finite(out, numbers, target, draft)
+  return out
 
 
-def check_seed(seed: int) -> None:
-  """Raises UserError for seeds that share their streams with another."""
-  if not 0 <= seed < 2**32:
-    raise errors.UserError(
-        f'seed is {seed}; it must lie in [0, 2**32): of other numbers only the'
-        ' last 32 bits are used.'
-    )
+def _first(out: samples_lib.Samples, rows: int) -> samples_lib.Samples:
+  return jax.tree.map(lambda x: x[:rows], out)
 
 
-def detokenize(vocabulary, tokens: np.ndarray) -> str:
+def _check_finite(out, numbers, target, draft) -> None:
+  for column, model in enumerate((target, draft)):
+    rows = np.flatnonzero(out.broken[:, column] >= 0)
+    if len(rows):
+      step = out.broken[rows[0], column]
+      raise errors.Failed(
+          f'The logits of {model.name} are not finite in row'
+          f' {numbers[rows[0]]} after {step} new tokens'
+          + (f' (and in {len(rows) - 1} more rows)' if len(rows) > 1 else '')
+          + '. Its parameters or its computation overflow: check the'
+          " checkpoint, and compute in 'bfloat16' or 'float32'."
+      )
+
+
+def detokenize(vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
   """The text of a row, without EOS."""
   return vocabulary.decode([int(t) for t in tokens if t != _EOS])
 
 
-def _tokens(
-    target: pretrained.Model, inputs: Sequence[str] | np.ndarray | jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Tokens and segments int32[B, S]."""
+def _batches(
+    target: pretrained.Model,
+    inputs: Sequence[str] | np.ndarray | jax.Array,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray, list[batching.Batch]]:
+  """Tokens and segments int32[B, S], and how to batch them."""
+  if batch_size < 1:
+    raise errors.UserError(
+        f'batch_size is {batch_size}; it must be at least 1.'
+    )
   if hasattr(inputs, 'shape'):
     if len(inputs.shape) != 2 or not inputs.shape[0]:
       raise errors.UserError(
           f'inputs has shape {inputs.shape}; give int32[B, S] with B at least'
           ' 1, or a list of strings.'
       )
-    tokens = jnp.asarray(inputs, jnp.int32)
-    return tokens, (tokens != 0).astype(jnp.int32)
+    tokens = np.asarray(inputs, np.int32)
+    numbers = list(range(len(tokens)))
+    batches = [
+        batching.Batch(numbers[i : i + batch_size], tokens.shape[1])
+        for i in range(0, len(tokens), batch_size)
+    ]
+    return tokens, (tokens != 0).astype(np.int32), batches
   if isinstance(inputs, str):
     raise errors.UserError(
         f'inputs is one string, {inputs[:40]!r}; give a list of strings.'
@@ -181,34 +281,27 @@ def _tokens(
         f'The model {target.name} has no vocabulary, so it cannot read strings;'
         ' give tokens int32[B, S].'
     )
-  return pad([tokenize(target, text) for text in inputs])
+  rows = [tokenize(target, text) for text in inputs]
+  lengths = [len(row) for row in rows]
+  batches = list(batching.plan(lengths, min(batch_size, len(rows))))
+  return *batching.pad(rows), batches
+
+
+def _texts(target, out, requests, stop, eos_ids) -> list[str]:
+  texts = []
+  for row, (tokens, length) in enumerate(zip(out.tokens, out.lengths)):
+    tokens, start = tokens[:length].tolist(), 0
+    if tokens and tokens[-1] in eos_ids:
+      tokens.pop()
+    if requests.prefix is not None:
+      start = len(detokenize(target.vocabulary, requests.prefix[row]))
+      tokens = requests.prefix[row] + tokens
+    text = detokenize(target.vocabulary, tokens)
+    texts.append(stopping.cut(text, stop, start))
+  return texts
 
 
 def tokenize(model: pretrained.Model, text: str) -> list[int]:
   """The tokens that the model reads for a text; its encoder's end with EOS."""
   tokens = list(model.vocabulary.encode(text))
   return tokens if model.config.is_decoder_only else [*tokens, _EOS]
-
-
-def width(length: int) -> int:
-  """The next power of two: similar inputs share a compiled program."""
-  return max(8, 1 << (length - 1).bit_length()) if length else 0
-
-
-def pad(
-    rows: Sequence[Sequence[int]], size: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens and segments int32[B, S] of rows of any lengths.
-
-  Args:
-    rows: tokens of each row.
-    size: S; default: the `width` of the longest row.
-  """
-  if size is None:
-    size = width(max(len(row) for row in rows))
-  tokens = np.zeros((len(rows), size), np.int32)
-  segments = np.zeros_like(tokens)
-  for i, row in enumerate(rows):
-    tokens[i, : len(row)] = row
-    segments[i, : len(row)] = 1
-  return tokens, segments

@@ -83,6 +83,7 @@ def token(
     q_logits: jax.Array,
     p_logits: jax.Array,
     lenience: Lenience,
+    lengths: jax.Array | None = None,
 ) -> verification.Verdict:
   """Token by token, as `verification.token`, with f(p) in place of p.
 
@@ -92,6 +93,7 @@ def token(
     q_logits: float32[B, G, V], the very logits that produced `drafted`.
     p_logits: float32[B, G+1, V] target logits, warped as q's.
     lenience: see above.
+    lengths: int32[B] how many are drafted; default: all G.
   """
   verification.check(keys, drafted, q_logits, p_logits)
   p = jax.nn.softmax(p_logits)  # [B, G+1, V]
@@ -103,13 +105,14 @@ def token(
       randomness.streams(keys, 'accept'), (drafted.shape[1],)
   )
   num_accepted = verification.prefix_length(
-      u * q_drafted < relaxed(p_drafted, lenience)
+      u * q_drafted < relaxed(p_drafted, lenience), lengths
   )
   p_at = verification.at(p, num_accepted)  # [B, V]
-  q_at = verification.at(jnp.pad(q, ((0, 0), (0, 1), (0, 0))), num_accepted)
+  q_at = verification.proposal_at(q, num_accepted, lengths)
   kept = p_at
   if lenience.residual == 'relaxed':
-    is_bonus = num_accepted[:, None] == drafted.shape[1]
+    drafts = drafted.shape[1] if lengths is None else lengths
+    is_bonus = (num_accepted == drafts)[:, None]
     kept = jnp.where(is_bonus, p_at, relaxed(p_at, lenience))
   residual = jnp.maximum(kept - q_at, 0.0)
   empty = jnp.sum(residual, axis=-1, keepdims=True) == 0.0
@@ -119,7 +122,10 @@ def token(
 
 
 def greedy(
-    drafted: jax.Array, p_logits: jax.Array, lenience: Lenience
+    drafted: jax.Array,
+    p_logits: jax.Array,
+    lenience: Lenience,
+    lengths: jax.Array | None = None,
 ) -> verification.Verdict:
   """Accepts a token whose f(p) reaches the largest p; corrects greedily.
 
@@ -127,6 +133,7 @@ def greedy(
     drafted: int32[B, G].
     p_logits: float[B, G+1, V] target logits, not warped: p is at temperature 1.
     lenience: see above.
+    lengths: int32[B] how many are drafted; default: all G.
   """
   shapes.bind_shapes(
       drafted=(drafted, 'B G'), p_logits=(p_logits[:, :-1], 'B G V')
@@ -136,5 +143,5 @@ def greedy(
   p_drafted = jnp.take_along_axis(p[:, :-1], drafted[..., None], -1)[..., 0]
   passes = relaxed(p_drafted, lenience) >= p[:, :-1].max(axis=-1)
   passes |= drafted == best[:, :-1]  # whatever rounding says
-  num_accepted = verification.prefix_length(passes)
+  num_accepted = verification.prefix_length(passes, lengths)
   return verification.Verdict(num_accepted, verification.at(best, num_accepted))

@@ -25,7 +25,8 @@ class Statistics:
 
   Attributes:
     blocks: int32[B] calls of the target.
-    drafted: int32[B] tokens proposed, block_length a block.
+    drafted: int32[B] tokens proposed; block_length a block, or fewer where the
+      draft stops by itself.
     accepted: int32[B] drafted tokens that were emitted.
     emitted: int32[B] all tokens, EOS included.
     reached_at: int32[B, G] how often the token at this place of a block was
@@ -67,9 +68,15 @@ class Samples:
     lengths: int32[B] in [1, L], EOS included.
     origins: int8[B, L], an `Origin` a token.
     statistics: of speculative generation; autoregressive: one call a token.
+    log_probs: float32[B, L] nats, of each token under the target's own
+      distribution (not warped), 0 after the row; None unless asked for.
+    broken: int32[B, 2] how many tokens a row had when the logits of the target,
+      or of the draft, were not finite; the row ends there. -1: never.
   """
 
   tokens: jax.Array
   lengths: jax.Array
   origins: jax.Array
   statistics: Statistics
+  log_probs: jax.Array | None
+  broken: jax.Array

@@ -24,12 +24,15 @@ import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
 from distillspec_jax.models import transformer
-from distillspec_jax.sampling import block_verification
+from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
-from distillspec_jax.sampling import lenient
+from distillspec_jax.sampling import drafting
+from distillspec_jax.sampling import rows
+from distillspec_jax.sampling import rules
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import verification
-from distillspec_jax.sampling import warping
+
+NO_CONTROLS = controls_lib.Controls()
 
 
 @flax.struct.dataclass
@@ -40,21 +43,27 @@ class SpeculativeState:
     step: int32[] blocks so far; numbers the random events.
     tokens: int32[B, P + L + G + 1] prefix and emitted tokens, 0 after `total`.
     origins: int8[B, P + L + G + 1].
+    log_probs: float32[B, P + L + G + 1], or None.
     total: int32[B] tokens in `tokens`, the prefix included.
-    done: bool[B] the row has emitted EOS or is full.
+    done: bool[B] the row has ended, is full, or broke off.
+    stopping: int32[B] state of the automaton of stop strings, or None.
     target: its cache; holds the first `total - 1` tokens.
     draft: its cache; holds the first `total - 2` tokens at least.
     statistics: counts so far.
+    broken: int32[B, 2] see `Samples`.
   """
 
   step: jax.Array
   tokens: jax.Array
   origins: jax.Array
+  log_probs: jax.Array | None
   total: jax.Array
   done: jax.Array
+  stopping: jax.Array | None
   target: transformer.DecodeState
   draft: transformer.DecodeState
   statistics: samples_lib.Statistics
+  broken: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=('target', 'draft', 'decoding'))
@@ -67,6 +76,7 @@ def generate(
     input_segments: jax.Array,
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
+    controls: controls_lib.Controls = NO_CONTROLS,
 ) -> samples_lib.Samples:
   """Rows with the target's distribution, proposed by the draft.
 
@@ -81,189 +91,168 @@ def generate(
     input_segments: int32[B, S], 0 is padding.
     keys: key[B], one a row.
     decoding: settings, the same for both models.
+    controls: settings of rows.
   """
   # Rows of the larger vocabulary beyond the smaller are padding.
   vocabulary = min(target.config.vocab_size, draft.config.vocab_size)
-  rows, block = inputs.shape[0], decoding.block_length
-  slack = decoding.max_new_tokens + block + 1
-  target_state, prefix = target.begin(
-      target_params, inputs, input_segments, slack
-  )
-  draft_state, _ = draft.begin(draft_params, inputs, input_segments, slack)
+  batch, block_length = inputs.shape[0], decoding.block_length
+  slack = decoding.max_new_tokens + block_length + 1
+  begin = (inputs, input_segments, slack)
+  forced = (controls.prefix, controls.prefix_segments)
+  target_state, prefix = target.begin(target_params, *begin, *forced)
+  draft_state, _ = draft.begin(draft_params, *begin, *forced)
   tokens = jnp.pad(prefix.tokens, ((0, 0), (0, slack)))
+  stop = controls.stop
   state = SpeculativeState(
       step=jnp.int32(0),
       tokens=tokens,
       origins=jnp.zeros(tokens.shape, jnp.int8),
+      log_probs=jnp.zeros(tokens.shape) if decoding.log_probs else None,
       total=prefix.length,
-      done=jnp.zeros(rows, bool),
+      done=jnp.zeros(batch, bool),
+      stopping=None if stop is None else jnp.full(batch, stop.start),
       target=target_state,
       draft=draft_state,
-      statistics=samples_lib.Statistics.zeros(rows, block),
+      statistics=samples_lib.Statistics.zeros(batch, block_length),
+      broken=jnp.full((batch, 2), -1),
   )
 
   def body(state: SpeculativeState) -> SpeculativeState:
     block_keys = randomness.events(keys, state.step)
-    draft_state, drafted, q_logits = _draft_block(
-        draft, draft_params, state, block_keys, decoding, vocabulary
-    )
-    last = _slice(state.tokens, state.total - 1, 1)
+    number = state.total - prefix.length
+    draft_state, block = drafting.draft_block(
+        draft, draft_params, state.draft, state.tokens, state.total, number,
+        state.done, block_keys, decoding, controls, vocabulary,
+    )  # fmt: skip
+    last = rows.window(state.tokens, state.total - 1, 1)
     hidden, target_state = target.advance(
         target_params,
         target.rewind(state.target, state.total - 1),
-        jnp.concatenate([last, drafted], axis=1),
+        jnp.concatenate([last, block.tokens], axis=1),
     )
-    p_logits = target.unembed(target_params, hidden)[..., :vocabulary]
-    verdict = _verify(block_keys, drafted, q_logits, p_logits, decoding)
+    own_logits = target.unembed(target_params, hidden)[..., :vocabulary]
+    places = number[:, None] + jnp.arange(block_length + 1)[None]
+    p_logits = controls.allow(own_logits, places, decoding)
+    verdict = rules.verify(block_keys, block, p_logits, decoding, controls)
     state = state.replace(target=target_state, draft=draft_state)
-    return _commit(state, prefix.length, drafted, verdict, decoding)
+    return _commit(
+        state, prefix.length, block, verdict, own_logits, decoding, controls
+    )
 
   state = jax.lax.while_loop(lambda state: ~jnp.all(state.done), body, state)
-  length = decoding.max_new_tokens
+  out = lambda array: rows.window(array, prefix.length, decoding.max_new_tokens)
   return samples_lib.Samples(
-      tokens=_slice(state.tokens, prefix.length, length),
+      tokens=out(state.tokens),
       lengths=state.total - prefix.length,
-      origins=_slice(state.origins, prefix.length, length),
+      origins=out(state.origins),
       statistics=state.statistics,
+      log_probs=out(state.log_probs) if decoding.log_probs else None,
+      broken=state.broken,
   )
-
-
-def _verify(
-    keys: jax.Array,
-    drafted: jax.Array,
-    q_logits: jax.Array | None,
-    p_logits: jax.Array,
-    decoding: decoding_lib.Decoding,
-) -> verification.Verdict:
-  """The verdict of the rule that the settings name."""
-  if decoding.greedy:
-    if decoding.lenience is not None:
-      return lenient.greedy(drafted, p_logits, decoding.lenience)
-    return verification.greedy(drafted, p_logits)
-  p_logits = warping.warp(p_logits, decoding)
-  if decoding.lenience is not None:
-    return lenient.token(keys, drafted, q_logits, p_logits, decoding.lenience)
-  if decoding.verification == 'block':
-    return block_verification.block(keys, drafted, q_logits, p_logits)
-  return verification.token(keys, drafted, q_logits, p_logits)
-
-
-def _draft_block(
-    draft: transformer.Transformer,
-    params: Any,
-    state: SpeculativeState,
-    keys: jax.Array,
-    decoding: decoding_lib.Decoding,
-    vocabulary: int,
-) -> tuple[transformer.DecodeState, jax.Array, jax.Array | None]:
-  """The draft's cache, its proposals int32[B, G], their logits [B, G, V]."""
-
-  def propose(number, hidden):
-    logits = draft.unembed(params, hidden)[:, 0, :vocabulary]
-    if decoding.greedy:
-      return jnp.argmax(logits, axis=-1).astype(jnp.int32), None
-    logits = warping.warp(logits, decoding)
-    keys_now = randomness.events(randomness.streams(keys, 'draft'), number)
-    return randomness.categorical(keys_now, logits), logits
-
-  # After a block that was accepted whole the draft has not consumed its own
-  # last token. Feeding the last two tokens always, the first of which may
-  # overwrite itself, makes that case no case. A row of one token feeds it and
-  # a meaningless second, whose slot the next token overwrites.
-  start = jnp.maximum(state.total - 2, 0)
-  hidden, cache = draft.advance(
-      params, draft.rewind(state.draft, start), _slice(state.tokens, start, 2)
-  )
-  newest = jnp.minimum(state.total, 2) - 1
-  token, logits = propose(0, _slice(hidden, newest, 1))
-  cache = draft.rewind(cache, state.total)
-
-  def next_token(carry, number):
-    cache, token = carry
-    hidden, cache = draft.advance(params, cache, token[:, None])
-    token, logits = propose(number, hidden)
-    return (cache, token), (token, logits)
-
-  numbers = jnp.arange(1, decoding.block_length)
-  (cache, _), (tokens, more) = jax.lax.scan(next_token, (cache, token), numbers)
-  drafted = jnp.concatenate([token[None], tokens]).T  # [G, B] -> [B, G]
-  if decoding.greedy:
-    return cache, drafted, None
-  q_logits = jnp.concatenate([logits[None], more])
-  return cache, drafted, jnp.swapaxes(q_logits, 0, 1)
 
 
 def _commit(
     state: SpeculativeState,
     prefix_length: jax.Array,
-    drafted: jax.Array,
+    block: drafting.Block,
     verdict: verification.Verdict,
+    logits: jax.Array,
     decoding: decoding_lib.Decoding,
+    controls: controls_lib.Controls,
 ) -> SpeculativeState:
-  """Writes what the verdict lets through, up to EOS and to a full row."""
-  block = decoding.block_length
-  place = jnp.arange(block + 1)[None]  # [1, G + 1]
+  """Writes what the verdict lets through, up to the row's end or limit.
+
+  Args:
+    state: before the block.
+    prefix_length: int32[B].
+    block: what was drafted.
+    verdict: on it.
+    logits: float32[B, G+1, V] the target's own.
+    decoding: settings.
+    controls: settings of rows.
+  """
+  size = decoding.block_length
+  place = jnp.arange(size + 1)[None]  # [1, G + 1]
+  drafted = size if block.lengths is None else block.lengths[:, None]
   accepted = verdict.num_accepted[:, None]
   tokens = jnp.where(
       place < accepted,
-      jnp.pad(drafted, ((0, 0), (0, 1))),
+      jnp.pad(block.tokens, ((0, 0), (0, 1))),
       verdict.next_token[:, None],
   )
   origins = jnp.where(
       place < accepted,
       samples_lib.Origin.ACCEPTED,
       jnp.where(
-          accepted == block,
+          accepted == drafted,
           samples_lib.Origin.BONUS,
           samples_lib.Origin.CORRECTED,
       ),
   )
-  is_eos = (tokens == decoding.eos_id) & (place <= accepted)
-  to_eos = jnp.where(is_eos.any(1), jnp.argmax(is_eos, axis=1), block) + 1
-  room = prefix_length + decoding.max_new_tokens - state.total
-  count = jnp.minimum(jnp.minimum(verdict.num_accepted + 1, to_eos), room)
-  count = jnp.where(state.done, 0, count)
+  # A row ends at EOS, after a stop string, or where logits are no numbers.
+  ends = controls_lib.ends(tokens, decoding)
+  if controls.stop is not None:
+    stopping = controls.stop.read(state.stopping, tokens)  # [B, G + 1]
+    ends |= stopping >= controls.stop.found
+  ends &= place <= accepted
+  to_end = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), size) + 1
+  room = prefix_length + controls.limit(decoding) - state.total
+  count = jnp.minimum(jnp.minimum(verdict.num_accepted + 1, to_end), room)
+  broken = _broken(state, prefix_length, block, verdict, logits)
+  active = ~state.done & (broken < 0).all(axis=1)
+  count = jnp.where(active, count, 0)
 
   written = place < count[:, None]
   total = state.total + count
-  ended = (is_eos & written).any(1)
-  full = total == prefix_length + decoding.max_new_tokens
-  active = ~state.done
-  judged = written[:, :block]
-  passed = judged & (place[:, :block] < accepted)
+  ended = (ends & written).any(1)
+  full = total == prefix_length + controls.limit(decoding)
+  judged = written[:, :size] & (place[:, :size] < drafted)
+  passed = judged & (place[:, :size] < accepted)
+  last = jnp.maximum(count - 1, 0)
   old = state.statistics
   return state.replace(
       step=state.step + 1,
-      tokens=_write(state.tokens, jnp.where(written, tokens, 0), state.total),
-      origins=_write(
-          state.origins, jnp.where(written, origins, 0), state.total
-      ),
+      tokens=_add(state, state.tokens, tokens, written),
+      origins=_add(state, state.origins, origins, written),
+      log_probs=_add(
+          state, state.log_probs, rows.log_prob(logits, tokens), written
+      )
+      if decoding.log_probs
+      else None,
       total=total,
-      done=state.done | ended | full,
+      done=~active | ended | full,
+      stopping=jnp.where(
+          count > 0, verification.at(stopping, last), state.stopping
+      )
+      if controls.stop is not None
+      else None,
       statistics=samples_lib.Statistics(
           blocks=old.blocks + active,
-          drafted=old.drafted + active * block,
+          drafted=old.drafted + active * jnp.reshape(drafted, -1),
           accepted=old.accepted + jnp.sum(passed, axis=1, dtype=jnp.int32),
           emitted=old.emitted + count,
           reached_at=old.reached_at + judged,
           accepted_at=old.accepted_at + passed,
       ),
+      broken=broken,
   )
 
 
-def _slice(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
-  """array[b, start[b] : start[b] + size], [B, N, ...] -> [B, size, ...]."""
-
-  def row(row, start):
-    return jax.lax.dynamic_slice_in_dim(row, start, size)
-
-  return jax.vmap(row)(array, start)
+def _add(state, array, new, written) -> jax.Array:
+  new = jnp.where(written, new, jnp.zeros_like(new))
+  return rows.write(array, new, state.total)
 
 
-def _write(array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-  """The array with new [B, N] at start[b] of each row."""
+def _broken(state, prefix_length, block, verdict, logits) -> jax.Array:
+  """int32[B, 2] of `Samples`, after this block.
 
-  def row(row, new, start):
-    return jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=0)
-
-  return jax.vmap(row)(array, new.astype(array.dtype), start)
+  What is accepted passed for its numbers, so that the target's logits matter
+  where the verdict adds a token of its own.
+  """
+  at = verification.at(logits, verdict.num_accepted)  # [B, V]
+  is_fine = jnp.stack(
+      [jnp.isfinite(jnp.max(at, axis=-1)), block.finite], axis=1
+  )
+  now = (state.total - prefix_length)[:, None]
+  is_new = ~is_fine & (state.broken < 0) & ~state.done[:, None]
+  return jnp.where(is_new, now, state.broken)

@@ -27,6 +27,7 @@ def token(
     drafted: jax.Array,
     q_logits: jax.Array,
     p_logits: jax.Array,
+    lengths: jax.Array | None = None,
 ) -> Verdict:
   """Accepts a prefix of the drafted block and samples the token after it.
 
@@ -44,6 +45,8 @@ def token(
     q_logits: float32[B, G, V], the very logits that produced `drafted`.
     p_logits: float32[B, G+1, V] target logits, warped as q's, same positions
       plus one more.
+    lengths: int32[B] in [1, G], how many of a row's tokens are drafted; the
+      token after them is a bonus. Default: all G.
   """
   check(keys, drafted, q_logits, p_logits)
   p = jax.nn.softmax(p_logits)  # [B, G+1, V]
@@ -55,12 +58,12 @@ def token(
       randomness.streams(keys, 'accept'), (drafted.shape[1],)
   )
   passes = u * q_drafted < p_drafted  # u in [0, 1): q > 0, p = 0 never passes
-  num_accepted = prefix_length(passes)
+  num_accepted = prefix_length(passes, lengths)
 
-  # Only the one position after the accepted prefix is needed. Padding q with
-  # zeros makes the bonus token the same formula, max(p - 0, 0).
+  # Only the one position after the accepted prefix is needed. A q of zeros
+  # makes the bonus token the same formula, max(p - 0, 0).
   p_at = at(p, num_accepted)  # [B, V]
-  q_at = at(jnp.pad(q, ((0, 0), (0, 1), (0, 0))), num_accepted)
+  q_at = proposal_at(q, num_accepted, lengths)
   residual = jnp.maximum(p_at - q_at, 0.0)
   # Where p equals q the residual is empty, and sampling from all -inf would
   # return token 0, which is padding. The limit of the formula is p.
@@ -70,24 +73,54 @@ def token(
   return Verdict(num_accepted, next_token)
 
 
-def greedy(drafted: jax.Array, p_logits: jax.Array) -> Verdict:
+def greedy(
+    drafted: jax.Array,
+    p_logits: jax.Array,
+    lengths: jax.Array | None = None,
+) -> Verdict:
   """Accepts what the target would have said itself; the limit of `token`.
 
   Args:
     drafted: int32[B, G].
     p_logits: float[B, G+1, V] target logits, not warped.
+    lengths: as in `token`.
   """
   shapes.bind_shapes(
       drafted=(drafted, 'B G'), p_logits=(p_logits[:, :-1], 'B G V')
   )
   best = jnp.argmax(p_logits, axis=-1).astype(jnp.int32)  # [B, G+1]
-  num_accepted = prefix_length(drafted == best[:, :-1])
+  num_accepted = prefix_length(drafted == best[:, :-1], lengths)
   return Verdict(num_accepted, at(best, num_accepted))
 
 
-def prefix_length(passes: jax.Array) -> jax.Array:
-  """How many pass before the first that does not, bool[B, G] -> int32[B]."""
+def prefix_length(
+    passes: jax.Array, lengths: jax.Array | None = None
+) -> jax.Array:
+  """How many pass before the first that does not, bool[B, G] -> int32[B].
+
+  Args:
+    passes: bool[B, G].
+    lengths: int32[B], what is not drafted does not pass; default: all is.
+  """
+  if lengths is not None:
+    passes &= jnp.arange(passes.shape[1])[None] < lengths[:, None]
   return jnp.cumprod(passes.astype(jnp.int32), axis=1).sum(axis=1)
+
+
+def proposal_at(
+    q: jax.Array, position: jax.Array, lengths: jax.Array | None = None
+) -> jax.Array:
+  """q where a token was drafted, zeros after the last: float32[B, V].
+
+  Args:
+    q: float32[B, G, V].
+    position: int32[B] in [0, G].
+    lengths: int32[B]; default: G.
+  """
+  size = q.shape[1]
+  lengths = size if lengths is None else lengths
+  q_at = at(q, jnp.minimum(position, size - 1))
+  return jnp.where((position < lengths)[:, None], q_at, 0.0)
 
 
 def at(array: jax.Array, position: jax.Array) -> jax.Array:

@@ -6,13 +6,19 @@ the warped target, and acceptance is highest where both are warped alike.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from distillspec_jax.sampling import decoding as decoding_lib
 
 
-def warp(logits: jax.Array, decoding: decoding_lib.Decoding) -> jax.Array:
+def warp(
+    logits: jax.Array,
+    decoding: decoding_lib.Decoding,
+    temperature: jax.Array | None = None,
+) -> jax.Array:
   """Logits after temperature, then top-k, then top-p.
 
   Temperature 0 is the limit: all mass on the most likely token (the first of
@@ -21,16 +27,20 @@ def warp(logits: jax.Array, decoding: decoding_lib.Decoding) -> jax.Array:
   Args:
     logits: float[..., V].
     decoding: temperature, top_k and top_p are read.
+    temperature: float32[B] of each row, the first axis of the logits, instead.
 
   Returns:
     float32[..., V], -inf where a token cannot be sampled.
   """
   logits = logits.astype(jnp.float32)
+  if temperature is not None:
+    temperature = jnp.expand_dims(temperature, range(1, logits.ndim))
+    is_greedy = temperature == 0.0
+    warm = dataclasses.replace(decoding, temperature=1.0)
+    warped = warp(logits / jnp.where(is_greedy, 1.0, temperature), warm)
+    return jnp.where(is_greedy, _only_the_best(logits), warped)
   if decoding.greedy:
-    best = jnp.argmax(logits, axis=-1)
-    return jnp.where(
-        jax.nn.one_hot(best, logits.shape[-1], dtype=jnp.bool_), 0.0, -jnp.inf
-    )
+    return _only_the_best(logits)
   logits = logits / decoding.temperature
   if 0 < decoding.top_k < logits.shape[-1]:
     edge = jax.lax.top_k(logits, decoding.top_k)[0][..., -1:]
@@ -52,3 +62,10 @@ def warp(logits: jax.Array, decoding: decoding_lib.Decoding) -> jax.Array:
     )
     logits = jnp.where(kept, logits, -jnp.inf)
   return logits
+
+
+def _only_the_best(logits: jax.Array) -> jax.Array:
+  """The limit of temperature 0, float32[..., V]."""
+  best = jnp.argmax(logits, axis=-1)
+  is_best = jax.nn.one_hot(best, logits.shape[-1], dtype=jnp.bool_)
+  return jnp.where(is_best, 0.0, -jnp.inf)

@@ -103,7 +103,7 @@ def test_lenient_tokens_have_not(pair):
   assert fit.p_value < FALSE_ALARM
 
 
-def resamples_target(keys, drafted, q_logits, p_logits):
+def resamples_target(keys, drafted, q_logits, p_logits, lengths=None):
   """The correction comes from p and not from the residual."""
   verdict = TOKEN(keys, drafted, q_logits, p_logits)
   weights = verification.at(p_logits, verdict.num_accepted)
@@ -111,7 +111,7 @@ def resamples_target(keys, drafted, q_logits, p_logits):
   return verdict._replace(next_token=again)
 
 
-def accepts_too_much(keys, drafted, q_logits, p_logits):
+def accepts_too_much(keys, drafted, q_logits, p_logits, lengths=None):
   verdict = TOKEN(keys, drafted, q_logits, p_logits)
   more = jnp.minimum(verdict.num_accepted + 1, drafted.shape[1])
   return verdict._replace(num_accepted=more)
@@ -151,7 +151,7 @@ def test_greedy_rows_are_the_same(pair):
 def test_a_broken_greedy_verifier_is_no_tie(pair, monkeypatch, fresh):
   exact = verification.greedy
 
-  def second_best(drafted, p_logits):
+  def second_best(drafted, p_logits, lengths=None):
     verdict = exact(drafted, p_logits)
     order = jnp.argsort(p_logits, axis=-1)[..., -2].astype(jnp.int32)
     return verdict._replace(

@@ -33,7 +33,7 @@ def clock(monkeypatch):
 
 def measure(batches, target=tiny.target, eos_id=1):
   decoding = decoding_lib.Decoding(
-      block_length=2, max_new_tokens=L, eos_id=eos_id
+      block_length=2, max_new_tokens=L, eos_ids=(eos_id,)
   )
   found = latency.measure(
       target(), tiny.draft(), batches, [decoding], COSTS, seed=0
@@ -116,7 +116,7 @@ def test_steps_are_those_of_autoregressive_decoding():
   expected = autoregressive.generate(
       *read,
       randomness.row_keys(jax.random.key(0), 2),
-      decoding_lib.Decoding(max_new_tokens=L, eos_id=-1),
+      decoding_lib.Decoding(max_new_tokens=L, eos_ids=(-1,)),
   )
   found = latency._steps(*read, 1, L + 1, np.int32(L))
   np.testing.assert_array_equal(found[:, 0], expected.tokens[:, -1])

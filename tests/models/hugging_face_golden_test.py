@@ -167,7 +167,7 @@ drafted = jax.jit(speculative.generate, static_argnums=(0, 2, 7))
 
 def generated(model, recorded, prefix, length, eos, is_speculative):
   decoding = decoding_lib.Decoding(
-      max_new_tokens=length, block_length=4, eos_id=eos
+      max_new_tokens=length, block_length=4, eos_ids=(eos,)
   )
   tokens = integers(recorded, f'{prefix}input_ids')
   segments = integers(recorded, f'{prefix}attention_mask')

@@ -20,6 +20,7 @@ from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import decode
 from distillspec_jax.sampling import generation
 
@@ -384,7 +385,7 @@ def test_a_target_without_a_vocabulary_is_refused(pair, tmp_path):
 
 def test_batches_are_of_one_width_and_do_not_depend_on_the_start():
   lengths = [5, 9, 6, 30, 7, 100, 8, 8, 8, 10, 11, 12]
-  batches = list(decode.plan(lengths, 4))
+  batches = list(batching.plan(lengths, 4))
   assert sorted(i for batch in batches for i in batch.numbers) == list(
       range(12)
   )
@@ -392,6 +393,6 @@ def test_batches_are_of_one_width_and_do_not_depend_on_the_start():
   assert all(lengths[i] <= width[i] for i in width)
   assert len(set(width.values())) == 3  # 30 has no width of its own
   for start in range(12):
-    rest = list(decode.plan(lengths, 4, start))
+    rest = list(batching.plan(lengths, 4, start))
     assert rest == [batch for batch in batches if max(batch.numbers) >= start]
   assert np.max([len(batch.numbers) for batch in batches]) == 4

@@ -11,6 +11,7 @@ from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import generation
 
 TEXTS = ['two words', 'a longer one', '']
@@ -45,7 +46,7 @@ def test_texts_and_their_tokens_have_the_same_answers(model):
 def test_a_row_draws_from_the_stream_of_its_number(model):
   whole = generation.generate(model, TEXTS, seed=3, **SAMPLED)
   decoding = decoding_lib.Decoding(**SAMPLED)
-  tokens, segments = generation.pad(
+  tokens, segments = batching.pad(
       [generation.tokenize(model, text) for text in TEXTS]
   )
   order = np.array([2, 0, 1])
@@ -103,12 +104,12 @@ def test_seeds_beyond_the_limits_share_their_streams():
     'length, width', [(0, 0), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32)]
 )
 def test_widths_are_powers_of_two(length, width):
-  assert generation.width(length) == width
+  assert batching.width(length) == width
 
 
 def test_padding_is_marked():
-  tokens, segments = generation.pad([[5, 6], [], [7]], 3)
+  tokens, segments = batching.pad([[5, 6], [], [7]], 3)
   np.testing.assert_array_equal(tokens, [[5, 6, 0], [0, 0, 0], [7, 0, 0]])
   np.testing.assert_array_equal(segments, tokens != 0)
   assert jnp.asarray(tokens).dtype == jnp.int32
-  assert generation.pad([[1] * 9])[0].shape == (1, 16)
+  assert batching.pad([[1] * 9])[0].shape == (1, 16)

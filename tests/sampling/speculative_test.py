@@ -90,7 +90,7 @@ def check_statistics(samples, decoding):
   place = np.arange(decoding.max_new_tokens)[None]
   real = place < lengths[:, None]
   last = place == lengths[:, None] - 1
-  is_eos = tokens == decoding.eos_id
+  is_eos = tokens == decoding.eos_ids[0]
 
   assert (lengths >= 1).all()
   assert (tokens[~real] == 0).all()
@@ -135,7 +135,7 @@ def accepted_histogram(statistics):
 def greedy_reference(kind, rows, length=L, eos_id=1):
   model, params = make(kind)
   decoding = decoding_lib.Decoding(
-      max_new_tokens=length, block_length=1, eos_id=eos_id
+      max_new_tokens=length, block_length=1, eos_ids=(eos_id,)
   )
   return autoregressive.generate(
       model, params, *ragged_inputs(rows), keys_of(rows), decoding
@@ -219,7 +219,7 @@ def test_rows_end_at_eos_wherever_it_stands_in_a_block(kind):
   eos_id = int(np.argmax(said[2:])) + 2
   block = 3
   decoding = decoding_lib.Decoding(
-      block_length=block, max_new_tokens=L, eos_id=eos_id
+      block_length=block, max_new_tokens=L, eos_ids=(eos_id,)
   )
   expected = greedy_reference(kind, B, eos_id=eos_id)
   ended = set()
@@ -386,7 +386,7 @@ def exact_law(decoding):
   p = np.asarray(jax.nn.softmax(warping.warp(logits, decoding)), np.float64)
   law = {}
   for row, tokens in enumerate(outputs):
-    ends = np.flatnonzero(tokens == decoding.eos_id)
+    ends = np.flatnonzero(tokens == decoding.eos_ids[0])
     length = ends[0] + 1 if len(ends) else size
     key = (*tokens[:length], *[0] * (size - length))
     chance = np.prod([p[row, i, tokens[i]] for i in range(length)])
@@ -480,7 +480,7 @@ def test_lenient_samples_have_another_law():
 def test_a_verifier_that_resamples_the_target_is_caught(monkeypatch):
   exact = verification.token
 
-  def biased(keys, drafted, q_logits, p_logits):
+  def biased(keys, drafted, q_logits, p_logits, lengths=None):
     verdict = exact(keys, drafted, q_logits, p_logits)
     weights = p_logits[jnp.arange(len(drafted)), verdict.num_accepted]
     again = randomness.categorical(randomness.streams(keys, 'next'), weights)
@@ -501,10 +501,12 @@ def test_a_key_used_in_two_blocks_is_caught(monkeypatch):
 def test_a_draft_that_is_warped_otherwise_is_caught(monkeypatch):
   warp = warping.warp
 
-  def uneven(logits, decoding):  # what is verified is not what was drafted
+  def uneven(
+      logits, decoding, temperature
+  ):  # what is verified is not what was drafted
     return warp(logits if logits.ndim == 3 else 2.0 * logits, decoding)
 
-  def token(keys, drafted, q_logits, p_logits):
+  def token(keys, drafted, q_logits, p_logits, lengths=None):
     return exact(keys, drafted, q_logits / 2.0, p_logits)
 
   exact = verification.token

@@ -1,0 +1,237 @@
+"""What is asked of each row, checked on the host before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from distillspec_jax.core import errors
+from distillspec_jax.data import vocabulary_kinds
+from distillspec_jax.models import pretrained
+from distillspec_jax.sampling import batching
+from distillspec_jax.sampling import controls as controls_lib
+from distillspec_jax.sampling import stopping
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+  """Settings of rows; those that all rows share are numbers.
+
+  Attributes:
+    max_new_tokens: a number, or one a row.
+    min_new_tokens: likewise.
+    temperature: likewise.
+    seed: likewise.
+    prefix: tokens of each row, or None.
+    stop: automaton of the stop strings, or None.
+  """
+
+  max_new_tokens: int | np.ndarray
+  min_new_tokens: int | np.ndarray
+  temperature: float | np.ndarray
+  seed: int | np.ndarray
+  prefix: list[list[int]] | None
+  stop: stopping.Automaton | None
+
+  @property
+  def longest(self) -> int:
+    return int(np.max(self.max_new_tokens))
+
+  def controls(self, numbers: Sequence[int]) -> controls_lib.Controls:
+    """Of the rows with these numbers."""
+    numbers = np.asarray(numbers)
+
+    def of_rows(values, dtype):
+      return (
+          None if np.ndim(values) == 0 else jnp.asarray(values[numbers], dtype)
+      )
+
+    prefix = segments = least = None
+    if self.prefix is not None:
+      size = batching.width(max(map(len, self.prefix)))
+      prefix, segments = batching.pad([self.prefix[i] for i in numbers], size)
+    if np.any(self.min_new_tokens):
+      least = np.broadcast_to(self.min_new_tokens, (numbers.max() + 1,))
+      least = of_rows(least, jnp.int32)
+    return controls_lib.Controls(
+        temperature=of_rows(self.temperature, jnp.float32),
+        max_new_tokens=of_rows(self.max_new_tokens, jnp.int32),
+        min_new_tokens=least,
+        prefix=prefix,
+        prefix_segments=segments,
+        stop=self.stop,
+    )
+
+
+def check(
+    target: pretrained.Model,
+    count: int,
+    *,
+    max_new_tokens: int | Sequence[int],
+    min_new_tokens: int | Sequence[int] = 0,
+    temperature: float | Sequence[float] = 0.0,
+    seed: int | Sequence[int] = 0,
+    prefix: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
+    stop: str | Sequence[str] = (),
+) -> Requests:
+  """The requests of `count` rows; arguments as of `generation.generate`.
+
+  Raises:
+    UserError: a value is out of range, or there is not one for each row; texts
+      for a model without a vocabulary; a stop string that cannot come.
+  """
+  most, least, warmth, seeds = check_numbers(
+      count,
+      max_new_tokens=max_new_tokens,
+      min_new_tokens=min_new_tokens,
+      temperature=temperature,
+      seed=seed,
+  )
+  prefix = _prefixes(target, prefix, count)
+  return Requests(
+      max_new_tokens=most,
+      min_new_tokens=least,
+      temperature=warmth,
+      seed=seeds,
+      prefix=prefix,
+      stop=stop_automaton(target, stop, at_start=prefix is None),
+  )
+
+
+def check_numbers(
+    count: int,
+    *,
+    max_new_tokens: int | Sequence[int],
+    min_new_tokens: int | Sequence[int] = 0,
+    temperature: float | Sequence[float] = 0.0,
+    seed: int | Sequence[int] = 0,
+) -> tuple[Any, Any, Any, Any]:
+  """The arguments, each a number or an array with one a row.
+
+  Raises:
+    UserError: a value is out of range, or there is not one for each row.
+  """
+  most = _each('max_new_tokens', max_new_tokens, count, np.int64)
+  least = _each('min_new_tokens', min_new_tokens, count, np.int64)
+  warmth = _each('temperature', temperature, count, np.float64)
+  seeds = _each('seed', seed, count, np.int64)
+  _refuse('max_new_tokens', most, lambda x: x < 1, 'it must be at least 1')
+  _refuse(
+      'min_new_tokens',
+      least,
+      lambda x: (x < 0) | (x > most),
+      'it must lie in [0, max_new_tokens]',
+  )
+  _refuse(
+      'temperature',
+      warmth,
+      lambda x: ~(x >= 0.0),
+      'it must be at least 0 (greedy)',
+  )
+  _refuse(
+      'seed',
+      seeds,
+      lambda x: (x < 0) | (x >= 2**32),
+      'it must lie in [0, 2**32): of other numbers only the last 32 bits are'
+      ' used',
+  )
+  return most, least, warmth, seeds
+
+
+def stop_automaton(
+    target: pretrained.Model,
+    stop: str | Sequence[str],
+    *,
+    at_start: bool = True,
+) -> stopping.Automaton | None:
+  """The automaton of stop strings in the target's vocabulary, if there are any.
+
+  Raises:
+    UserError: the target has no vocabulary, or a string cannot come.
+  """
+  strings = stop_strings(stop)
+  if not strings:
+    return None
+  if target.vocabulary is None:
+    raise errors.UserError(
+        f'The model {target.name} has no vocabulary, so it cannot look for the'
+        f' stop string {strings[0]!r}; load it with one, or end rows by'
+        ' eos_ids.'
+    )
+  surfaces = vocabulary_kinds.surfaces(target.vocabulary)
+  # Rows beyond the vocabulary are padding and spell nothing.
+  size = max(target.config.vocab_size, len(surfaces))
+  surfaces = [*surfaces, *[b''] * (size - len(surfaces))]
+  return stopping.automaton(strings, surfaces, at_start=at_start)
+
+
+def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+  return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _each(name: str, value: Any, count: int, dtype: Any) -> Any:
+  """A number, or an array with one a row."""
+  found = np.asarray(value)
+  is_number = found.dtype.kind in ('iuf' if dtype is np.float64 else 'iu')
+  if found.ndim > 1 or not is_number:
+    raise errors.UserError(
+        f'{name} is {value!r}; give a number, or one for each row.'
+    )
+  if found.ndim == 0:
+    return found.astype(dtype).item()
+  if len(found) != count:
+    raise errors.UserError(
+        f'{name} has {len(found)} values for {count} inputs; give one for each,'
+        ' or a single number for all.'
+    )
+  return found.astype(dtype)
+
+
+def _refuse(
+    name: str, values: Any, is_wrong: Callable[[np.ndarray], Any], why: str
+) -> None:
+  wrong = np.asarray(is_wrong(np.asarray(values)))
+  if not wrong.any():
+    return
+  if np.ndim(values) == 0:
+    raise errors.UserError(f'{name} is {values}; {why}.')
+  row = int(np.argmax(wrong))
+  raise errors.UserError(f'{name} is {values[row]} in row {row}; {why}.')
+
+
+def _prefixes(
+    target: pretrained.Model, prefix: Any, count: int
+) -> list[list[int]] | None:
+  """The tokens of each row's prefix."""
+  if prefix is None:
+    return None
+  if isinstance(prefix, str):
+    prefix = [prefix] * count
+  prefix = list(prefix)
+  if len(prefix) != count:
+    raise errors.UserError(
+        f'prefix has {len(prefix)} values for {count} inputs; give one for'
+        ' each, or a single text for all.'
+    )
+  found = []
+  for row, one in enumerate(prefix):
+    if isinstance(one, str):
+      if target.vocabulary is None:
+        raise errors.UserError(
+            f'The model {target.name} has no vocabulary, so it cannot read the'
+            f' prefix {one!r}; give tokens.'
+        )
+      one = target.vocabulary.encode(one)
+    one = [int(token) for token in one]
+    size = target.config.vocab_size
+    if any(not 0 <= token < size for token in one):
+      raise errors.UserError(
+          f'The prefix of row {row} is {one}; its tokens must lie in [0,'
+          f' {size}).'
+      )
+    found.append(one)
+  return found

@@ -1,0 +1,46 @@
+"""Reading and writing where every row of a batch is at its own place."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def window(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
+  """array[b, start[b] : start[b] + size], [B, N, ...] -> [B, size, ...]."""
+
+  def row(row, start):
+    return jax.lax.dynamic_slice_in_dim(row, start, size)
+
+  return jax.vmap(row)(array, start)
+
+
+def write(array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+  """The array with new [B, N] at start[b] of each row."""
+
+  def row(row, new, start):
+    return jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=0)
+
+  return jax.vmap(row)(array, new.astype(array.dtype), start)
+
+
+def pick(array: jax.Array, index: jax.Array) -> jax.Array:
+  """array[..., index[...]], [..., V] and int32[...] -> [...]."""
+  return jnp.take_along_axis(array, index[..., None], axis=-1)[..., 0]
+
+
+def is_finite(logits: jax.Array, best: jax.Array) -> jax.Array:
+  """Whether no logit is nan or +inf, and not all are -inf: bool[...].
+
+  Args:
+    logits: float[..., V].
+    best: int32[...] where the largest is; a nan counts as the largest.
+  """
+  return jnp.isfinite(pick(logits, best))
+
+
+def log_prob(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """log softmax(logits)[token], float32[...] of float[..., V], int32[...]."""
+  logits = logits.astype(jnp.float32)
+  total = jax.scipy.special.logsumexp(logits, axis=-1)
+  return pick(logits, tokens) - total
