@@ -13,6 +13,8 @@ import zlib
 import jax
 import jax.numpy as jnp
 
+_PIECE = 256  # tokens, of about the square root of a vocabulary
+
 
 def stream(key: jax.Array, name: str) -> jax.Array:
   """The key of the purpose `name`, e.g. stream(key, 'dropout')."""
@@ -39,8 +41,32 @@ def uniform(keys: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
 
 
 def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
-  """int32[B] drawn from softmax(logits float[B, V]), row by row."""
-  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+  """int32[B] drawn from softmax(logits float[B, V]), row by row.
+
+  The distribution function is inverted in two steps, a piece of the vocabulary
+  and a token in it, which takes two random numbers where Gumbel's way takes V.
+  A token whose logit is -inf is never drawn.
+  """
+
+  def one(key, logits):
+    pieces = -(-logits.shape[0] // _PIECE)
+    weights = jnp.exp(logits.astype(jnp.float32) - jnp.max(logits))
+    weights = jnp.pad(weights, (0, pieces * _PIECE - logits.shape[0]))
+    weights = weights.reshape(pieces, _PIECE)
+    u = jax.random.uniform(key, (2,))
+    piece = _invert(jnp.sum(weights, axis=1), u[0])
+    return piece * _PIECE + _invert(weights[piece], u[1])
+
+  return jax.vmap(one)(keys, logits)
+
+
+def _invert(weights: jax.Array, u: jax.Array) -> jax.Array:
+  """int32[]: where the running sum of weights float32[N] passes u of it all."""
+  sums = jnp.cumsum(weights)
+  index = jnp.sum(sums <= u * sums[-1], dtype=jnp.int32)
+  # Rounding may make the product the whole sum.
+  last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0.0)
+  return jnp.minimum(index, last.astype(jnp.int32))
 
 
 def streams(keys: jax.Array, name: str) -> jax.Array:

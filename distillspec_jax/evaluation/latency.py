@@ -36,6 +36,7 @@ from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import speculative
 
 # Steps at most that are timed together for the cost of one.
@@ -321,7 +322,7 @@ def _steps(
     state, tokens = carry
     hidden, state = model.advance(params, state, tokens)
     logits = model.unembed(params, hidden)
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    tokens = rows.best(logits)
     return model.rewind(state, start + number + 1), tokens
 
   tokens = jnp.zeros((inputs.shape[0], block), jnp.int32)
@@ -353,17 +354,17 @@ class _Times(NamedTuple):
 def _take_turns(plain, fast, runs, real) -> _Times:
   rates = np.zeros((len(runs), 2))
   emitted, blocks = [], []
-  for i, (run, rows) in enumerate(zip(runs, real)):
+  for i, (run, is_real) in enumerate(zip(runs, real)):
     # Either goes first as often as the other.
     for way in (0, 1) if i % 2 == 0 else (1, 0):
       began = time.perf_counter()
       out = jax.block_until_ready((plain, fast)[way](*run))
       seconds = time.perf_counter() - began
-      lengths = np.asarray(out.lengths)[rows]
+      lengths = np.asarray(out.lengths)[is_real]
       rates[i, way] = lengths.sum() / seconds
       if way:
         emitted.append(lengths)
-        blocks.append(np.asarray(out.statistics.blocks)[rows])
+        blocks.append(np.asarray(out.statistics.blocks)[is_real])
   return _Times(rates, np.concatenate(emitted), np.concatenate(blocks))
 
 

@@ -77,7 +77,7 @@ def generate(
     number = jnp.broadcast_to(carry.step, (batch, 1))
     logits = controls.allow(own_logits, number, decoding)[:, 0]
     if is_greedy:
-      token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      token = rows.best(logits)
       is_fine = rows.is_finite(logits, token)
     else:
       is_fine = jnp.isfinite(jnp.max(logits, axis=-1))

@@ -68,7 +68,7 @@ def draft_block(
     logits = controls.allow(logits, number[:, None] + place, decoding)[:, 0]
     goes_on = _goes_on(logits, decoding)
     if is_greedy:
-      token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      token = rows.best(logits)
       return token, None, goes_on, rows.is_finite(logits, token)
     finite = jnp.isfinite(jnp.max(logits, axis=-1))
     logits = warping.warp(logits, decoding, controls.temperature)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import shapes
+from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import verification
 
 FUNCTIONS = ('linear', 'square', 'exponential')
@@ -139,7 +140,7 @@ def greedy(
       drafted=(drafted, 'B G'), p_logits=(p_logits[:, :-1], 'B G V')
   )
   p = jax.nn.softmax(p_logits.astype(jnp.float32))  # [B, G+1, V]
-  best = jnp.argmax(p_logits, axis=-1).astype(jnp.int32)  # [B, G+1]
+  best = rows.best(p_logits)  # [B, G+1]
   p_drafted = jnp.take_along_axis(p[:, :-1], drafted[..., None], -1)[..., 0]
   passes = relaxed(p_drafted, lenience) >= p[:, :-1].max(axis=-1)
   passes |= drafted == best[:, :-1]  # whatever rounding says

@@ -25,8 +25,20 @@ def write(array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def pick(array: jax.Array, index: jax.Array) -> jax.Array:
-  """array[..., index[...]], [..., V] and int32[...] -> [...]."""
-  return jnp.take_along_axis(array, index[..., None], axis=-1)[..., 0]
+  """array[..., index[...]], [..., V] and int32[...] -> [...]; nan beyond V."""
+  index = index[..., None]
+  return jnp.take_along_axis(array, index, axis=-1, mode='fill')[..., 0]
+
+
+def best(logits: jax.Array) -> jax.Array:
+  """int32[...] the first of the largest logits float[..., V]; V if one is nan.
+
+  Two plain reductions: compilers vectorise them, unlike that of `argmax`.
+  """
+  largest = jnp.max(logits, axis=-1, keepdims=True)
+  size = logits.shape[-1]
+  number = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  return jnp.min(jnp.where(logits == largest, number, size), axis=-1)
 
 
 def is_finite(logits: jax.Array, best: jax.Array) -> jax.Array:
@@ -34,7 +46,7 @@ def is_finite(logits: jax.Array, best: jax.Array) -> jax.Array:
 
   Args:
     logits: float[..., V].
-    best: int32[...] where the largest is; a nan counts as the largest.
+    best: int32[...] where the largest is, see `best`.
   """
   return jnp.isfinite(pick(logits, best))
 

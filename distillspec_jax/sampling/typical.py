@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
+from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import verification
 
 
@@ -81,7 +82,7 @@ def greedy(
     lengths: int32[B] how many are drafted; default: all G.
   """
   p_logits = p_logits.astype(jnp.float32)
-  best = jnp.argmax(p_logits, axis=-1).astype(jnp.int32)  # [B, G+1]
+  best = rows.best(p_logits)  # [B, G+1]
   passes = plausible(drafted, p_logits, typical) | (drafted == best[:, :-1])
   num_accepted = verification.prefix_length(passes, lengths)
   return verification.Verdict(num_accepted, verification.at(best, num_accepted))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
 from distillspec_jax.core import shapes
+from distillspec_jax.sampling import rows
 
 
 class Verdict(NamedTuple):
@@ -88,7 +89,7 @@ def greedy(
   shapes.bind_shapes(
       drafted=(drafted, 'B G'), p_logits=(p_logits[:, :-1], 'B G V')
   )
-  best = jnp.argmax(p_logits, axis=-1).astype(jnp.int32)  # [B, G+1]
+  best = rows.best(p_logits)  # [B, G+1]
   num_accepted = prefix_length(drafted == best[:, :-1], lengths)
   return Verdict(num_accepted, at(best, num_accepted))
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import rows
 
 
 def warp(
@@ -22,7 +23,7 @@ def warp(
   """Logits after temperature, then top-k, then top-p.
 
   Temperature 0 is the limit: all mass on the most likely token (the first of
-  equals). Ties at the edge of top-k are all kept.
+  equals). Ties at the edge of top-k or top-p are all kept.
 
   Args:
     logits: float[..., V].
@@ -46,26 +47,36 @@ def warp(
     edge = jax.lax.top_k(logits, decoding.top_k)[0][..., -1:]
     logits = jnp.where(logits < edge, -jnp.inf, logits)
   if decoding.top_p < 1.0:
-    # A token stays if the mass of those before it is below top_p, so that the
-    # token that crosses the line is in.
-    order = jnp.argsort(logits, axis=-1, descending=True)
-    ordered = jnp.take_along_axis(
-        jax.nn.softmax(logits, axis=-1), order, axis=-1
-    )
-    before = jnp.cumsum(ordered, axis=-1) - ordered
-    kept = jnp.put_along_axis(
-        jnp.zeros(logits.shape, bool),
-        order,
-        before < decoding.top_p,
-        axis=-1,
-        inplace=False,
-    )
-    logits = jnp.where(kept, logits, -jnp.inf)
+    logits = jnp.where(_in_top_p(logits, decoding.top_p), logits, -jnp.inf)
   return logits
+
+
+def _in_top_p(logits: jax.Array, top_p: float) -> jax.Array:
+  """bool[..., V]: the mass of likelier tokens is below top_p.
+
+  So the token that crosses the line is in, and so are its equals. The least
+  probability that is in is found by bisection over the bits of a float32,
+  which are ordered as the numbers are: 31 sums, and no sort.
+  """
+  p = jax.nn.softmax(logits, axis=-1)
+
+  def halve(_, bounds):
+    low, high = bounds  # `high` is in, `low` is not
+    middle = low + (high - low) // 2
+    bound = jax.lax.bitcast_convert_type(middle, jnp.float32)
+    above = jnp.sum(jnp.where(p > bound, p, 0.0), axis=-1, keepdims=True)
+    is_in = above < top_p
+    return jnp.where(is_in, low, middle), jnp.where(is_in, middle, high)
+
+  top = jnp.max(p, axis=-1, keepdims=True)
+  high = jax.lax.bitcast_convert_type(top, jnp.int32)
+  low = jnp.zeros_like(high)  # what has no chance is not in
+  _, least = jax.lax.fori_loop(0, 31, halve, (low, high))
+  return p >= jax.lax.bitcast_convert_type(least, jnp.float32)
 
 
 def _only_the_best(logits: jax.Array) -> jax.Array:
   """The limit of temperature 0, float32[..., V]."""
-  best = jnp.argmax(logits, axis=-1)
+  best = rows.best(logits)
   is_best = jax.nn.one_hot(best, logits.shape[-1], dtype=jnp.bool_)
   return jnp.where(is_best, 0.0, -jnp.inf)
