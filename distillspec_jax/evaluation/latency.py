@@ -302,7 +302,7 @@ def step_time(
                 block,
                 max_new_tokens + block,
                 steps[i],
-                encoded,
+                encoded=encoded,
             )
         )
         if attempt:  # the first compiles and warms up
@@ -324,7 +324,7 @@ def _steps(
     block: int,
     slots: int,
     steps: jax.Array,
-    encoded: jax.Array | None,
+    encoded: jax.Array | None = None,
 ) -> jax.Array:
   """int32[B, block]: the last tokens of `steps` steps, one kept of each."""
   state, prefix = model.begin(

@@ -28,7 +28,7 @@ def test_right_answers_are_counted_over_real_rows(task, monkeypatch):
   batches = examples.first(task, 'validation', 5, 3)
   calls = iter(batches)
 
-  def answers(model, params, inputs, segments, keys, decoding):
+  def answers(model, params, inputs, segments, keys, decoding, encoded):
     """The labels, but for the first row of each batch."""
     tokens = np.array(next(calls).labels)
     tokens[0, 0] += 1
