@@ -71,7 +71,7 @@ def test_it_is_evaluated_with_its_own_answers(tmp_path):
       acceptance.evaluate(
           run=str(tmp_path / draft.name),
           target=target,
-          draft=draft,
+          draft=tiny.with_vocabulary(draft, task.vocabulary),
           task=task,
           examples=4,
           temperatures=(0.0,),
