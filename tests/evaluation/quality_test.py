@@ -33,7 +33,7 @@ def test_right_answers_are_counted_over_real_rows(task, monkeypatch):
     tokens = np.array(next(calls).labels)
     tokens[0, 0] += 1
     lengths = np.maximum((tokens != 0).sum(1), 1)
-    return samples.Samples(tokens, lengths, None, None)
+    return samples.Samples(tokens, lengths, None, None, None, None)
 
   monkeypatch.setattr(autoregressive, 'generate', answers)
   found = measure(task, batches)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from distillspec_jax.models import transformer
+from distillspec_jax.sampling import autoregressive
+from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from tests.sampling import speculative_test as base
@@ -56,6 +58,27 @@ def test_a_draft_of_another_width_changes_no_greedy_token(scan):
       samples.tokens, base.greedy_reference(KIND, 8).tokens
   )
   base.check_statistics(samples, decoding)
+
+
+def test_both_begin_with_a_prefix():
+  model, params = base.make(KIND)
+  decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=12)
+  prefix = jnp.array([[5, 9, 7, 0]] * 4 + [[8, 0, 0, 0]] * 4, jnp.int32)
+  controls = controls_lib.Controls(
+      prefix=prefix, prefix_segments=(prefix > 0).astype(jnp.int32)
+  )
+  rest = (*base.ragged_inputs(), base.keys_of(8), decoding)
+  expected = autoregressive.generate(model, params, *rest, controls=controls)
+  without = autoregressive.generate(model, params, *rest)
+  assert not np.array_equal(expected.tokens, without.tokens)
+  for noise in (0.0, 0.1):
+    draft = sharing(model, params, noise)
+    samples = speculative.generate(
+        model, params, *draft, *rest, controls=controls
+    )
+    np.testing.assert_array_equal(samples.tokens, expected.tokens)
+    rate = float(samples.statistics.acceptance_rate)
+    assert rate == 1.0 if noise == 0.0 else rate < 1.0
 
 
 @pytest.mark.parametrize('rule', ['token', 'block'])
