@@ -40,6 +40,7 @@ def run_experiment(
     evaluate: Callable[..., Any],
     benchmark: Callable[..., Any] | None = None,
     control: Callable[..., str] | None = None,
+    shared_encoder: bool = False,
     seeds: Sequence[int] = (0,),
     samples: int = 3,
 ) -> str:
@@ -58,6 +59,8 @@ def run_experiment(
     benchmark: `evaluation.latency.benchmark`, likewise; None leaves it out.
     control: as `distil`, but without a target: the draft fine-tuned for
       longer, which shows what the additional steps alone would have gained.
+    shared_encoder: all drafts read the target's encoder output and have no
+      encoder; only the distilled one does where `distil` is bound so.
     seeds: of the drafts.
     samples: how many sample texts the page shows.
   """
@@ -68,11 +71,12 @@ def run_experiment(
   configuration.write(folder)
   fine_tune_target(run=str(folder / 'target'), task=task, seed=seeds[0])
   target = str(folder / 'target')
+  shared = {'target': target, 'shared_encoder': True} if shared_encoder else {}
 
   for seed in seeds:
     here = folder / f'seed_{seed}'
     drafts = {'fine-tuned': str(here / 'fine-tuned')}
-    fine_tune_draft(run=drafts['fine-tuned'], task=task, seed=seed)
+    fine_tune_draft(run=drafts['fine-tuned'], task=task, seed=seed, **shared)
     if control is not None:
       drafts['fine-tuned longer'] = str(here / 'fine-tuned_longer')
       control(
@@ -80,6 +84,7 @@ def run_experiment(
           task=task,
           seed=seed,
           initial=drafts['fine-tuned'],
+          **shared,
       )
     drafts['distilled'] = str(here / 'distilled')
     distil(
@@ -87,7 +92,7 @@ def run_experiment(
         task=task,
         seed=seed,
         initial=drafts['fine-tuned'],
-        target=target,
+        **{'target': target, **shared},
     )
     for name, draft in drafts.items():
       _once(

@@ -9,6 +9,7 @@ import pytest
 
 import distillspec_jax as ds
 from distillspec_jax import main
+from distillspec_jax import pipeline
 from distillspec_jax.core import results
 
 EXPERIMENT = """
@@ -141,3 +142,34 @@ def test_bad_requests_are_refused(experiment, inputs, changes, message):
 def test_a_folder_without_a_model_is_refused(tmp_path):
   with pytest.raises(ds.UserError, match='holds no model'):
     ds.load(tmp_path)
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_an_experiment_shares_the_encoder_with_all_drafts_or_as_bound(
+    tmp_path, monkeypatch, shared
+):
+  calls = {}
+
+  def stage(name):
+    return lambda **kwargs: calls.setdefault(name, kwargs)
+
+  monkeypatch.setattr(pipeline.report_lib, 'report', lambda run: run)
+  pipeline.run_experiment(
+      run=str(tmp_path / 'run'),
+      task=None,
+      fine_tune_target=stage('target'),
+      fine_tune_draft=stage('draft'),
+      control=stage('control'),
+      distil=stage('distil'),
+      evaluate=lambda **_: None,
+      shared_encoder=shared,
+      samples=0,
+  )
+  target = str(tmp_path / 'run' / 'target')
+  for name in ('draft', 'control'):
+    assert calls[name].get('target') == (target if shared else None)
+    assert calls[name].get('shared_encoder', False) == shared
+  assert calls['distil']['target'] == target
+  # Unless all do, it is what the file binds it to.
+  assert ('shared_encoder' in calls['distil']) == shared
+  assert 'shared_encoder' not in calls['target']

@@ -127,6 +127,11 @@ def write(
   Raises:
     UserError: transformers has no such model.
   """
+  if config.get('encoded_dim'):
+    raise errors.UserError(
+        "The model is a draft that reads its target's encoder output;"
+        ' transformers has no such T5. Write it with to=distillspec.'
+    )
   if not config['num_encoder_layers']:
     raise errors.UserError(
         'The model is decoder-only; transformers has no such T5. Write it with'

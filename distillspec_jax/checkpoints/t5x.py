@@ -165,8 +165,14 @@ def write(
     The folder of the checkpoint.
 
   Raises:
-    UserError: the checkpoint is there already, or the state does not fit.
+    UserError: the checkpoint is there already, the state does not fit, or the
+      model shares another's encoder, which t5x has no name for.
   """
+  if 'encoder_projection/kernel' in tensors:
+    raise errors.UserError(
+        "The model is a draft that reads its target's encoder output; t5x has"
+        ' no such model. Write it with to=distillspec.'
+    )
   folder = epath.Path(folder)
   final = folder / f'checkpoint_{step}'
   if final.exists():

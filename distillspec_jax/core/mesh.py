@@ -28,6 +28,7 @@ RULES = (
     ('length', None),
     ('embed_activation', None),
     ('embed', 'fsdp'),
+    ('encoded', None),
     ('vocab', 'tensor'),
     ('mlp', 'tensor'),
     ('heads', 'tensor'),

@@ -149,7 +149,7 @@ def evaluate(
     decoding = dataclasses.replace(settings[0], temperature=0.0)
     for model, who in ((target, 'target'), (draft, name)):
       shown = progress.shown(batches, f'{who}, task quality')
-      metrics = quality.measure(model, task, shown, decoding, seed)
+      metrics = quality.measure(model, task, shown, decoding, seed, target)
       described = decoding.describe(speculative=False, batch_size=batch_size)
       write('task_quality', {**described, 'model': who}, metrics)
   rich.console.Console(stderr=True).print(table)
@@ -264,8 +264,11 @@ def _expected_acceptance(
   segments = written.astype(jnp.int32)
   tokens = transformer_lib.shift_right(samples.tokens, segments)
   read = (inputs, input_segments, tokens, segments)
-  p_hidden = target.hidden(target_params, *read)
-  q_hidden = draft.hidden(draft_params, *read)
+  encoded = transformer_lib.shared_encoding(
+      draft, target, target_params, inputs, input_segments
+  )
+  p_hidden = target.hidden(target_params, *read, encoded=encoded)
+  q_hidden = draft.hidden(draft_params, *read, encoded=encoded)
   size = min(target.config.vocab_size, draft.config.vocab_size)
   padding = -length % _CHUNK
 

@@ -335,17 +335,23 @@ def _uniforms(
   """float32[B, L], see `uniforms`; distributions are held row by row."""
   shares = jax.random.uniform(key, tokens.shape)
 
-  def law(model, params, row):
+  def law(model, params, row, encoded):
     inputs, segments, tokens = row
     ones = jnp.ones_like(tokens)
     decoder_inputs = transformer_lib.shift_right(tokens, ones)
-    logits = model.logits(params, inputs, segments, decoder_inputs, ones)
+    logits = model.logits(
+        params, inputs, segments, decoder_inputs, ones, encoded=encoded
+    )
     return jax.nn.softmax(warping.warp(logits[..., :vocabulary], decoding))
 
   def one(row):
     inputs, segments, tokens, share = jax.tree.map(lambda x: x[None], row)
-    p = law(target, target_params, (inputs, segments, tokens))  # [1, L, V]
-    q = law(draft, draft_params, (inputs, segments, tokens))
+    encoded = transformer_lib.shared_encoding(
+        draft, target, target_params, inputs, segments
+    )
+    row = inputs, segments, tokens
+    p = law(target, target_params, row, encoded)  # [1, L, V]
+    q = law(draft, draft_params, row, encoded)
     order = p - q
     index = tokens[..., None]  # [1, L, 1]
     own = jnp.take_along_axis(order, index, -1)

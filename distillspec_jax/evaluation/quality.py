@@ -14,6 +14,7 @@ from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import examples
 from distillspec_jax.evaluation import statistics
 from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
@@ -25,6 +26,7 @@ def measure(
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     seed: int,
+    target: pretrained.Model | None = None,
 ) -> dict[str, results.Metric]:
   """The task's metrics over the batches' examples; empty rows do not count.
 
@@ -34,12 +36,22 @@ def measure(
     batches: inputs, and the labels that answers are compared with.
     decoding: settings.
     seed: of sampling; row i of all batches draws from stream (seed, i).
+    target: whose encoder the model reads, if it is a draft that shares one.
 
   Returns:
     Metric name -> mean over examples with its standard error.
   """
   answers, labels = [], []
   for batch, keys in examples.with_keys(batches, seed):
+    encoded = None
+    if target is not None:
+      encoded = transformer.shared_encoding(
+          model.transformer,
+          target.transformer,
+          target.params,
+          batch.inputs,
+          batch.input_segments,
+      )
     samples = jax.device_get(
         autoregressive.generate(
             model.transformer,
@@ -48,6 +60,7 @@ def measure(
             batch.input_segments,
             keys,
             decoding,
+            encoded=encoded,
         )
     )
     for i in np.flatnonzero(examples.real_rows(batch)):

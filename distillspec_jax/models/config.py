@@ -35,7 +35,8 @@ class T5Config:
     num_heads: attention heads, H.
     head_dim: size of a head, K; H * K need not be D.
     mlp_dim: width of the feed-forward layer.
-    num_encoder_layers: 0 makes a decoder-only language model.
+    num_encoder_layers: 0 makes a decoder-only language model, or, with
+      `encoded_dim`, a draft that reads its target's encoder output.
     num_decoder_layers: may differ from the encoder's.
     mlp_activations: one entry a branch; two entries are multiplied (gated).
       'gelu' is the tanh form, 'gelu_exact' the one with erf.
@@ -54,6 +55,9 @@ class T5Config:
     relative_max_distance: distances from here on share the last bucket.
     relative_bias_per_layer: every layer has a bias of its own (umT5, t5x's
       scanned networks); otherwise a stack shares one.
+    encoded_dim: width of another model's encoder output, which this one's
+      decoder attends to through a linear projection, having no encoder of its
+      own; 0: of its own encoder, or of none.
   """
 
   vocab_size: int
@@ -74,6 +78,7 @@ class T5Config:
   relative_buckets: int = 32
   relative_max_distance: int = 128
   relative_bias_per_layer: bool = False
+  encoded_dim: int = 0
 
   def __post_init__(self):
     self._check_types()
@@ -92,6 +97,17 @@ class T5Config:
       raise errors.UserError(
           f'T5Config.num_encoder_layers is {self.num_encoder_layers}; 0 makes a'
           ' decoder-only model, negative numbers mean nothing.'
+      )
+    if self.encoded_dim < 0:
+      raise errors.UserError(
+          f'T5Config.encoded_dim is {self.encoded_dim}; it is the width of the'
+          " target's encoder output, or 0."
+      )
+    if self.encoded_dim and self.num_encoder_layers:
+      raise errors.UserError(
+          f'T5Config.encoded_dim is {self.encoded_dim}, but num_encoder_layers'
+          f' is {self.num_encoder_layers}: a model reads its own encoder or'
+          " another model's. Set one of them to 0."
       )
     if self.relative_buckets < 4:
       raise errors.UserError(
@@ -136,7 +152,12 @@ class T5Config:
 
   @property
   def is_decoder_only(self) -> bool:
-    return self.num_encoder_layers == 0
+    return self.num_encoder_layers == 0 and not self.shares_encoder
+
+  @property
+  def shares_encoder(self) -> bool:
+    """Whether it reads the encoder output of another model, its target."""
+    return self.encoded_dim > 0
 
   def to_dict(self) -> dict[str, Any]:
     """Plain data, for a model folder; `from_dict` is its inverse."""
@@ -203,7 +224,8 @@ def published(name: str, vocab_size: int = 32128, **changes: Any) -> T5Config:
     name: 't5_1_1_SIZE' or 't5_1_0_SIZE' with SIZE small, base, large, xl or
       xxl, or one of the sizes for a laptop: test, nano, micro, tiny, mini.
     vocab_size: rows of the embedding; 32,128 in the published checkpoints.
-    **changes: fields of `T5Config` to set otherwise.
+    **changes: fields of `T5Config` to set otherwise; with `encoded_dim` there
+      is no encoder.
 
   Raises:
     UserError: unknown name.
@@ -230,7 +252,7 @@ def published(name: str, vocab_size: int = 32128, **changes: Any) -> T5Config:
       'num_heads': num_heads,
       'head_dim': head_dim,
       'mlp_dim': mlp_dim,
-      'num_encoder_layers': encoder,
+      'num_encoder_layers': 0 if changes.get('encoded_dim') else encoder,
       'num_decoder_layers': decoder,
       **options,
       **changes,

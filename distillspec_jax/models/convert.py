@@ -233,10 +233,12 @@ def _logits(checkpoint: tensors_lib.Checkpoint, name: str) -> np.ndarray:
   tokens = np.random.default_rng(0).integers(
       0, model.config.vocab_size, (2, 24), np.int32
   )
-  segments = np.ones_like(tokens)
-  return np.asarray(
-      model.logits(tokens[:, :16], tokens[:, 16:], segments[:, :16] > 0)
-  )
+  encoded = None
+  if model.config.shares_encoder:
+    shape = (2, 16, model.config.encoded_dim)
+    encoded = np.random.default_rng(1).standard_normal(shape, np.float32)
+  mask = np.ones((2, 16), bool)
+  return np.asarray(model.logits(tokens[:, :16], tokens[:, 16:], mask, encoded))
 
 
 def _report(

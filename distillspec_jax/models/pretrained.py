@@ -47,6 +47,7 @@ class Model:
       inputs: jax.Array,
       decoder_inputs: jax.Array,
       inputs_mask: jax.Array | None = None,
+      encoded: jax.Array | None = None,
   ) -> jax.Array:
     """Teacher-forced logits float32[B, T, V].
 
@@ -54,21 +55,29 @@ class Model:
       inputs: int32[B, S].
       decoder_inputs: int32[B, T], already shifted right: they start with 0.
       inputs_mask: bool[B, S]; default: inputs are padded with 0.
+      encoded: float[B, S, E] the encoder's output; only a draft that shares its
+        target's encoder needs it, see `transformer.shared_encoding`.
+
+    Raises:
+      UserError: such a draft without it.
     """
     inputs = jnp.asarray(inputs, jnp.int32)
     decoder_inputs = jnp.asarray(decoder_inputs, jnp.int32)
     mask = inputs != 0 if inputs_mask is None else jnp.asarray(inputs_mask)
-    return _logits(self.transformer, self.params, inputs, mask, decoder_inputs)
+    return _logits(
+        self.transformer, self.params, inputs, mask, decoder_inputs, encoded
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(transformer, params, inputs, mask, decoder_inputs):
+def _logits(transformer, params, inputs, mask, decoder_inputs, encoded):
   logits = transformer.logits(
       params,
       inputs,
       mask.astype(jnp.int32),
       decoder_inputs,
       jnp.ones_like(decoder_inputs),
+      encoded=encoded,
   )
   return logits.astype(jnp.float32)
 
@@ -202,12 +211,43 @@ def read(folder: epath.Path, step: int | None = None) -> tensors.Checkpoint:
   )
 
 
-def check_pair(target: Model, draft: Model) -> None:
-  """Raises UserError where the two do not speak of the same tokens.
+def check_encoder(target: Model, draft: Model) -> None:
+  """Raises UserError where the draft is to share an encoder that is not there.
 
-  Sizes may differ by padding rows: both must round up to the same multiple of
-  128, as 32,100 and 32,128 do.
+  Args:
+    target: must have an encoder of its own if the draft has none.
+    draft: any model.
   """
+  if target.config.shares_encoder:
+    raise errors.UserError(
+        f'The target {target.name} has no encoder of its own: it is a draft'
+        " that reads its target's. Name the model that it was made for."
+    )
+  wanted = draft.config.encoded_dim
+  if not wanted:
+    return
+  if target.config.is_decoder_only:
+    raise errors.UserError(
+        f"The draft {draft.name} reads its target's encoder output, but the"
+        f' target {target.name} is decoder-only. Use a draft that is'
+        ' decoder-only, too.'
+    )
+  if target.config.emb_dim != wanted:
+    raise errors.UserError(
+        f'The draft {draft.name} reads an encoder output of width {wanted}, but'
+        f' that of the target {target.name} is {target.config.emb_dim} wide.'
+        ' Name the target that the draft was made for.'
+    )
+
+
+def check_pair(target: Model, draft: Model) -> None:
+  """Raises UserError where the draft cannot propose for the target.
+
+  Both must speak of the same tokens. Sizes may differ by padding rows: both
+  must round up to the same multiple of 128, as 32,100 and 32,128 do. A draft
+  that shares an encoder must have been made for one as wide as the target's.
+  """
+  check_encoder(target, draft)
   if target.config.is_decoder_only != draft.config.is_decoder_only:
     raise errors.UserError(
         f'One of {target.name} and {draft.name} is decoder-only, the other is'

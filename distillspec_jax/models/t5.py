@@ -215,14 +215,22 @@ class Stack(nn.Module):
 
 
 class T5(nn.Module):
-  """Embedding, encoder (unless decoder-only) and decoder."""
+  """Embedding, encoder (or what reads another model's) and decoder."""
 
   config: config_lib.T5Config
 
   def setup(self):
     self.token_embedder = layers.Embedding(self.config)
-    if not self.config.is_decoder_only:
-      self.encoder = Stack(self.config, is_decoder=False)
+    config = self.config
+    if config.num_encoder_layers:
+      self.encoder = Stack(config, is_decoder=False)
+    if config.shares_encoder:
+      self.encoder_projection = layers.Dense(
+          config.emb_dim,
+          ('encoded', 'embed'),
+          config.encoded_dim**-0.5,
+          layers.compute_dtype(config),
+      )
     self.decoder = Stack(self.config, is_decoder=True)
 
   def encode(
@@ -245,6 +253,14 @@ class T5(nn.Module):
     visible = _same_segment(segments, segments)
     key = dropout.at(1).key
     x, _ = self.encoder.run(x, Shared(visible, buckets, dropout_key=key))
+    return dropout(x, 'encoder_out', broadcast_axis=-2)
+
+  def project_encoded(
+      self, encoded: jax.Array, dropout_key: jax.Array | None = None
+  ) -> jax.Array:
+    """float[B, S, D] of another model's encoder output float[B, S, E]."""
+    dropout = layers.Dropout(self.config.dropout_rate, dropout_key)
+    x = self.encoder_projection(encoded)
     return dropout(x, 'encoder_out', broadcast_axis=-2)
 
   def decode(
@@ -331,8 +347,11 @@ class T5(nn.Module):
     """Touches every parameter; for initialisation."""
     ones = jnp.ones_like
     encoded = None
-    if not self.config.is_decoder_only:
+    if self.config.num_encoder_layers:
       encoded = self.encode(inputs, ones(inputs))
+    if self.config.shares_encoder:
+      shape = (*inputs.shape, self.config.encoded_dim)
+      encoded = self.project_encoded(jnp.zeros(shape))
     hidden = self.decode(tokens, ones(tokens), encoded, ones(inputs))
     return self.unembed(hidden)
 

@@ -6,6 +6,9 @@ is one call (`advance`), taking tokens back is setting a length (`rewind`).
 
   teacher forcing    hidden -> unembed -> logits
   generation         begin -> (advance -> unembed -> rewind)*
+
+A draft without an encoder reads its target's: `shared_encoding` is what both
+are then given as `encoded`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.core import errors
 from distillspec_jax.core import mesh
 from distillspec_jax.core import shapes
 from distillspec_jax.models import config as config_lib
@@ -102,6 +106,58 @@ class Transformer:
   def _apply(self, params: Any, *args: Any, method: str) -> Any:
     return self._module.apply({'params': params}, *args, method=method)
 
+  def encode(
+      self,
+      params: Any,
+      inputs: jax.Array,
+      input_segments: jax.Array,
+      dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """The encoder's output float[B, S, D]; arguments as in `hidden`.
+
+    Raises:
+      UserError: the model has no encoder.
+    """
+    if not self.config.num_encoder_layers:
+      raise errors.UserError(
+          'A model without an encoder (num_encoder_layers is 0) was asked for'
+          " its encoder's output; a draft can share the encoder of an"
+          ' encoder-decoder model only.'
+      )
+    return self._apply(
+        params, inputs, input_segments, dropout_key, method='encode'
+    )
+
+  def _attended(
+      self,
+      params: Any,
+      inputs: jax.Array,
+      input_segments: jax.Array,
+      encoded: jax.Array | None,
+      dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """What the decoder's cross-attention reads, float[B, S, D]."""
+    width = self.config.encoded_dim or self.config.emb_dim
+    if encoded is not None:
+      shapes.bind_shapes(inputs=(inputs, 'B S'), encoded=(encoded, 'B S E'))
+      if encoded.shape[-1] != width:
+        raise errors.UserError(
+            f'The encoder output is {encoded.shape[-1]} wide, but this model'
+            f' reads one of width {width}. Give it the output of the encoder'
+            ' that it was trained with.'
+        )
+    if not self.config.shares_encoder:
+      if encoded is not None:
+        return encoded
+      return self.encode(params, inputs, input_segments, dropout_key)
+    if encoded is None:
+      raise errors.UserError(
+          'This model has no encoder: it reads the encoder output, of width'
+          f' {width}, of the target that it drafts for. Use it as the draft of'
+          ' that target; it cannot be used alone.'
+      )
+    return self._apply(params, encoded, dropout_key, method='project_encoded')
+
   def hidden(
       self,
       params: Any,
@@ -110,6 +166,7 @@ class Transformer:
       decoder_inputs: jax.Array,
       segments: jax.Array,
       dropout_key: jax.Array | None = None,
+      encoded: jax.Array | None = None,
   ) -> jax.Array:
     """Hidden states float[B, T, D], from which `unembed` makes logits.
 
@@ -120,6 +177,12 @@ class Transformer:
       decoder_inputs: int32[B, T], labels shifted right (see `shift_right`).
       segments: int32[B, T] of the labels, 0 is padding.
       dropout_key: switches dropout on.
+      encoded: float[B, S, E] output of the encoder, its own or the one that it
+        shares, see `shared_encoding`; default: of its own, made here.
+
+    Raises:
+      UserError: the model shares an encoder, whose output is missing or of
+        another width.
     """
     shapes.bind_shapes(
         inputs=(inputs, 'B S'),
@@ -128,14 +191,14 @@ class Transformer:
         segments=(segments, 'B T'),
     )
     if not self.config.is_decoder_only:
-      encoded = self._apply(
-          params, inputs, input_segments, dropout_key, method='encode'
+      attended = self._attended(
+          params, inputs, input_segments, encoded, dropout_key
       )
       return self._apply(
           params,
           decoder_inputs,
           segments,
-          encoded,
+          attended,
           input_segments,
           dropout_key,
           method='decode',
@@ -179,6 +242,7 @@ class Transformer:
       max_new_tokens: int,
       prefix: jax.Array | None = None,
       prefix_segments: jax.Array | None = None,
+      encoded: jax.Array | None = None,
   ) -> tuple[DecodeState, Prefix]:
     """The state before the first new token.
 
@@ -192,6 +256,7 @@ class Transformer:
       max_new_tokens: slots to keep for tokens after the prefix.
       prefix: int32[B, P] tokens that every output begins with, or None.
       prefix_segments: int32[B, P], 0 is padding, at the end of a row.
+      encoded: as in `hidden`.
     """
     shapes.bind_shapes(
         inputs=(inputs, 'B S'), input_segments=(input_segments, 'B S')
@@ -209,8 +274,8 @@ class Transformer:
       cross, input_mask = None, jnp.zeros((rows, 0), bool)
       tokens, length = _join(inputs, mask, prefix, forced)
     else:
-      encoded = self._apply(params, inputs, input_segments, method='encode')
-      cross, input_mask = self._cross(params, encoded), mask
+      attended = self._attended(params, inputs, input_segments, encoded)
+      cross, input_mask = self._cross(params, attended), mask
       tokens, length = _join(prefix, forced)
     # The start token leads.
     tokens, length = jnp.pad(tokens, ((0, 0), (1, 0))), length + 1
@@ -258,7 +323,7 @@ class Transformer:
     ]
 
   def _cross(self, params: Any, encoded: jax.Array) -> Any:
-    """Keys and values of the encoder's output for every decoder layer."""
+    """Keys and values of float[B, S, D] for every decoder layer."""
     layer = t5.DecoderLayer(self.config)
     project = functools.partial(layer.apply, method='project_cross')
     decoder = params['decoder']
@@ -291,6 +356,33 @@ def _join(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
     )
     mask = jnp.concatenate([mask, real], axis=1)
   return tokens, jnp.sum(mask, axis=1, dtype=jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=('draft', 'target'))
+def shared_encoding(
+    draft: Transformer,
+    target: Transformer,
+    target_params: Any,
+    inputs: jax.Array,
+    input_segments: jax.Array,
+) -> jax.Array | None:
+  """The target's encoder output, if the draft reads it; no gradient reaches it.
+
+  Args:
+    draft: asks for it, or has an encoder of its own, or needs none.
+    target: whose encoder it is.
+    target_params: its parameters.
+    inputs: int32[B, S].
+    input_segments: int32[B, S], 0 is padding.
+
+  Returns:
+    float[B, S, E], to be given as `encoded` to both; or None, with which each
+    model reads the inputs itself.
+  """
+  if not draft.config.shares_encoder:
+    return None
+  encoded = target.encode(target_params, inputs, input_segments)
+  return jax.lax.stop_gradient(encoded)
 
 
 def shift_right(labels: jax.Array, segments: jax.Array) -> jax.Array:

@@ -43,6 +43,7 @@ def generate(
     decoding: decoding_lib.Decoding,
     vocabulary: int | None = None,
     controls: controls_lib.Controls = NO_CONTROLS,
+    encoded: jax.Array | None = None,
 ) -> samples_lib.Samples:
   """Rows sampled from the warped model, each until its own end.
 
@@ -55,6 +56,7 @@ def generate(
     decoding: what it says of drafts has no effect.
     vocabulary: logits from here on are padding; default: none are.
     controls: settings of rows.
+    encoded: float[B, S, E] the encoder's output, see `Transformer.hidden`.
   """
   batch, length = inputs.shape[0], decoding.max_new_tokens
   state, prefix = model.begin(
@@ -64,6 +66,7 @@ def generate(
       length,
       controls.prefix,
       controls.prefix_segments,
+      encoded,
   )
   is_greedy = controls.is_greedy(decoding)
   limit = jnp.broadcast_to(controls.limit(decoding), (batch,))

@@ -97,10 +97,12 @@ def generate(
   vocabulary = min(target.config.vocab_size, draft.config.vocab_size)
   batch, block_length = inputs.shape[0], decoding.block_length
   slack = decoding.max_new_tokens + block_length + 1
-  begin = (inputs, input_segments, slack)
+  read = (inputs, input_segments)
+  encoded = transformer.shared_encoding(draft, target, target_params, *read)
   forced = (controls.prefix, controls.prefix_segments)
-  target_state, prefix = target.begin(target_params, *begin, *forced)
-  draft_state, _ = draft.begin(draft_params, *begin, *forced)
+  begin = (*read, slack, *forced, encoded)
+  target_state, prefix = target.begin(target_params, *begin)
+  draft_state, _ = draft.begin(draft_params, *begin)
   tokens = jnp.pad(prefix.tokens, ((0, 0), (0, slack)))
   stop = controls.stop
   state = SpeculativeState(

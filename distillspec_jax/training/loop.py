@@ -33,6 +33,7 @@ from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
+from distillspec_jax.models import shared_encoder as shared_encoder_lib
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
@@ -42,6 +43,8 @@ from distillspec_jax.training import validation
 
 _FINE_TUNING = method_lib.Method()
 _ADAFACTOR = optimizers.Optimizer()
+# Examples on which a shared encoder's projection is fitted.
+_FITTED_ON = 512
 
 
 def train(
@@ -53,6 +56,7 @@ def train(
     initial: str | None = None,
     initial_optimizer: bool = False,
     target: str | None = None,
+    shared_encoder: bool = False,
     method: method_lib.Method = _FINE_TUNING,
     optimizer: optimizers.Optimizer = _ADAFACTOR,
     batch_size: int = 32,
@@ -81,7 +85,11 @@ def train(
     initial_optimizer: goes on with the step and the Adafactor state of
       `initial`, a t5x checkpoint; num_steps counts its steps, too. t5x's loss
       is a sum over tokens: set Method.reduction = 'sum'.
-    target: folder of the target, where the method needs one.
+    target: folder of the target, where the method or a shared encoder needs
+      one.
+    shared_encoder: what is trained is a draft that reads the target's encoder
+      output and has no encoder: that of `model` is left out, that of `initial`
+      is replaced by a projection fitted to it.
     method: what is minimised and on whose tokens; default: fine-tuning.
     optimizer: and its schedule.
     batch_size: examples (rows, if packed) a step, over all devices.
@@ -106,6 +114,11 @@ def train(
   """
   folder = pathlib.Path(run)
   _check(num_steps, batch_size, micro_batches, pack, method, target)
+  if shared_encoder and target is None:
+    raise errors.UserError(
+        'shared_encoder is True, but there is no target whose encoder is to be'
+        ' shared; set loop.train.target to the folder of one.'
+    )
   for name, value in (
       ('log_every', log_every),
       ('validation_every', validation_every),
@@ -123,12 +136,18 @@ def train(
   if target is not None:
     target_model = pretrained.load(target, mesh=mesh)
     task.adopt(target_model.vocabulary, str(target))
-  trained = _model_to_train(model, initial, task, seed, mesh)
+  shared = target_model if shared_encoder else None
+  trained = _model_to_train(model, initial, shared, task, seed, mesh)
   if target_model is not None:
     pretrained.check_pair(target_model, trained)
+  elif trained.config.shares_encoder:
+    raise errors.UserError(
+        "The model reads its target's encoder output, but there is no target;"
+        ' set loop.train.target to the folder of the one that it is made for.'
+    )
   moments = _moments(initial, num_steps) if initial_optimizer else None
   # All that can fail on the data fails here, before anything is written.
-  held_out = _held_out(task, validation_examples, batch_size, mesh)
+  held_out = _first(task, 'validation', validation_examples, batch_size, mesh)
   _describe_data(task, folder.name)
   store.check_writable(folder)
 
@@ -251,11 +270,21 @@ def _check(num_steps, batch_size, micro_batches, pack, method, target) -> None:
 def _model_to_train(
     model: config_lib.T5Config | str | None,
     initial: str | None,
+    shared: pretrained.Model | None,
     task: tasks.Task,
     seed: int,
     mesh: Any,
 ) -> pretrained.Model:
-  """The model to train, with its starting parameters on the host or device."""
+  """The model to train, with its starting parameters on the host or device.
+
+  Args:
+    model: as in `train`.
+    initial: as in `train`.
+    shared: the model whose encoder it reads, if it is to have none.
+    task: its vocabulary becomes that of the model.
+    seed: of new parameters.
+    mesh: where they are.
+  """
   if (model is None) == (initial is None):
     raise errors.UserError(
         f'model is {model!r} and initial is {initial!r}; give one of them: the'
@@ -265,12 +294,20 @@ def _model_to_train(
     trained = pretrained.load(initial, param_dtype='float32', mesh=mesh)
     task.adopt(trained.vocabulary, str(initial))
     if trained.vocabulary is None:
-      return dataclasses.replace(trained, vocabulary=task.vocabulary)
+      trained = dataclasses.replace(trained, vocabulary=task.vocabulary)
     if not vocabularies.same(trained.vocabulary, task.vocabulary):
       raise errors.UserError(
           f'The model in {initial} has another vocabulary than task'
           f" {task.name!r}. Leave the task's vocabulary out, or set it to"
           f' {initial}.'
+      )
+    if shared is not None and not trained.config.shares_encoder:
+      batches = _first(task, 'train', _FITTED_ON, 32, mesh)
+      trained = shared_encoder_lib.from_draft(
+          trained,
+          shared,
+          ((batch.inputs, batch.input_segments) for batch in batches),
+          mesh,
       )
     return trained
   vocabulary = task.vocabulary
@@ -283,6 +320,8 @@ def _model_to_train(
         f' has {vocabulary.vocab_size} tokens. Set vocab_size to at least'
         ' that.'
     )
+  if shared is not None:
+    model = shared_encoder_lib.config(model, shared.config)
   transformer = transformer_lib.Transformer(model)
   key = randomness.stream(jax.random.key(seed), 'init')
   params = transformer.init(key, mesh)
@@ -336,16 +375,16 @@ def _put(batch: types.Batch, mesh: Any) -> types.Batch:
   )
 
 
-def _held_out(
-    task: tasks.Task, examples: int, batch_size: int, mesh: Any
+def _first(
+    task: tasks.Task, split: str, examples: int, batch_size: int, mesh: Any
 ) -> list[types.Batch]:
-  """The first validation examples, in batches of one shape."""
+  """The first examples of a split, in batches of one shape."""
   found: list[types.Batch] = []
   rows = min(batch_size, examples)
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   rows = -(-rows // ways) * ways
   for batch in batches_lib.batches(
-      task, 'validation', rows, seed=0, shuffle=False, num_epochs=1
+      task, split, rows, seed=0, shuffle=False, num_epochs=1
   ):
     found.append(_put(batch, mesh))
     if len(found) * rows >= examples:

@@ -37,6 +37,7 @@ def with_labels(
     draft_params: Any,
     target: transformer.Transformer | None,
     target_params: Any,
+    encoded: jax.Array | None = None,
 ) -> tuple[types.Batch, jax.Array]:
   """The batch with the labels that this step learns on.
 
@@ -48,6 +49,8 @@ def with_labels(
     draft_params: its parameters now.
     target: may be None where the target is not sampled from.
     target_params: its parameters.
+    encoded: float[B, S, E] the target's encoder output, for a draft that shares
+      it.
 
   Returns:
     The batch, and the source int32[].
@@ -70,6 +73,7 @@ def with_labels(
         batch.input_segments,
         keys,
         decoding,
+        encoded=encoded,
     )
     place = jnp.arange(batch.labels.shape[1])[None]
     # A row that fills up a short batch has no tokens and gets none.

@@ -58,9 +58,11 @@ def make_loss(
   """(params, target_params, batch, dropout_key) -> (summed loss, metrics).
 
   The loss is the sum over tokens in nats; its count is metrics['loss'].count.
+  A fifth argument is the target's encoder output float[B, S, E] for a draft
+  that shares it; default: it is made here.
   """
 
-  def hidden(model, params, batch, dropout_key=None):
+  def hidden(model, params, batch, encoded, dropout_key=None):
     return model.hidden(
         params,
         batch.inputs,
@@ -68,10 +70,15 @@ def make_loss(
         transformer.shift_right(batch.labels, batch.segments),
         batch.segments,
         dropout_key,
+        encoded,
     )
 
-  def loss(params, target_params, batch, dropout_key):
-    q_hidden = hidden(draft, params, batch, dropout_key)
+  def loss(params, target_params, batch, dropout_key, encoded=None):
+    if encoded is None and target is not None:
+      encoded = transformer.shared_encoding(
+          draft, target, target_params, batch.inputs, batch.input_segments
+      )
+    q_hidden = hidden(draft, params, batch, encoded, dropout_key)
     unembed = functools.partial(draft.unembed, params)
     if not method.is_distillation:
       metrics = objective.supervised(
@@ -88,7 +95,7 @@ def make_loss(
       metrics = objective.distillation(
           lambda x: target.unembed(target_params, x)[..., :size],
           lambda x: unembed(x)[..., :size],
-          hidden(target, target_params, batch),
+          hidden(target, target_params, batch, encoded),
           q_hidden,
           batch.labels,
           batch.mask,
@@ -120,8 +127,15 @@ def make_step(
 
   def step(state, target_params, batch):
     key = jax.random.fold_in(state.key, state.step)
+    encoded = None
+    if method.fixed_fraction < 1.0 and target is not None:
+      # Once, for the rollouts and the loss; else the loss makes it, of one
+      # micro-batch at a time.
+      encoded = transformer.shared_encoding(
+          draft, target, target_params, batch.inputs, batch.input_segments
+      )
     batch, source = rollouts.with_labels(
-        batch, key, method, draft, state.params, target, target_params
+        batch, key, method, draft, state.params, target, target_params, encoded
     )
     dropout_key = randomness.stream(key, 'dropout')
     if draft.config.dropout_rate == 0.0:
@@ -129,11 +143,11 @@ def make_step(
 
     if micro_batches == 1:
       gradients, metrics = gradient(
-          state.params, target_params, batch, dropout_key
+          state.params, target_params, batch, dropout_key, encoded
       )
     else:
       gradients, metrics = _accumulate(
-          gradient, state.params, target_params, batch, dropout_key,
+          gradient, state.params, target_params, batch, dropout_key, encoded,
           micro_batches,
       )  # fmt: skip
     if method.reduction == 'mean':
@@ -159,7 +173,7 @@ def make_step(
 
 
 def _accumulate(
-    gradient, params, target_params, batch, dropout_key, micro_batches
+    gradient, params, target_params, batch, dropout_key, encoded, micro_batches
 ):
   """Gradients and metrics summed over the parts of the batch."""
 
@@ -171,21 +185,21 @@ def _accumulate(
           0,
           1,
       ),
-      batch,
+      (batch, encoded),
   )
 
   def add(sums, numbered):
-    number, part = numbered
+    number, (part, encoded) = numbered
     key = dropout_key
     if key is not None:
       key = jax.random.fold_in(key, number)
-    new = gradient(params, target_params, part, key)
+    new = gradient(params, target_params, part, key, encoded)
     return jax.tree.map(jnp.add, sums, new), None
 
+  part, encoded = jax.tree.map(lambda x: x[0], parts)
   shapes = jax.eval_shape(
-      gradient, params, target_params, jax.tree.map(lambda x: x[0], parts),
-      dropout_key,
-  )  # fmt: skip
+      gradient, params, target_params, part, dropout_key, encoded
+  )
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   sums, _ = jax.lax.scan(add, zeros, (jnp.arange(micro_batches), parts))
   return sums

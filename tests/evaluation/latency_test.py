@@ -93,7 +93,7 @@ def test_step_time_is_the_difference_of_many_and_few(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(latency.time, 'perf_counter', lambda: now[0])
 
-  def steps(*args):
+  def steps(*args, encoded):
     now[0] += 10.0 + 0.5 * int(args[-1])  # ten seconds before the first step
     return np.zeros(1)
 
@@ -105,7 +105,7 @@ def test_step_time_is_the_difference_of_many_and_few(monkeypatch):
 
 def test_a_clock_that_sees_nothing_is_an_error(monkeypatch):
   monkeypatch.setattr(latency.time, 'perf_counter', lambda: 0.0)
-  monkeypatch.setattr(latency, '_steps', lambda *args: np.zeros(1))
+  monkeypatch.setattr(latency, '_steps', lambda *args, encoded: np.zeros(1))
   with pytest.raises(RuntimeError, match='too busy to time them'):
     latency.step_time(tiny.target(), tiny.batch(2), 1, 8)
 

@@ -28,12 +28,12 @@ def test_right_answers_are_counted_over_real_rows(task, monkeypatch):
   batches = examples.first(task, 'validation', 5, 3)
   calls = iter(batches)
 
-  def answers(model, params, inputs, segments, keys, decoding):
+  def answers(model, params, inputs, segments, keys, decoding, encoded):
     """The labels, but for the first row of each batch."""
     tokens = np.array(next(calls).labels)
     tokens[0, 0] += 1
     lengths = np.maximum((tokens != 0).sum(1), 1)
-    return samples.Samples(tokens, lengths, None, None)
+    return samples.Samples(tokens, lengths, None, None, None, None)
 
   monkeypatch.setattr(autoregressive, 'generate', answers)
   found = measure(task, batches)

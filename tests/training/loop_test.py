@@ -311,3 +311,67 @@ def test_a_model_without_vocabulary_needs_one(tmp_path, adafactor_checkpoint):
   task = tiny.task(tmp_path / 'task', vocabulary=None)
   with pytest.raises(errors.UserError, match='comes without a vocabulary'):
     train(tmp_path / 'run', task, initial=adafactor_checkpoint[0])
+
+
+# A draft that shares the target's encoder.
+
+
+@pytest.mark.parametrize('how', ['model', 'initial', 'again'])
+def test_a_draft_that_shares_the_encoder_is_trained(
+    tmp_path, task, target, how
+):
+  folder = tmp_path / 'draft'
+  changes = {'model': 'test', 'shared_encoder': True}
+  if how != 'model':
+    train(tmp_path / 'first', task, model=tiny.config(), num_steps=1)
+    changes = {'initial': str(tmp_path / 'first'), 'shared_encoder': True}
+  if how == 'again':  # it shares already, and nothing needs to be said
+    train(tmp_path / 'second', task, num_steps=1, target=target, **changes)
+    changes = {'initial': str(tmp_path / 'second')}
+  train(folder, task, target=target, method=ON_POLICY, **changes)
+  draft = pretrained.load(folder)
+  assert draft.config.encoded_dim == 16 and draft.config.num_encoder_layers == 0
+  pretrained.check_pair(pretrained.load(target), draft)
+  losses = [
+      line['metrics']['loss']['value']
+      for line in results.read(folder / 'results.jsonl')
+      if 'loss' in line['metrics']
+  ]
+  assert losses[-1] < losses[0]
+  # Gone on with, it does nothing more.
+  train(folder, task, target=target, method=ON_POLICY, **changes)
+
+
+def test_a_draft_starts_near_the_one_it_was_made_of(tmp_path, task, target):
+  # The target itself as the draft: the fitted map is the identity, nearly.
+  method = method_lib.Method(divergence='forward_kl')
+  firsts = []
+  for name, changes in (
+      ('made', {'initial': target, 'shared_encoder': True}),
+      ('new', {'model': tiny.config(), 'shared_encoder': True}),
+  ):
+    folder = tmp_path / name
+    train(folder, task, target=target, method=method, num_steps=1, **changes)
+    firsts += [
+        line['metrics']['loss']['value']
+        for line in results.read(folder / 'results.jsonl')
+        if 'loss' in line['metrics']
+    ]
+  made, new = firsts
+  assert made < 0.05 * new
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'model': 'test', 'shared_encoder': True}, 'there is no target'),
+        (
+            {'model': tiny.config(num_encoder_layers=0, encoded_dim=16)},
+            "reads its target's encoder output, but there is no target",
+        ),
+    ],
+)
+def test_a_shared_encoder_needs_a_target(tmp_path, task, changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    train(tmp_path / 'run', task, **changes)
+  assert not (tmp_path / 'run').exists()

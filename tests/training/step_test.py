@@ -125,3 +125,119 @@ def test_dropout_changes_the_loss_and_only_where_it_is_on(pair):
         for i in range(2)
     ]
     assert (values[0] != values[1]) == differ
+
+
+# A draft that shares the target's encoder.
+
+
+@pytest.fixture(scope='module')
+def sharing(pair):
+  _, target, target_params = pair
+  draft = transformer.Transformer(
+      tiny.config(num_encoder_layers=0, num_decoder_layers=1, encoded_dim=16)
+  )
+  return draft, target, target_params
+
+
+ON_POLICY = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
+
+
+def test_a_shared_encoder_is_read_and_not_trained(sharing):
+  draft, target, target_params = sharing
+  params = draft.init(jax.random.key(0))
+  loss = step_lib.make_loss(
+      method_lib.Method(divergence='forward_kl'), draft, target
+  )
+  gradients = jax.jit(
+      jax.grad(
+          lambda *both: loss(*both, ragged_batch(), None)[0], argnums=(0, 1)
+      )
+  )(params, target_params)
+  of_draft, of_target = gradients
+  assert np.abs(of_draft['encoder_projection']['kernel']).max() > 1e-3
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(of_target))
+
+
+def test_it_gets_the_gradient_of_a_draft_with_the_same_encoder(pair):
+  # The draft is the target: one with its own encoder, one reading it.
+  _, model, params = pair
+  other = model.init(jax.random.key(7))
+  own = {**other, 'encoder': params['encoder']}
+  own['token_embedder'] = params['token_embedder']
+  shared = {k: v for k, v in own.items() if k != 'encoder'}
+  shared['encoder_projection'] = {'kernel': jnp.eye(16)}
+  draft = transformer.Transformer(
+      tiny.config(num_encoder_layers=0, encoded_dim=16)
+  )
+
+  @jax.jit
+  def gradients():
+    method = method_lib.Method(divergence='forward_kl')
+    return [
+        jax.grad(
+            lambda p, m=m: step_lib.make_loss(method, m, model)(
+                p, params, ragged_batch(), None
+            )[0]
+        )(p)['decoder']
+        for m, p in ((model, own), (draft, shared))
+    ]
+
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+      *gradients(),
+  )
+
+
+def test_a_shared_encoder_runs_once_a_step(sharing, monkeypatch):
+  draft, target, target_params = sharing
+  runs = []
+  encode = transformer.Transformer.encode
+
+  def counted(self, *args):
+    runs.append(self)
+    return encode(self, *args)
+
+  monkeypatch.setattr(transformer.Transformer, 'encode', counted)
+  optimizer = optax.sgd(1.0)
+  state = jax.eval_shape(
+      lambda: step_lib.initial_state(
+          draft.init(jax.random.key(0)), optimizer, jax.random.key(4)
+      )
+  )
+  step = step_lib.make_step(ON_POLICY, optimizer, draft, target)
+  batch = ragged_batch(5)  # a shape that nothing has cached
+  jax.eval_shape(step, state, target_params, batch)
+  assert runs == [target]
+
+
+@pytest.mark.parametrize('fixed_fraction', [0.0, 1.0])
+def test_micro_batches_share_the_encoder_row_by_row(sharing, fixed_fraction):
+  method = method_lib.Method(divergence='jsd', fixed_fraction=fixed_fraction)
+  optimizer = optax.sgd(1.0)
+  whole, _ = one_step(sharing, method, optimizer, 1)
+  parts, _ = one_step(sharing, method, optimizer, 4)
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+      whole.params,
+      parts.params,
+  )
+
+
+@pytest.mark.parametrize('divergence', ['forward_kl', 'cross_entropy'])
+def test_steps_lower_the_loss_of_a_draft_that_shares(sharing, divergence):
+  draft, target, target_params = sharing
+  optimizer = optax.adam(3e-3)
+  method = method_lib.Method(
+      divergence=divergence,
+      fixed_fraction=1.0 if divergence == 'cross_entropy' else 0.0,
+  )
+  step = jax.jit(step_lib.make_step(method, optimizer, draft, target))
+  params = draft.init(jax.random.key(0))
+  state = step_lib.initial_state(params, optimizer, jax.random.key(4))
+  losses = []
+  for _ in range(30):
+    state, metrics = step(state, target_params, ragged_batch())
+    losses.append(float(metrics['loss'].value()))
+  assert losses[-1] < 0.7 * losses[0]
+  kernels = [p['encoder_projection']['kernel'] for p in (params, state.params)]
+  assert np.abs(kernels[0] - kernels[1]).max() > 0.01
