@@ -71,3 +71,23 @@ def test_the_example_of_each_command_is_complete(command, configure):
   if main.COMMANDS[command].uses_gin:
     arguments.append('--gin.DATA=folder')
   configure(*arguments)
+
+
+@pytest.mark.parametrize(
+    'binding',
+    [
+        'distil/loop.train.shared_encoder=True',
+        'pipeline.run_experiment.shared_encoder=True',
+    ],
+)
+def test_the_encoder_may_be_shared_in_an_experiment(binding, configure):
+  configure('quickstart', '--run=x', f'--gin.{binding}')
+
+
+def test_the_command_of_a_shared_encoder_is_complete(configure):
+  page = (FOLDER.parent / 'docs' / 'shared_encoder.md').read_text()
+  (command,) = re.findall(r'^```\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+  program, *arguments = shlex.split(command.replace('\\\n', ' '))
+  assert program == 'distillspec'
+  configure(*arguments)
+  assert gin.query_parameter('loop.train.shared_encoder') is True
