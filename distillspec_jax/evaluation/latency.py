@@ -321,7 +321,7 @@ def _steps(
     state, tokens = carry
     hidden, state = model.advance(params, state, tokens)
     logits = model.unembed(params, hidden)
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    tokens = model.columns().tokens(jnp.argmax(logits, axis=-1))
     return model.rewind(state, start + number + 1), tokens
 
   tokens = jnp.zeros((inputs.shape[0], block), jnp.int32)
