@@ -12,6 +12,7 @@ import pytest
 from distillspec_jax.models import columns as columns_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
+from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from tests.sampling import laws
@@ -97,6 +98,65 @@ def test_a_draft_with_columns_for_all_tokens_is_the_whole_draft():
       for draft in drafts
   ]  # fmt: skip
   jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_with_lengths_limits_and_log_probabilities_it_is_the_targets():
+  model, params = pairs.make('encoder_decoder')
+  draft = cut(model, pairs.perturbed(params, 0.1), EVERY_THIRD)
+  decoding = decoding_lib.Decoding(
+      block_length=4,
+      max_new_tokens=L,
+      eos_ids=(1, 5),  # one that the draft can say
+      draft_stop=('entropy', 2.5),
+      log_probs=True,
+  )
+  controls = controls_lib.Controls(
+      min_new_tokens=jnp.arange(B, dtype=jnp.int32),
+      max_new_tokens=L - jnp.arange(B, dtype=jnp.int32),
+  )
+  arguments = (*pairs.ragged_inputs(), pairs.keys_of(B), decoding)
+  expected = autoregressive.generate(
+      model, params, *arguments, controls=controls
+  )
+  found = speculative.generate(
+      model, params, *draft, *arguments, controls=controls
+  )
+  np.testing.assert_array_equal(found.tokens, expected.tokens)
+  np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+  assert (np.asarray(found.broken) == -1).all()
+  assert found.statistics.accepted.sum() > 0
+
+
+def test_alone_it_ends_no_sooner_than_it_may_and_knows_its_probabilities():
+  draft, params = cut(*pairs.make('encoder_decoder'), EVERY_THIRD)
+  eos = next(token for token in EVERY_THIRD if token > 20)
+  decoding = decoding_lib.Decoding(
+      temperature=1.0, max_new_tokens=L, eos_ids=(eos,), log_probs=True
+  )
+  inputs, segments = pairs.ragged_inputs()
+  free, held = (
+      autoregressive.generate(
+          draft, params, inputs, segments, pairs.keys_of(B), decoding,
+          controls=controls_lib.Controls(min_new_tokens=least),
+      )
+      for least in (None, jnp.full(B, L, jnp.int32))
+  )  # fmt: skip
+  assert (np.asarray(free.tokens) == eos).any()
+  # A column has its token's number nowhere from the second on.
+  assert not (np.asarray(held.tokens)[:, :-1] == eos).any()
+  ones = jnp.ones_like(held.tokens)
+  logits = draft.logits(
+      params, inputs, segments, transformer.shift_right(held.tokens, ones), ones
+  )
+  log_q = np.take_along_axis(
+      np.asarray(jax.nn.log_softmax(logits)),
+      np.asarray(held.tokens)[..., None],
+      axis=-1,
+  )[..., 0]
+  real = np.arange(L) < np.asarray(held.lengths)[:, None]
+  np.testing.assert_allclose(
+      np.asarray(held.log_probs)[real], log_q[real], atol=1e-4
+  )
 
 
 # By enumeration: tables with q = 0 where there is no column.
