@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 from collections.abc import Callable
@@ -34,6 +35,8 @@ def write_config(
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps({'config': config, **more}, indent=2) + '\n'
+  # Lists of numbers on one line: they may be thousands.
+  text = re.sub(r'\[[\d,\s]+\]', lambda found: ' '.join(found[0].split()), text)
   (folder / 'model.json.new').write_text(text)
   (folder / 'model.json.new').replace(folder / 'model.json')
 

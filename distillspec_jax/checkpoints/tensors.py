@@ -77,6 +77,19 @@ class Tensor:
     shape = self.shape[:axis] + self.shape[axis + 1 :]
     return Tensor(shape, self.dtype, read)
 
+  def take(self, axis: int, numbers: np.ndarray) -> Tensor:
+    """Entries int[n] of an axis, in that order."""
+
+    def read(index: Index) -> np.ndarray:
+      wanted = numbers[index[axis]]
+      first = int(wanted.min())
+      near = slice(first, int(wanted.max()) + 1)
+      box = self.read((*index[:axis], near, *index[axis + 1 :]))
+      return np.take(box, wanted - first, axis)
+
+    shape = (*self.shape[:axis], len(numbers), *self.shape[axis + 1 :])
+    return Tensor(shape, self.dtype, read)
+
   def astype(self, dtype: Any) -> Tensor:
     """In another dtype; what does not fit becomes infinite."""
     dtype = np.dtype(dtype)

@@ -83,6 +83,16 @@ def parallel(
   yield from zip(left, right)
 
 
+def texts(path: str | os.PathLike[str], field: str) -> Iterator[str]:
+  """Each line of a file; of a .jsonl file the `field` of each line."""
+  if os.fspath(path).endswith('.jsonl'):
+    for _, text in json_lines(path, None, field, False, Skipped()):
+      yield text
+  else:
+    for _, line in _lines(path):
+      yield line
+
+
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
   path = pathlib.Path(path)
   try:

@@ -278,8 +278,8 @@ def _expected_acceptance(
     return jnp.swapaxes(array, 0, 1)  # [T / 16, B, 16, D]
 
   def chunk(hidden):
-    p = target.unembed(target_params, hidden[0])[..., :size]
-    q = draft.unembed(draft_params, hidden[1])[..., :size]
+    p = target.all_logits(target_params, hidden[0], size)
+    q = draft.all_logits(draft_params, hidden[1], size)
     return divergences.acceptance(
         warping.warp(p, decoding), warping.warp(q, decoding)
     )

@@ -306,7 +306,7 @@ def _both_logits(
   def step(carry, token):
     state, last = carry
     hidden, state = model.advance(params, state, last)
-    logits = model.unembed(params, hidden)[:, 0, :vocabulary]
+    logits = model.all_logits(params, hidden, vocabulary)[:, 0]
     return (state, token[:, None]), logits
 
   _, cached = jax.lax.scan(step, (state, first), tokens.T)
@@ -314,8 +314,9 @@ def _both_logits(
   a, b = forced, cached
   if in_log_probabilities:
     a, b = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
+  apart = jnp.where(a == b, 0.0, jnp.abs(a - b))  # -inf is in both
   real = jnp.arange(length)[None] < lengths[:, None]
-  return forced, jnp.max(jnp.abs(a - b), where=real[..., None], initial=0.0)
+  return forced, jnp.max(apart, where=real[..., None], initial=0.0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 9, 10))

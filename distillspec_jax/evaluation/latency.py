@@ -337,7 +337,7 @@ def _steps(
     state, tokens = carry
     hidden, state = model.advance(params, state, tokens)
     logits = model.unembed(params, hidden)
-    tokens = rows.best(logits)
+    tokens = model.columns().tokens(rows.best(logits))
     return model.rewind(state, start + number + 1), tokens
 
   tokens = jnp.zeros((inputs.shape[0], block), jnp.int32)

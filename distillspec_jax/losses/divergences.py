@@ -13,6 +13,9 @@ loss.
 A column that is -inf in both arguments (a padding row of the vocabulary) adds
 nothing and gets gradient 0. A token that only one of them can say makes a KL
 infinite, as it should be in one direction; jsd and total_variation stay finite.
+For a draft that has no column for some tokens at all (`models.columns`) there
+is `covered_forward_kl`, which is of the others alone; the other divergences are
+what they are, with q = 0 there.
 
 Zhou et al. 2023, DistillSpec, https://arxiv.org/abs/2310.08461
 Agarwal et al. 2023, GKD, https://arxiv.org/abs/2306.13649, equation (1)
@@ -44,6 +47,26 @@ def forward_kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     float32[...] nats; inf where p allows a token that q rules out.
   """
   return _kl(*_log_probs(p_logits, q_logits))
+
+
+def covered_forward_kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
+  """KL(p~|q), p~ = p given that the token is one that q allows; finite.
+
+  KL(p|q) is infinite as soon as q rules out a token of p's. Its gradient in the
+  draft's logits is q - p~, and 0 where q is 0. p~ for a draft of few tokens is
+  of https://arxiv.org/abs/2602.23881.
+
+  Args:
+    p_logits: float[..., V] target logits.
+    q_logits: float[..., V] draft logits, -inf where it has no column.
+
+  Returns:
+    float32[...] nats.
+  """
+  shapes.bind_shapes(p_logits=(p_logits, '... V'), q_logits=(q_logits, '... V'))
+  return forward_kl(
+      jnp.where(q_logits > -jnp.inf, p_logits, -jnp.inf), q_logits
+  )
 
 
 def reverse_kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
@@ -170,12 +193,16 @@ def cross_entropy(
   return loss
 
 
-def named(name: str, beta: float | None = None) -> Divergence:
+def named(
+    name: str, beta: float | None = None, covered: bool = False
+) -> Divergence:
   """The divergence of that name, as configuration files give it.
 
   Args:
     name: forward_kl, reverse_kl, jsd or total_variation.
     beta: for jsd alone; None is its default.
+    covered: the draft has no column for some tokens: what would be infinite
+      for that is taken over the others.
 
   Returns:
     A function of (p_logits, q_logits).
@@ -184,7 +211,7 @@ def named(name: str, beta: float | None = None) -> Divergence:
     UserError: the name is unknown, or beta is out of range or has no use.
   """
   known = {
-      'forward_kl': forward_kl,
+      'forward_kl': covered_forward_kl if covered else forward_kl,
       'reverse_kl': reverse_kl,
       'jsd': jsd,
       'total_variation': total_variation,

@@ -9,6 +9,10 @@ is not, so that rows split over devices stay where they are. At B = 8, T = 128
 and chunk = 8 that is a sixteenth to a sixth of the plain formula's memory; it
 grows with the chunk, and so does the speed where B is small.
 
+A draft whose output layer has columns for some tokens only is never spread to
+V: the target's logits are gathered at those columns, and what is left of p goes
+into one column more, in which q is 0. Divergences are the same on that.
+
 Means leave as (total, count); a caller divides once, after adding up micro-
 batches and hosts.
 """
@@ -26,6 +30,7 @@ from distillspec_jax.core import errors
 from distillspec_jax.core import shapes
 from distillspec_jax.core import types
 from distillspec_jax.losses import divergences
+from distillspec_jax.models import columns as columns_lib
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
@@ -48,6 +53,7 @@ def distillation(
     mask: jax.Array,
     divergence: divergences.Divergence,
     chunk: int = 8,
+    columns: columns_lib.Columns | None = None,
 ) -> dict[str, types.Mean]:
   """The divergence of the draft from the target over the tokens under the mask.
 
@@ -60,7 +66,7 @@ def distillation(
 
   Args:
     p_logits_fn: float[B, t, Dp] -> float[B, t, V], the target's last layer.
-    q_logits_fn: float[B, t, Dq] -> float[B, t, V], the draft's. Cast its
+    q_logits_fn: float[B, t, Dq] -> float[B, t, V'], the draft's. Cast its
       parameters inside it: gradients add up over chunks in their dtype outside.
     p_hidden: float[B, T, Dp] the target's hidden states.
     q_hidden: float[B, T, Dq] the draft's.
@@ -68,12 +74,16 @@ def distillation(
     mask: bool[B, T] positions that count; the others may hold anything.
     divergence: from `divergences`, of (p_logits, q_logits).
     chunk: positions of T at a time.
+    columns: of `q_logits_fn`, where they are not all tokens; the divergence
+      must be finite for q = 0, as `divergences.covered_forward_kl` is.
 
   Returns:
     Means over tokens: 'loss' (the divergence), 'acceptance' (chance that the
     draft's own token would be accepted), 'cross_entropy' and
     'target_cross_entropy' (nats, on `labels`), 'agreement' (share of positions
-    where both have the same most likely token).
+    where both have the same most likely token). Where the columns are not all
+    tokens also 'uncovered', the share of labels without a column, which the
+    draft's 'cross_entropy' leaves out.
   """
   shapes.bind_shapes(
       p_hidden=(p_hidden, 'B T Dp'),
@@ -85,17 +95,25 @@ def distillation(
   def measure(mask, p_hidden, q_hidden, labels):
     p_logits = jax.lax.stop_gradient(_logits(p_logits_fn, p_hidden, mask))
     q_logits = _logits(q_logits_fn, q_hidden, mask)
-    shapes.bind_shapes(
-        p_logits=(p_logits, 'B T V'), q_logits=(q_logits, 'B T V')
-    )
-    loss = divergence(p_logits, q_logits)
-    q_logits = jax.lax.stop_gradient(q_logits)
+    p_best, q_best = jnp.argmax(p_logits, -1), jnp.argmax(q_logits, -1)
+    p, q = p_logits, q_logits
+    if columns is not None and not columns.are_all:
+      q_best = columns.tokens(q_best)
+      p, q = columns.gather_and_rest(p), _with_rest(q)
+    shapes.bind_shapes(p_logits=(p, 'B T V'), q_logits=(q, 'B T V'))
+    loss = divergence(p, q)
+    q, q_logits = jax.lax.stop_gradient((q, q_logits))
+    known_labels, known, shares = _known(columns, labels, mask)
+    cross_entropy = divergences.cross_entropy(q_logits, known_labels)
     return {
-        'loss': loss,
-        'acceptance': divergences.acceptance(p_logits, q_logits),
-        'cross_entropy': divergences.cross_entropy(q_logits, labels),
-        'target_cross_entropy': divergences.cross_entropy(p_logits, labels),
-        'agreement': jnp.argmax(p_logits, -1) == jnp.argmax(q_logits, -1),
+        'loss': masked_sum(loss, mask),
+        'acceptance': masked_sum(divergences.acceptance(p, q), mask),
+        'cross_entropy': masked_sum(cross_entropy, known),
+        'target_cross_entropy': masked_sum(
+            divergences.cross_entropy(p_logits, labels), mask
+        ),
+        'agreement': masked_sum(p_best == q_best, mask),
+        **shares,
     }
 
   p_hidden = jax.lax.stop_gradient(p_hidden)
@@ -110,22 +128,26 @@ def supervised(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     chunk: int = 8,
+    columns: columns_lib.Columns | None = None,
 ) -> dict[str, types.Mean]:
   """The cross-entropy on given labels over the tokens under the mask.
 
   Args:
-    q_logits_fn: float[B, t, D] -> float[B, t, V], see `distillation`.
+    q_logits_fn: float[B, t, D] -> float[B, t, V'], see `distillation`.
     q_hidden: float[B, T, D] hidden states.
     labels: int32[B, T] what is to be said, not shifted.
     mask: bool[B, T] positions that count; the others may hold anything.
     z_loss: see `divergences.cross_entropy`.
     label_smoothing: see `divergences.cross_entropy`.
     chunk: positions of T at a time.
+    columns: of `q_logits_fn`, where they are not all tokens.
 
   Returns:
     Means over tokens: 'loss' (with the options), 'cross_entropy' (without),
     'accuracy' (share of positions whose most likely token is the label). Only
-    'loss' carries a gradient.
+    'loss' carries a gradient. Where the columns are not all tokens, labels
+    without one, which would cost infinitely much, count in 'accuracy' (as
+    wrong) and in 'uncovered' (their share), and in nothing else.
   """
   shapes.bind_shapes(
       q_hidden=(q_hidden, 'B T D'), labels=(labels, 'B T'), mask=(mask, 'B T')
@@ -133,15 +155,42 @@ def supervised(
 
   def measure(mask, q_hidden, labels):
     logits = _logits(q_logits_fn, q_hidden, mask)
+    labels, known, shares = _known(columns, labels, mask)
     loss = divergences.cross_entropy(logits, labels, z_loss, label_smoothing)
     logits = jax.lax.stop_gradient(logits)
+    cross_entropy = divergences.cross_entropy(logits, labels)
+    right = (jnp.argmax(logits, -1) == labels) & known
     return {
-        'loss': loss,
-        'cross_entropy': divergences.cross_entropy(logits, labels),
-        'accuracy': jnp.argmax(logits, -1) == labels,
+        'loss': masked_sum(loss, known),
+        'cross_entropy': masked_sum(cross_entropy, known),
+        'accuracy': masked_sum(right, mask),
+        **shares,
     }
 
   return _sum_over_chunks(measure, chunk, mask, q_hidden, labels)
+
+
+def _known(columns, labels, mask):
+  """The labels' columns, which of those under the mask have one, the share.
+
+  Args:
+    columns: what the columns of logits are, or None.
+    labels: int32[B, t].
+    mask: bool[B, t].
+
+  Returns:
+    int32[B, t], bool[B, t], and {'uncovered': share of labels without a column}
+    unless all tokens have one.
+  """
+  if columns is None or columns.are_all:
+    return labels, mask, {}
+  numbers, known = columns.of(labels)
+  return numbers, mask & known, {'uncovered': masked_sum(~known, mask)}
+
+
+def _with_rest(q_logits):
+  """Logits float[B, t, V' + 1]; the column of all other tokens is -inf."""
+  return jnp.pad(q_logits, ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
 
 
 def _logits(logits_fn, hidden, mask):
@@ -153,12 +202,12 @@ def _logits(logits_fn, hidden, mask):
 
 
 def _sum_over_chunks(
-    measure: Callable[..., dict[str, jax.Array]],
+    measure: Callable[..., dict[str, types.Mean]],
     chunk: int,
     mask: jax.Array,
     *arrays: Any,
 ) -> dict[str, types.Mean]:
-  """Sums measure(mask, *arrays) -> {name: [B, t]} over chunks of axis 1."""
+  """Adds up measure(mask, *arrays) over chunks of axis 1."""
   if chunk < 1:
     raise errors.UserError(
         f'The loss chunk is {chunk} positions; use at least 1.'
@@ -179,12 +228,7 @@ def _sum_over_chunks(
     def cut(array):
       return jax.lax.dynamic_slice_in_dim(array, start, chunk, axis=1)
 
-    chunk_mask = cut(mask) & fresh[None]
-    measured = measure(chunk_mask, *map(cut, arrays))
-    return None, {
-        name: masked_sum(values, chunk_mask)
-        for name, values in measured.items()
-    }
+    return None, measure(cut(mask) & fresh[None], *map(cut, arrays))
 
   _, sums = jax.lax.scan(body, None, jnp.arange(0, length, chunk))
   return jax.tree.map(lambda parts: jnp.sum(parts, axis=0), sums)

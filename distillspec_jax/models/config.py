@@ -10,10 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import operator
 from typing import Any
+
+import numpy as np
 
 from distillspec_jax.core import errors
 
+EOS = 1  # seqio's, in every vocabulary
 _ACTIVATIONS = ('gelu', 'gelu_exact', 'linear', 'relu', 'silu')
 _REMAT = ('none', 'dots', 'full')
 _KINDS = {  # annotation -> what is accepted for it
@@ -58,6 +62,10 @@ class T5Config:
     encoded_dim: width of another model's encoder output, which this one's
       decoder attends to through a linear projection, having no encoder of its
       own; 0: of its own encoder, or of none.
+    output_tokens: the tokens that the output layer has columns for, ascending;
+      None: all. A draft that proposes from the most frequent ones reads less in
+      every step (Zhao et al. 2025, https://arxiv.org/abs/2502.14856). Such a
+      layer is one of its own, never the embedding.
   """
 
   vocab_size: int
@@ -79,6 +87,7 @@ class T5Config:
   relative_max_distance: int = 128
   relative_bias_per_layer: bool = False
   encoded_dim: int = 0
+  output_tokens: tuple[int, ...] | None = None
 
   def __post_init__(self):
     self._check_types()
@@ -139,6 +148,7 @@ class T5Config:
       )
     for activation in self.mlp_activations:
       _check_choice('mlp_activations', activation, _ACTIVATIONS)
+    self._check_output_tokens()
 
   def _check_types(self) -> None:
     for field in dataclasses.fields(self):
@@ -150,6 +160,48 @@ class T5Config:
             f' {field.type}.'
         )
 
+  def _check_output_tokens(self) -> None:
+    if self.output_tokens is None:
+      return
+    try:
+      tokens = np.array([operator.index(x) for x in self.output_tokens], int)
+    except TypeError as error:
+      raise errors.UserError(
+          f'T5Config.output_tokens is {_start(self.output_tokens)}; it must be'
+          ' a tuple of token numbers, or None for all.'
+      ) from error
+    object.__setattr__(self, 'output_tokens', tuple(tokens.tolist()))
+    if not (np.diff(tokens) > 0).all():
+      at = int(np.argmax(np.diff(tokens) <= 0))
+      raise errors.UserError(
+          f'T5Config.output_tokens has {tokens[at + 1]} after {tokens[at]};'
+          ' they must ascend, each token once.'
+      )
+    if len(tokens) and not 0 <= tokens[0] <= tokens[-1] < self.vocab_size:
+      raise errors.UserError(
+          f'T5Config.output_tokens are from {tokens[0]} to {tokens[-1]}; they'
+          f' must lie in [0, vocab_size = {self.vocab_size}).'
+      )
+    if EOS not in tokens:
+      raise errors.UserError(
+          f'T5Config.output_tokens lacks {EOS}, the token that ends a text;'
+          ' without it no text of the model would end. Add it.'
+      )
+    if self.logits_via_embedding:
+      raise errors.UserError(
+          'T5Config.output_tokens is given, but logits_via_embedding is True;'
+          ' an output layer of some tokens is a layer of its own. Set'
+          ' logits_via_embedding = False, and scale_logits = True where the'
+          ' logits of the whole layer are scaled.'
+      )
+
+  @property
+  def num_columns(self) -> int:
+    """Columns of the output layer, V'."""
+    if self.output_tokens is None:
+      return self.vocab_size
+    return len(self.output_tokens)
+
   @property
   def is_decoder_only(self) -> bool:
     return self.num_encoder_layers == 0 and not self.shares_encoder
@@ -158,6 +210,13 @@ class T5Config:
   def shares_encoder(self) -> bool:
     """Whether it reads the encoder output of another model, its target."""
     return self.encoded_dim > 0
+
+  def __repr__(self) -> str:
+    values = dataclasses.asdict(self)
+    if self.output_tokens is not None:  # thousands, as a rule
+      values['output_tokens'] = _start(self.output_tokens)
+    listed = ', '.join(f'{name}={value!r}' for name, value in values.items())
+    return f'T5Config({listed})'
 
   def to_dict(self) -> dict[str, Any]:
     """Plain data, for a model folder; `from_dict` is its inverse."""
@@ -180,6 +239,12 @@ class T5Config:
     if absent:
       raise errors.UserError(f'The model configuration lacks {absent}.')
     return cls(**values)
+
+
+def _start(values: Any) -> str:
+  """A value, but only the start of a long one."""
+  text = repr(values)
+  return text if len(text) <= 60 else text[:60] + '...'
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -21,8 +21,10 @@ from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress
+from distillspec_jax.data import files
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import cut_head
 from distillspec_jax.models import pretrained
 
 FORMATS = ('distillspec', 'hugging_face', 't5x')
@@ -57,6 +59,9 @@ def convert(
     step: int | None = None,
     dtype: str | None = None,
     vocabulary: str | None = None,
+    output_tokens: int | None = None,
+    texts: str | None = None,
+    field: str = 'text',
     allow_nonfinite: bool = False,
 ) -> epath.Path:
   """Writes the model in `source` to `destination` and compares the two.
@@ -71,6 +76,12 @@ def convert(
       (t5x: float32).
     vocabulary: where it is, if not in the source: a SentencePiece .model file,
       a tokenizer.json, a folder, or 'bytes'.
+    output_tokens: makes a draft that proposes from so many tokens only, the
+      most frequent of --texts, and so takes less time; its output layer has no
+      others. Needs --texts, and cannot go to other formats.
+    texts: file with texts like those that the target writes, one a line, or
+      .jsonl, as `decode --out` writes it.
+    field: of each object in a .jsonl file of texts.
     allow_nonfinite: converts parameters that are NaN or infinite, too.
 
   Returns:
@@ -88,11 +99,25 @@ def convert(
     raise errors.UserError(
         f'dtype is {dtype!r}, but t5x keeps float32; leave dtype out.'
     )
+  if (output_tokens is None) != (texts is None):
+    raise errors.UserError(
+        f'output_tokens is {output_tokens} and texts is {texts}; give both, to'
+        ' keep the most frequent tokens of the texts, or neither.'
+    )
   folder = sources.resolve(source)
   original = model_folder.unscanned(pretrained.read(folder, step))
   config = config_lib.T5Config.from_dict(original.config)
   original = original._replace(config=config.to_dict())
   words = pretrained.find_vocabulary(folder, config.vocab_size, vocabulary)
+  if output_tokens is not None:
+    original = _cut(original, source, words, output_tokens, texts, field)
+    config = config_lib.T5Config.from_dict(original.config)
+  if config.output_tokens is not None and to != 'distillspec':
+    raise errors.UserError(
+        f'The output layer of {source} has columns for {config.num_columns} of'
+        f' {config.vocab_size} tokens, which {to} cannot express. Leave --to'
+        ' out to keep it so, or convert the whole model that it was cut from.'
+    )
   target = _vacant(destination)
   beside = target.parent / f'.{target.name}.new'
   if beside.exists():
@@ -153,7 +178,9 @@ def compare(
         f'{destination} is not {source}: {", ".join(changed)} differ by up to'
         f' {largest:.3g}.'
     )
-  apart = np.abs(_logits(original, source) - _logits(written, destination))
+  before, after = _logits(original, source), _logits(written, destination)
+  with np.errstate(invalid='ignore'):  # -inf where there is no column
+    apart = np.abs(before - after)
   if not dtypes and np.nan_to_num(apart).max() > 0.0:
     raise errors.UserError(
         f'{destination} has the parameters of {source} but other logits, apart'
@@ -166,6 +193,42 @@ def compare(
       largest_change=largest,
       largest_logit_difference=float(np.nan_to_num(apart).max()),
   )
+
+
+def _cut(
+    checkpoint: tensors_lib.Checkpoint,
+    source: str,
+    vocabulary: Any,
+    size: int,
+    texts: str,
+    field: str,
+) -> tensors_lib.Checkpoint:
+  """The model with the columns of the most frequent tokens of a file."""
+  if vocabulary is None:
+    raise errors.UserError(
+        f'{source} has no vocabulary, so the tokens of {texts} cannot be'
+        ' counted; say where it is with --vocabulary.'
+    )
+  whole = config_lib.T5Config.from_dict(checkpoint.config)
+  chosen = cut_head.choose(
+      files.texts(texts, field), vocabulary, whole.vocab_size, size
+  )
+  found = cut_head.cut(checkpoint, chosen.tokens)
+  before = _logits(checkpoint, source)[..., list(chosen.tokens)]
+  after = _logits(found, source)[..., list(chosen.tokens)]
+  apart = float(np.nan_to_num(np.abs(before - after)).max())
+  if apart > 1e-4 * max(float(np.nan_to_num(np.abs(before)).max()), 1.0):
+    raise errors.UserError(
+        f'The logits that were kept of {source} changed by up to {apart:.3g};'
+        ' this is an error of the program.'
+    )
+  print(f'tokens of the output layer {size:,} of {whole.vocab_size:,}')
+  print(
+      f'they cover                 {chosen.covered / chosen.count:.2%} of the'
+      f' {chosen.count:,} tokens in {texts}'
+  )
+  print(f'change of their logits     {apart:.3g}')
+  return found
 
 
 def _write(

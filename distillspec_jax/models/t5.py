@@ -173,7 +173,7 @@ class Stack(nn.Module):
       self.relpos_bias = layers.RelativeBias(config)
     if self.is_decoder and not config.logits_via_embedding:
       self.logits_dense = layers.Dense(
-          config.vocab_size,
+          config.num_columns,
           ('embed', 'vocab'),
           config.emb_dim**-0.5,
           layers.compute_dtype(config),
@@ -334,7 +334,7 @@ class T5(nn.Module):
     return self.decoder.run(x, shared, cache, cross)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Logits float32[B, N, V] of hidden float[B, N, D]."""
+    """Logits float32[B, N, V'] of hidden float[B, N, D], see `Columns`."""
     if self.config.logits_via_embedding:
       logits = self.token_embedder.attend(hidden)
     else:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from distillspec_jax.core import errors
 from distillspec_jax.core import mesh
 from distillspec_jax.core import shapes
+from distillspec_jax.models import columns as columns_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import layers
 from distillspec_jax.models import t5
@@ -227,12 +228,33 @@ class Transformer:
     return hidden[:, length:]
 
   def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
-    """Logits float32[B, N, V] of hidden states float[B, N, D]."""
+    """Logits float32[B, N, V'] of hidden states float[B, N, D].
+
+    V' is V unless the output layer has columns for some tokens only; `columns`
+    says which.
+    """
     return self._apply(params, hidden, method='unembed')
+
+  def columns(self, vocabulary: int | None = None) -> columns_lib.Columns:
+    """What the columns of `unembed` are; of tokens below `vocabulary` only."""
+    return columns_lib.Columns(
+        self.config.output_tokens,
+        self.config.vocab_size if vocabulary is None else vocabulary,
+    )
+
+  def all_logits(
+      self, params: Any, hidden: jax.Array, vocabulary: int | None = None
+  ) -> jax.Array:
+    """Logits float32[B, N, V] of all tokens (below `vocabulary`).
+
+    Tokens without a column have -inf.
+    """
+    columns = self.columns(vocabulary)
+    return columns.spread(columns.cut(self.unembed(params, hidden)))
 
   def logits(self, params: Any, *args: Any, **kwargs: Any) -> jax.Array:
     """Teacher-forced logits float32[B, T, V]; arguments as in `hidden`."""
-    return self.unembed(params, self.hidden(params, *args, **kwargs))
+    return self.all_logits(params, self.hidden(params, *args, **kwargs))
 
   def begin(
       self,

@@ -69,6 +69,7 @@ def generate(
       encoded,
   )
   is_greedy = controls.is_greedy(decoding)
+  columns = model.columns(vocabulary)
   limit = jnp.broadcast_to(controls.limit(decoding), (batch,))
 
   def unfinished(carry):
@@ -76,21 +77,21 @@ def generate(
 
   def body(carry):
     hidden, state = model.advance(params, carry.state, carry.last)
-    own_logits = model.unembed(params, hidden)[..., :vocabulary]
+    own_logits = columns.cut(model.unembed(params, hidden))
     number = jnp.broadcast_to(carry.step, (batch, 1))
-    logits = controls.allow(own_logits, number, decoding)[:, 0]
+    logits = controls.allow(own_logits, number, decoding, columns)[:, 0]
     if is_greedy:
-      token = rows.best(logits)
-      is_fine = rows.is_finite(logits, token)
+      column = rows.best(logits)
+      is_fine = rows.is_finite(logits, column)
     else:
       is_fine = jnp.isfinite(jnp.max(logits, axis=-1))
-      token = randomness.categorical(
+      column = randomness.categorical(
           randomness.events(keys, carry.step),
           warping.warp(logits, decoding, controls.temperature),
       )
     now_broken = ~carry.done & ~is_fine
     active = ~carry.done & is_fine
-    token = jnp.where(active, token, 0)
+    token = jnp.where(active, columns.tokens(column), 0)
     ended = controls_lib.ends(token, decoding)
     stopping = carry.stopping
     if controls.stop is not None:
@@ -98,7 +99,7 @@ def generate(
       ended |= stopping >= controls.stop.found
     log_probs = carry.log_probs
     if decoding.log_probs:
-      new = rows.log_prob(own_logits[:, 0], token)
+      new = rows.log_prob(own_logits[:, 0], column)
       log_probs = log_probs.at[:, carry.step].set(jnp.where(active, new, 0.0))
     lengths = carry.lengths + active
     return _Carry(

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.models import columns as columns_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import stopping
 
@@ -52,17 +53,22 @@ class Controls:
       logits: jax.Array,
       number: jax.Array,
       decoding: decoding_lib.Decoding,
+      columns: columns_lib.Columns | None = None,
   ) -> jax.Array:
     """The logits without EOS where it is too early for it.
 
     Args:
-      logits: float[B, N, V].
+      logits: float[B, N, V'].
       number: int32[B, N] new tokens before each position.
       decoding: says what EOS is.
+      columns: what the logits are of; default: all tokens.
     """
     if self.min_new_tokens is None:
       return logits
-    is_eos = ends(jnp.arange(logits.shape[-1]), decoding)
+    tokens = jnp.arange(logits.shape[-1])
+    if columns is not None:
+      tokens = columns.tokens(tokens)
+    is_eos = ends(tokens, decoding)
     early = number < self.min_new_tokens[:, None]  # [B, N]
     return jnp.where(early[..., None] & is_eos[None, None], -jnp.inf, logits)
 

@@ -61,19 +61,23 @@ def draft_block(
   """
   size, batch = decoding.block_length, tokens.shape[0]
   is_greedy = controls.is_greedy(decoding)
+  columns = draft.columns(vocabulary)
 
   def propose(place, hidden):
     """A token of each row, its logits, and what is known of them."""
-    logits = draft.unembed(params, hidden)[..., :vocabulary]  # [B, 1, V]
-    logits = controls.allow(logits, number[:, None] + place, decoding)[:, 0]
+    logits = columns.cut(draft.unembed(params, hidden))  # [B, 1, V']
+    now = number[:, None] + place
+    logits = controls.allow(logits, now, decoding, columns)[:, 0]
     goes_on = _goes_on(logits, decoding)
     if is_greedy:
-      token = rows.best(logits)
-      return token, None, goes_on, rows.is_finite(logits, token)
+      best = rows.best(logits)
+      finite = rows.is_finite(logits, best)
+      return columns.tokens(best), None, goes_on, finite
     finite = jnp.isfinite(jnp.max(logits, axis=-1))
     logits = warping.warp(logits, decoding, controls.temperature)
     now = randomness.events(randomness.streams(keys, 'draft'), place)
-    return randomness.categorical(now, logits), logits, goes_on, finite
+    token = columns.tokens(randomness.categorical(now, logits))
+    return token, logits, goes_on, finite
 
   # After a block that was accepted whole the draft has not consumed its own
   # last token. Feeding the last two tokens always, the first of which may
@@ -118,7 +122,8 @@ def draft_block(
   carry = jax.lax.while_loop(unfinished, next_token, carry)
   _, cache, drafted, proposed, _, _, lengths, finite = carry
   if proposed is not None:
-    proposed = jnp.swapaxes(proposed, 0, 1)  # [G, B, V] -> [B, G, V]
+    # [G, B, V'] -> [B, G, V]; a token without a column was not proposed.
+    proposed = columns.spread(jnp.swapaxes(proposed, 0, 1))
   if decoding.draft_stop is None:
     lengths = None
   return cache, Block(drafted.T, proposed, lengths, finite)

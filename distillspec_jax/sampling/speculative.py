@@ -132,7 +132,7 @@ def generate(
         target.rewind(state.target, state.total - 1),
         jnp.concatenate([last, block.tokens], axis=1),
     )
-    own_logits = target.unembed(target_params, hidden)[..., :vocabulary]
+    own_logits = target.all_logits(target_params, hidden, vocabulary)
     places = number[:, None] + jnp.arange(block_length + 1)[None]
     p_logits = controls.allow(own_logits, places, decoding)
     verdict = rules.verify(block_keys, block, p_logits, decoding, controls)

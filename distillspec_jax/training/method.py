@@ -68,9 +68,15 @@ class Method:
             f' cross_entropy; with {self.divergence} they must be 0.'
         )
 
-  def divergence_function(self) -> divergences.Divergence:
-    """(p_logits, q_logits) -> float32[...]; raises for an unknown name."""
-    return divergences.named(self.divergence, beta=self.beta)
+  def divergence_function(
+      self, covered: bool = False
+  ) -> divergences.Divergence:
+    """(p_logits, q_logits) -> float32[...]; raises for an unknown name.
+
+    Args:
+      covered: see `divergences.named`.
+    """
+    return divergences.named(self.divergence, self.beta, covered)
 
   @property
   def is_distillation(self) -> bool:

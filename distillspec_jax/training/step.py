@@ -88,18 +88,21 @@ def make_loss(
           batch.mask,
           z_loss=method.z_loss,
           label_smoothing=method.label_smoothing,
+          columns=draft.columns(),
       )
     else:
       # Rows beyond the smaller vocabulary are padding in both.
       size = min(draft.config.vocab_size, target.config.vocab_size)
+      columns = draft.columns(size)
       metrics = objective.distillation(
-          lambda x: target.unembed(target_params, x)[..., :size],
-          lambda x: unembed(x)[..., :size],
+          lambda x: target.all_logits(target_params, x, size),
+          lambda x: columns.cut(unembed(x)),
           hidden(target, target_params, batch, encoded),
           q_hidden,
           batch.labels,
           batch.mask,
-          method.divergence_function(),
+          method.divergence_function(covered=not columns.are_all),
+          columns=columns,
       )
     return metrics['loss'].total, metrics
 

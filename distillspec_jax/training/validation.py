@@ -49,7 +49,11 @@ def _cross_entropy(model, params, batch):
       batch.segments,
   )
   means = objective.supervised(
-      functools.partial(model.unembed, params), hidden, batch.labels, batch.mask
+      functools.partial(model.unembed, params),
+      hidden,
+      batch.labels,
+      batch.mask,
+      columns=model.columns(),
   )
   return means['cross_entropy']
 

@@ -1,5 +1,7 @@
 """Acceptance and block efficiency against the sampler's own counts."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ from distillspec_jax.core import results
 from distillspec_jax.data import vocabularies
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.evaluation import cost_model
+from distillspec_jax.evaluation import pair as pair_lib
+from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from tests.evaluation import tiny
@@ -81,6 +86,43 @@ def test_expected_acceptance_is_what_is_accepted(changes, warping):
 def test_acceptance_of_a_slightly_better_draft_is_caught():
   found, allowed = distance({}, tiny.draft(scale=0.2))
   assert found > allowed
+
+
+def cut_draft():
+  """The draft with an output layer for half of the tokens."""
+  draft = tiny.draft()
+  tokens = (0, 1, *range(3, tiny.V, 2))
+  config = dataclasses.replace(draft.config, output_tokens=tokens)
+  decoder = dict(draft.params['decoder'])
+  kernel = decoder['logits_dense']['kernel'][:, list(tokens)]
+  decoder['logits_dense'] = {'kernel': kernel}
+  return pretrained.Model(
+      transformer.Transformer(config), {**draft.params, 'decoder': decoder}
+  )
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_acceptance_of_a_draft_of_some_tokens_is_what_is_accepted(temperature):
+  decoding = settings(block_length=L, temperature=temperature)
+  metrics = acceptance.measure(
+      tiny.target(), cut_draft(), [tiny.batch(ROWS)], decoding, seed=3
+  )
+  samples = pair_lib.answer(
+      tiny.target(),
+      cut_draft(),
+      tiny.batch(ROWS),
+      randomness.row_keys(jax.random.key(3), ROWS),
+      decoding,
+  )
+  counts = jax.device_get(samples.statistics)
+  reached, passed = counts.reached_at.sum(), counts.accepted.sum()
+  rate = passed / reached
+  assert 0.05 < rate < 0.9
+  found = metrics['acceptance_rate'].value
+  if temperature == 0.0:
+    assert found == pytest.approx(rate)
+  else:
+    assert abs(found - rate) < SIGMAS * np.sqrt(rate * (1 - rate) / reached)
 
 
 def test_greedy_acceptance_is_exactly_what_is_accepted():

@@ -122,3 +122,45 @@ def test_equal_configurations_make_equal_models():
   assert hash(first) == hash(transformer.Transformer(two))
   assert first != transformer.Transformer(other)
   assert first != one
+
+
+@pytest.mark.parametrize(
+    'tokens, message',
+    [
+        ((0, 1, 1), 'has 1 after 1; they must ascend, each token once'),
+        ((0, 1, 5, 4), 'has 4 after 5; they must ascend'),
+        ((1, 40), r'are from 1 to 40; they must lie in \[0, vocab_size = 40'),
+        ((-1, 1), 'are from -1 to 1; they must lie in'),
+        ((0, 2), 'lacks 1, the token that ends a text'),
+        ((), 'lacks 1, the token that ends a text'),
+        ('12', "is '12'; it must be a tuple of token numbers"),
+        ((1, 2.5), r'is \(1, 2.5\); it must be a tuple of token numbers'),
+        (12, 'is 12; it must be a tuple of token numbers'),
+    ],
+)
+def test_output_tokens_that_are_none_are_refused(tokens, message):
+  with pytest.raises(errors.UserError, match=message):
+    config_lib.published('test', 40, output_tokens=tokens)
+
+
+def test_an_output_layer_of_some_tokens_is_not_the_embedding():
+  with pytest.raises(
+      errors.UserError, match='Set logits_via_embedding = False'
+  ):
+    config_lib.published(
+        'test', 40, output_tokens=(0, 1), logits_via_embedding=True
+    )
+
+
+def test_output_tokens_come_back_and_are_not_all_printed():
+  tokens = tuple(range(0, 3000, 3)) + (3001,)
+  tokens = tuple(sorted({1, *tokens}))
+  config = config_lib.published('test', 4000, output_tokens=tokens)
+  text = json.dumps(config.to_dict())
+  again = config_lib.T5Config.from_dict(json.loads(text))
+  assert again == config and hash(again) == hash(config)
+  assert again.output_tokens == tokens
+  assert config.num_columns == len(tokens)
+  assert len(repr(config)) < 1000
+  shapes = transformer.Transformer(config).abstract()
+  assert shapes['decoder']['logits_dense']['kernel'].shape == (16, len(tokens))

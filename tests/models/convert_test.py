@@ -181,6 +181,102 @@ def test_what_a_format_cannot_express_is_refused(tmp_path, to, changes, field):
   assert [path.name for path in tmp_path.iterdir()] == ['model']
 
 
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  """Two texts: the bytes of 'b' thrice, of 'c' twice, of a blank once."""
+  file = tmp_path_factory.mktemp('texts') / 'texts.txt'
+  file.write_text('bc b\nbc\n')
+  return str(file)
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_an_output_layer_is_cut_to_the_frequent_tokens(
+    tmp_path, texts, tied, capsys
+):
+  words = vocabularies.load('bytes')
+  source = save(tmp_path / 'whole', words=words, logits_via_embedding=tied)
+  out = convert.convert(
+      source, str(tmp_path / 'cut'), output_tokens=6, texts=texts
+  )
+  said = capsys.readouterr().out
+  found, whole = pretrained.load(out), pretrained.load(source)
+  # Padding, EOS and unknown; a byte is its number and three.
+  expected = (0, 1, 2, 32 + 3, ord('b') + 3, ord('c') + 3)
+  assert found.config.output_tokens == expected
+  assert found.config.vocab_size == whole.config.vocab_size
+  assert 'tokens of the output layer 6 of 384\n' in said
+  assert '100.00% of the 8 tokens' in said
+  assert 'largest logit difference   0\n' in said
+  tokens = np.arange(2, 14).reshape(2, 6)
+  before, after = whole.logits(tokens, tokens), found.logits(tokens, tokens)
+  np.testing.assert_allclose(
+      after[..., expected], before[..., expected], rtol=1e-5, atol=1e-6
+  )
+  assert np.isneginf(after).sum() == 2 * 6 * (384 - 6)
+  pretrained.check_pair(whole, found)
+  # It is a model like any other: it goes on as it is, in another dtype, ...
+  again = convert.convert(str(out), str(tmp_path / 'half'), dtype='bfloat16')
+  assert pretrained.load(again).config.output_tokens == expected
+  # ... and its numbers stand on one line.
+  lines = (tmp_path / 'cut' / 'model.json').read_text().splitlines()
+  assert sum('"output_tokens": [ 0, 1, 2, 35' in line for line in lines) == 1
+
+
+@pytest.mark.parametrize('to', ['hugging_face', 't5x'])
+def test_a_cut_output_layer_goes_to_no_other_format(own, tmp_path, texts, to):
+  cut = {'output_tokens': 6, 'texts': texts}
+  kept = convert.convert(own, str(tmp_path / 'kept'), **cut)
+  for source, options in ((str(kept), {}), (own, cut)):
+    with pytest.raises(
+        errors.UserError,
+        match=f'6 of 384 tokens, which {to} cannot.*convert the whole model',
+    ):
+      convert.convert(source, str(tmp_path / 'out'), to=to, **options)
+  with pytest.raises(errors.UserError, match='6 of 384 tokens already'):
+    convert.convert(str(kept), str(tmp_path / 'out'), **cut)
+  assert [path.name for path in tmp_path.iterdir()] == ['kept']
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'output_tokens': 6}, 'is 6 and texts is None; give both'),
+        ({'texts': 'x'}, 'is None and texts is x; give both'),
+        ({'output_tokens': 6, 'texts': 'x'}, 'x cannot be read: No such file'),
+        ({'output_tokens': 2, 'texts': None}, r'is 2; it must lie in \[3, 384'),
+        ({'output_tokens': 385, 'texts': None}, 'is 385; it must lie in'),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(own, tmp_path, texts, options, message):
+  if options.get('texts', '') is None:
+    options = {**options, 'texts': texts}
+  with pytest.raises(errors.UserError, match=message):
+    convert.convert(own, str(tmp_path / 'out'), **options)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_cutting_needs_a_vocabulary_and_takes_a_field(tmp_path):
+  source = save(tmp_path / 'bare')
+  file = tmp_path / 'answers.jsonl'
+  file.write_text('{"text": "zz", "said": "yyx"}\n')
+  with pytest.raises(
+      errors.UserError, match='has no vocabulary, so the tokens'
+  ):
+    convert.convert(
+        source, str(tmp_path / 'out'), output_tokens=6, texts=str(file)
+    )
+  out = convert.convert(
+      source,
+      str(tmp_path / 'out'),
+      output_tokens=5,
+      texts=str(file),
+      field='said',
+      vocabulary='bytes',
+  )
+  letters = ord('x') + 3, ord('y') + 3
+  assert pretrained.load(out).config.output_tokens == (0, 1, 2, *letters)
+
+
 def test_a_writer_that_confuses_tensors_is_caught(own, tmp_path, monkeypatch):
   write = hugging_face.write
 

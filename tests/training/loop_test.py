@@ -17,6 +17,7 @@ from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
+from distillspec_jax.models import convert
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import loop
@@ -164,6 +165,31 @@ def test_distillation_records_acceptance_and_block_efficiency(
   assert first['metrics']['acceptance_rate']['value'] > 0.99
   validation = next(line for line in found if line['split'] == 'validation')
   assert 2.0 < validation['metrics']['block_efficiency']['value'] <= 3.0
+
+
+def test_a_draft_of_frequent_tokens_is_distilled_and_kept(
+    tmp_path, task, target
+):
+  texts = tmp_path / 'texts.txt'
+  texts.write_text('\n'.join(word * 2 for word in tiny.WORDS[:3]))
+  cut = convert.convert(
+      target, str(tmp_path / 'cut'), output_tokens=9, texts=str(texts)
+  )
+  best = train(
+      tmp_path / 'run',
+      task,
+      initial=str(cut),
+      target=target,
+      method=method_lib.Method(divergence='total_variation'),
+      num_steps=2,
+  )
+  kept = pretrained.load(best).config.output_tokens
+  assert kept == pretrained.load(cut).config.output_tokens
+  assert len(kept) == 9
+  found = results.read(tmp_path / 'run' / 'results.jsonl')
+  metrics = next(line for line in found if line['split'] == 'train')['metrics']
+  assert 0.1 < metrics['uncovered']['value'] < 0.9
+  assert metrics['loss']['value'] < 1.0
 
 
 def test_packed_fine_tuning_runs(tmp_path, task):

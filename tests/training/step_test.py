@@ -241,3 +241,47 @@ def test_steps_lower_the_loss_of_a_draft_that_shares(sharing, divergence):
   assert losses[-1] < 0.7 * losses[0]
   kernels = [p['encoder_projection']['kernel'] for p in (params, state.params)]
   assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'divergence': 'cross_entropy'},
+        {'divergence': 'forward_kl', 'fixed_fraction': 0.0},
+        {'divergence': 'total_variation'},
+        {
+            'divergence': 'jsd',
+            'fixed_fraction': 0.0,
+            'draft_fraction': 0.0,
+        },
+    ],
+    ids=lambda options: options['divergence'],
+)
+def test_a_draft_of_some_tokens_learns_by_every_method(pair, options):
+  _, target, target_params = pair
+  tokens = (0, 1, *range(2, 384, 2))
+  draft = transformer.Transformer(
+      tiny.config(num_decoder_layers=1, output_tokens=tokens)
+  )
+  optimizer = optax.adam(1e-2)
+  step = jax.jit(
+      step_lib.make_step(
+          method_lib.Method(**options), optimizer, draft, target, 2
+      )
+  )
+  state = step_lib.initial_state(
+      draft.init(jax.random.key(0)), optimizer, jax.random.key(4)
+  )
+  losses = []
+  for _ in range(6):
+    state, metrics = step(state, target_params, ragged_batch())
+    losses.append(float(metrics['loss'].value()))
+    uncovered = float(metrics['uncovered'].value())
+    assert all(
+        np.isfinite(leaf).all()
+        for leaf in jax.tree.leaves((state.params, metrics))
+    )
+  assert losses[-1] < losses[0]
+  # Of the draft's own tokens all have a column, of others about half.
+  own = options['divergence'] == 'forward_kl'
+  assert uncovered == 0 if own else 0.2 < uncovered < 0.8
