@@ -52,19 +52,22 @@ def square(
 
 
 def from_positions(
-    query_positions: jax.Array, keys: int, buckets: int, max_distance: int
+    query_positions: jax.Array,
+    key_positions: jax.Array,
+    buckets: int,
+    max_distance: int,
 ) -> jax.Array:
   """int32[B, N, L] causal buckets where every row is at its own position.
 
   Args:
     query_positions: int32[B, N].
-    keys: L, slots of the cache; slot j holds position j.
+    key_positions: int32[B or 1, L], of the slots of the cache, below L.
     buckets: see `bucket`.
     max_distance: see `bucket`.
   """
+  keys = key_positions.shape[1]
   by_distance = bucket(-np.arange(keys), False, buckets, max_distance)
-  slots = jnp.arange(keys)[None, None]
-  distance = query_positions[:, :, None] - slots  # [B, N, L]
+  distance = query_positions[:, :, None] - key_positions[:, None]  # [B, N, L]
   return jnp.asarray(by_distance)[jnp.clip(distance, 0, keys - 1)]
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import forks
 from distillspec_jax.models import layers
 from distillspec_jax.models import relative_position
 
@@ -301,6 +302,7 @@ class T5(nn.Module):
       cache: Any,
       cross: Any,
       input_mask: jax.Array,
+      fork: forks.Fork | None = None,
   ) -> tuple[jax.Array, Any]:
     """Hidden states float[B, N, D] of a block appended at `start` int32[B].
 
@@ -310,18 +312,23 @@ class T5(nn.Module):
       cache: keys and values of earlier tokens, as in `Stack.run`.
       cross: keys and values of the encoder's output, likewise, or None.
       input_mask: bool[B, S].
+      fork: from where on slots hold several paths; None: they hold one.
     """
     rows, length = tokens.shape
     first = jax.tree.leaves(cache)[0]
-    slots = first.shape[-2]
-    positions = start[:, None] + jnp.arange(length)[None]  # [B, N]
+    keys = jnp.arange(first.shape[-2])[None]  # [1, L]
+    queries = start[:, None] + jnp.arange(length)[None]  # [B, N]
+    if fork is None:
+      visible = keys[:, None] <= queries[:, :, None]
+    else:
+      visible = fork.visible(queries, keys)
+      queries, keys = fork.positions(queries), fork.positions(keys)
     buckets = relative_position.from_positions(
-        positions,
-        slots,
+        queries,
+        keys,
         self.config.relative_buckets,
         self.config.relative_max_distance,
     )
-    visible = jnp.arange(slots)[None, None] <= positions[:, :, None]
     shared = Shared(
         visible=visible,
         buckets=buckets,

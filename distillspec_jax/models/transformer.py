@@ -3,9 +3,11 @@
 No Flax object leaves this folder. A cache is a pytree that is passed in and
 out; every row of a batch has its own length in it. Appending a block of tokens
 is one call (`advance`), taking tokens back is setting a length (`rewind`).
+Several continuations can stand side by side until one of them is kept.
 
   teacher forcing    hidden -> unembed -> logits
   generation         begin -> (advance -> unembed -> rewind)*
+  several paths      begin -> (advance -> unembed -> keep -> rewind)*
 
 A draft without an encoder reads its target's: `shared_encoding` is what both
 are then given as `encoded`.
@@ -26,6 +28,7 @@ from distillspec_jax.core import mesh
 from distillspec_jax.core import shapes
 from distillspec_jax.models import columns as columns_lib
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import forks
 from distillspec_jax.models import layers
 from distillspec_jax.models import t5
 
@@ -312,9 +315,20 @@ class Transformer:
     return self.rewind(state, length - 1), Prefix(tokens, length)
 
   def advance(
-      self, params: Any, state: DecodeState, tokens: jax.Array
+      self,
+      params: Any,
+      state: DecodeState,
+      tokens: jax.Array,
+      fork: forks.Fork | None = None,
   ) -> tuple[jax.Array, DecodeState]:
-    """Hidden states float[B, N, D] of tokens int32[B, N], and the new state."""
+    """Hidden states float[B, N, D] of tokens int32[B, N], and the new state.
+
+    Args:
+      params: see `init`.
+      state: holds what was before.
+      tokens: appended; from slot `fork.start` on the paths take turns.
+      fork: None: each token follows the one before it.
+    """
     shapes.bind_shapes(tokens=(tokens, 'B N'), length=(state.length, 'B'))
     hidden, cache = self._apply(
         params,
@@ -323,6 +337,7 @@ class Transformer:
         state.cache,
         state.cross,
         state.input_mask,
+        fork,
         method='advance',
     )
     length = state.length + tokens.shape[1]
@@ -331,6 +346,21 @@ class Transformer:
   def rewind(self, state: DecodeState, length: jax.Array) -> DecodeState:
     """The state with only the first `length` int32[B] tokens of each row."""
     return state.replace(length=length)
+
+  def keep(
+      self, state: DecodeState, fork: forks.Fork, path: jax.Array, size: int
+  ) -> DecodeState:
+    """The state as if path int32[B] alone had followed, of `size` tokens."""
+    slots = fork.slots(path, size)
+
+    def move(cache):
+      kept = jnp.take_along_axis(cache, slots[:, None, :, None], axis=2)
+      return t5.append(cache, kept, fork.start)
+
+    if self.config.scan_layers:
+      move = jax.vmap(move)
+    cache = jax.tree.map(move, state.cache)
+    return state.replace(cache=cache, length=fork.start + size)
 
   def _empty_cache(self, rows: int, slots: int) -> Any:
     config = self.config

@@ -53,7 +53,10 @@ def test_rows_at_their_own_positions_see_the_rows_of_the_square():
   starts = np.array([0, 5, 127, 131, 150])
   positions = jnp.asarray(starts[:, None] + np.arange(4))
   bias = relative_position.bias(
-      embedding, relative_position.from_positions(positions, keys, 32, 128)
+      embedding,
+      relative_position.from_positions(
+          positions, jnp.arange(keys)[None], 32, 128
+      ),
   )
   assert bias.shape == (5, 3, 4, keys)
   for row, start in enumerate(starts):
