@@ -51,6 +51,7 @@ def decode(
     max_new_tokens: int = 128,
     min_new_tokens: int = 0,
     block_length: int = 5,
+    num_drafts: int = 1,
     draft_stop: tuple | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -80,6 +81,8 @@ def decode(
     max_new_tokens: length of an answer at most, EOS included.
     min_new_tokens: tokens before EOS may come.
     block_length: tokens drafted before each call of the target.
+    num_drafts: blocks drafted side by side, of which the target goes along with
+      the one that it accepts farthest.
     draft_stop: ends a row's block sooner: confidence,0.4 after a place where
       the draft gave no token more than 0.4; entropy,2 after one where its
       entropy was above 2 nats.
@@ -115,6 +118,7 @@ def decode(
       top_k=top_k,
       top_p=top_p,
       block_length=block_length,
+      num_drafts=num_drafts,
       draft_stop=draft_stop,
       verification=verification,
       lenience=lenience,

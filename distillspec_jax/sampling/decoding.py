@@ -20,6 +20,9 @@ class Decoding:
     top_p: only the most likely tokens that together reach this probability.
     block_length: tokens drafted before each call of the target, gamma. Without
       a draft it has no effect.
+    num_drafts: blocks drafted side by side, K, which the target reads at once
+      and of which the one that is accepted farthest goes on; see `multi_draft`.
+      Lossless.
     draft_stop: None always drafts whole blocks. ('confidence', c) ends a row's
       block after a token to whose place the draft gave no token more than c,
       ('entropy', h) after one where its entropy was above h nats. Lossless; it
@@ -37,6 +40,7 @@ class Decoding:
   top_k: int = 0
   top_p: float = 1.0
   block_length: int = 5
+  num_drafts: int = 1
   draft_stop: tuple | None = None
   verification: str = 'token'
   lenience: tuple | None = None
@@ -67,6 +71,10 @@ class Decoding:
           f' max_new_tokens = {self.max_new_tokens}]. To decode without'
           ' speculation leave the draft out.'
       )
+    if self.num_drafts < 1:
+      raise errors.UserError(
+          f'num_drafts is {self.num_drafts}; it must be at least 1.'
+      )
     if self.verification not in ('token', 'block'):
       raise errors.UserError(
           f"verification is {self.verification!r}; it must be 'token' or"
@@ -87,6 +95,22 @@ class Decoding:
             f" {self.verification!r}; lenience is of 'token' alone."
         )
 
+    if self.num_drafts > 1:
+      self._check_rule_of_several_drafts()
+
+  def _check_rule_of_several_drafts(self) -> None:
+    if self.verification != 'token':
+      raise errors.UserError(
+          f'num_drafts is {self.num_drafts}, but verification is'
+          f" {self.verification!r}; several drafts are verified by 'token'."
+      )
+    if self.lenience is not None:
+      raise errors.UserError(
+          f'num_drafts is {self.num_drafts}, but lenience is'
+          f' {lossy.describe(self.lenience)}; several drafts are verified'
+          ' without: set lenience to None, or num_drafts to 1.'
+      )
+
   @property
   def greedy(self) -> bool:
     return self.temperature == 0.0
@@ -106,6 +130,8 @@ class Decoding:
         'batch_size': batch_size,
         'max_new_tokens': self.max_new_tokens,
     }
+    if speculative and self.num_drafts > 1:
+      described['num_drafts'] = self.num_drafts
     if speculative and self.draft_stop is not None:
       described['draft_stop'] = list(self.draft_stop)
     return described

@@ -1,4 +1,9 @@
-"""Drafting: the draft's proposals for the next block, one step a token."""
+"""Drafting: the draft's proposals for the next block, one step a token.
+
+Several drafts part at the first token and share a cache and each step: sampled,
+they are independent; greedy, they begin with the draft's best tokens, one each,
+and go on with the best after it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
+from distillspec_jax.models import forks
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -16,19 +24,45 @@ from distillspec_jax.sampling import warping
 
 
 class Block(NamedTuple):
-  """What the draft proposes.
+  """What the draft proposes; where it is one path the axis K is not there.
 
   Attributes:
-    tokens: int32[B, G].
-    logits: float32[B, G, V] that they were drawn from; greedy: None.
-    lengths: int32[B] in [1, G] how many count; None: all G.
+    tokens: int32[B, G, K].
+    logits: float32[B, G, K, V] that they were drawn from; greedy: None.
+    lengths: int32[B, K] in [1, G] how many count; None: all G.
     finite: bool[B] the draft's logits were numbers.
+    count: int32[B], or a number: tokens that count, of all paths.
   """
 
   tokens: jax.Array
   logits: jax.Array | None
   lengths: jax.Array | None
   finite: jax.Array
+  count: jax.Array | int
+
+  def along(self, path: jax.Array) -> Block:
+    """What path int32[B] alone proposes, without its logits."""
+    lengths = self.lengths
+    return self._replace(
+        tokens=rows.pick(self.tokens, path[:, None]),
+        logits=None,
+        lengths=None if lengths is None else rows.pick(lengths, path),
+    )
+
+
+def fork(
+    total: jax.Array, decoding: decoding_lib.Decoding
+) -> forks.Fork | None:
+  """Where several drafts part: after `total` int32[B] tokens."""
+  if decoding.num_drafts == 1:
+    return None
+  return forks.Fork(total, decoding.num_drafts)
+
+
+def depths(decoding: decoding_lib.Decoding) -> np.ndarray:
+  """int32[1 + G * K]: tokens after the last committed one, up to each read."""
+  size, paths = decoding.block_length, decoding.num_drafts
+  return np.repeat(np.arange(size + 1, dtype=np.int32), [1] + [paths] * size)
 
 
 def draft_block(
@@ -59,24 +93,34 @@ def draft_block(
     controls: settings of rows.
     vocabulary: logits from here on are padding.
   """
-  size, batch = decoding.block_length, tokens.shape[0]
+  size, paths = decoding.block_length, decoding.num_drafts
+  shape = (tokens.shape[0], paths)  # [B, K]
   is_greedy = controls.is_greedy(decoding)
   columns = draft.columns(vocabulary)
 
   def propose(place, hidden):
-    """A token of each row, its logits, and what is known of them."""
-    logits = columns.cut(draft.unembed(params, hidden))  # [B, 1, V']
+    """A token of each path, its logits, and what is known of them.
+
+    Before the paths part `hidden` is float[B, 1, D], then float[B, K, D].
+    """
+    logits = columns.cut(draft.unembed(params, hidden))  # [B, 1 or K, V']
     now = number[:, None] + place
-    logits = controls.allow(logits, now, decoding, columns)[:, 0]
-    goes_on = _goes_on(logits, decoding)
+    logits = controls.allow(logits, now, decoding, columns)
+    goes_on = jnp.broadcast_to(_goes_on(logits, decoding), shape)
+    best = _best(logits, paths)  # [B, K]
     if is_greedy:
-      best = rows.best(logits)
-      finite = rows.is_finite(logits, best)
+      finite = rows.is_finite(logits, best[:, : logits.shape[1]])
       return columns.tokens(best), None, goes_on, finite
     finite = jnp.isfinite(jnp.max(logits, axis=-1))
     logits = warping.warp(logits, decoding, controls.temperature)
+    logits = jnp.broadcast_to(logits, (*shape, logits.shape[-1]))
     now = randomness.events(randomness.streams(keys, 'draft'), place)
-    token = columns.tokens(randomness.categorical(now, logits))
+    column = draw(now, logits)
+    if paths > 1 and controls.temperature is not None:
+      # Independent greedy drafts would all be the same.
+      is_cold = controls.temperature[:, None] == 0.0
+      column = jnp.where(is_cold, best, column)
+    token = columns.tokens(column)
     return token, logits, goes_on, finite
 
   # After a block that was accepted whole the draft has not consumed its own
@@ -91,6 +135,7 @@ def draft_block(
   first = propose(0, rows.window(hidden, newest, 1))
   token, logits, goes_on, finite = first
   cache = draft.rewind(cache, total)
+  parting = fork(total, decoding)
 
   def unfinished(carry):
     place, _, _, _, _, is_open, _, _ = carry
@@ -98,7 +143,7 @@ def draft_block(
 
   def next_token(carry):
     place, cache, drafted, proposed, token, is_open, lengths, finite = carry
-    hidden, cache = draft.advance(params, cache, token[:, None])
+    hidden, cache = draft.advance(params, cache, token, parting)
     token, logits, goes_on, is_finite = propose(place, hidden)
     return (
         place + 1,
@@ -111,33 +156,78 @@ def draft_block(
         finite & (is_finite | ~is_open),
     )
 
-  drafted = jnp.zeros((size, batch), jnp.int32).at[0].set(token)
+  drafted = jnp.zeros((size, *shape), jnp.int32).at[0].set(token)
   proposed = None
   if not is_greedy:
     proposed = jnp.zeros((size, *logits.shape), logits.dtype).at[0].set(logits)
   carry = (
       jnp.int32(1), cache, drafted, proposed, token,
-      goes_on & ~done, jnp.ones(batch, jnp.int32), finite,
+      goes_on & ~done[:, None], jnp.ones(shape, jnp.int32),
+      jnp.broadcast_to(finite, shape),
   )  # fmt: skip
   carry = jax.lax.while_loop(unfinished, next_token, carry)
   _, cache, drafted, proposed, _, _, lengths, finite = carry
-  if proposed is not None:
-    # [G, B, V'] -> [B, G, V]; a token without a column was not proposed.
-    proposed = columns.spread(jnp.swapaxes(proposed, 0, 1))
+  count = jnp.sum(lengths, axis=1)
   if decoding.draft_stop is None:
-    lengths = None
-  return cache, Block(drafted.T, proposed, lengths, finite)
+    lengths, count = None, size * paths
+  drafted, proposed = jax.tree.map(
+      lambda array: jnp.swapaxes(array, 0, 1), (drafted, proposed)
+  )  # [G, B, ...] -> [B, G, ...]
+  if proposed is not None:
+    # [B, G, K, V'] -> [B, G, K, V]; a token without a column was not proposed.
+    proposed = columns.spread(proposed)
+  finite = finite.all(axis=1)
+  block = Block(drafted, proposed, lengths, finite, count)
+  return cache, block if paths > 1 else _one_path(block)
+
+
+def _one_path(block: Block) -> Block:
+  """The block without the axis of paths."""
+  lengths, logits = block.lengths, block.logits
+  return block._replace(
+      tokens=block.tokens[..., 0],
+      logits=None if logits is None else logits[:, :, 0],
+      lengths=None if lengths is None else lengths[:, 0],
+  )
+
+
+def _best(logits: jax.Array, paths: int) -> jax.Array:
+  """int32[B, K]: the best column of each path, or the best where they part.
+
+  Args:
+    logits: float[B, K, V'], or float[B, 1, V'] before the paths part.
+    paths: K.
+  """
+  if logits.shape[1] == paths:
+    return rows.best(logits)
+  if logits.shape[2] < paths:
+    raise errors.UserError(
+        f'num_drafts is {paths}, but the draft proposes from'
+        f' {logits.shape[2]} tokens; there are no more drafts that differ.'
+    )
+  return jax.lax.top_k(logits[:, 0], paths)[1].astype(jnp.int32)
+
+
+def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
+  """int32[B, K] drawn from logits float32[B, K, V], each on its own."""
+  paths = logits.shape[1]
+  if paths == 1:
+    return randomness.categorical(keys, logits[:, 0])[:, None]
+  own = jax.vmap(lambda path: randomness.events(keys, path), out_axes=1)
+  return jax.vmap(randomness.categorical, in_axes=1, out_axes=1)(
+      own(jnp.arange(paths)), logits
+  )
 
 
 def _goes_on(logits: jax.Array, decoding: decoding_lib.Decoding) -> jax.Array:
-  """bool[B]: the draft is sure enough to draft another token after this one.
+  """bool[...]: the draft is sure enough to draft another token after this one.
 
   Args:
-    logits: float[B, V] of the draft, not warped.
+    logits: float[..., V] of the draft, not warped.
     decoding: with `draft_stop`.
   """
   if decoding.draft_stop is None:
-    return jnp.ones(logits.shape[0], bool)
+    return jnp.ones(logits.shape[:-1], bool)
   name, threshold = decoding.draft_stop
   log_q = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   if name == 'confidence':

@@ -56,6 +56,7 @@ def generate(
     max_new_tokens: int | Sequence[int] = 128,
     min_new_tokens: int | Sequence[int] = 0,
     block_length: int = 5,
+    num_drafts: int = 1,
     draft_stop: tuple | None = None,
     temperature: float | Sequence[float] = 0.0,
     top_k: int = 0,
@@ -82,6 +83,8 @@ def generate(
     max_new_tokens: length of an answer at most, EOS included.
     min_new_tokens: tokens before EOS may come.
     block_length: tokens drafted before each call of the target.
+    num_drafts: blocks drafted side by side, of which the target goes along with
+      the one that it accepts farthest; see `multi_draft`.
     draft_stop: None, or when the draft stops earlier: ('confidence', c) after a
       place where it gave no token more than c, ('entropy', h) after one where
       its entropy was above h nats.
@@ -127,6 +130,7 @@ def generate(
       block_length=min(block_length, longest)
       if draft is None
       else block_length,
+      num_drafts=num_drafts,
       draft_stop=draft_stop,
       verification=verification,
       lenience=lenience,

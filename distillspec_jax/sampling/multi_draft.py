@@ -11,22 +11,13 @@ Miao et al. 2023, SpecInfer, https://arxiv.org/abs/2305.09781, algorithm 2.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
 from distillspec_jax.core import shapes
+from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import verification
-
-
-class Verdict(NamedTuple):
-  """What a verification of several paths decides."""
-
-  num_accepted: jax.Array  # int32[B] in [0, G]
-  next_token: jax.Array  # int32[B] the correction, or a bonus at a path's end
-  path: jax.Array  # int32[B] in [0, K), a path that starts with the accepted
 
 
 def paths(
@@ -35,7 +26,7 @@ def paths(
     q_logits: jax.Array,
     p_logits: jax.Array,
     lengths: jax.Array | None = None,
-) -> Verdict:
+) -> verification.Verdict:
   """Accepts tokens down the paths and samples the one after them.
 
   After the same accepted tokens all living paths drafted from the same q, so
@@ -79,13 +70,14 @@ def paths(
     after = verification.at(p_logits, 1 + depth * number + path)
     p = jnp.where(passed[:, None], jax.nn.softmax(after), p)
     num_accepted = verdict.num_accepted + passed
-    return (p, alive, Verdict(num_accepted, token, path)), None
+    verdict = verification.Verdict(num_accepted, token, path)
+    return (p, alive, verdict), None
 
   none = jnp.zeros(drafted.shape[0], jnp.int32)
   start = (
       jax.nn.softmax(p_logits[:, 0]),
       jnp.ones(drafted.shape[::2], bool),
-      Verdict(none, none, none),
+      verification.Verdict(none, none, none),
   )
   by_depth = jax.tree.map(
       lambda array: jnp.swapaxes(array, 0, 1), (drafted, u, q_logits)
@@ -99,28 +91,48 @@ def paths(
   )
 
 
-def greedy(drafted: jax.Array, p_logits: jax.Array) -> Verdict:
+def greedy(
+    drafted: jax.Array, p_logits: jax.Array, lengths: jax.Array | None = None
+) -> verification.Verdict:
   """Follows the path that says longest what the target would have said itself.
 
   Args:
     drafted: int32[B, G, K].
     p_logits: float[B, 1 + G * K, V] target logits, not warped; see `paths`.
+    lengths: as in `paths`.
   """
   shapes.bind_shapes(
       drafted=(drafted, 'B G K'), p_logits=(p_logits[:, 0], 'B V')
   )
   _check_places(drafted, p_logits)
-  rows, depths, number = drafted.shape
-  best = jnp.argmax(p_logits, axis=-1).astype(jnp.int32)  # [B, 1 + G * K]
-  after = best[:, 1:].reshape(rows, depths, number)
-  root = jnp.broadcast_to(best[:, :1, None], (rows, 1, number))
+  batch, depths, number = drafted.shape
+  best = rows.best(p_logits)  # [B, 1 + G * K]
+  after = best[:, 1:].reshape(batch, depths, number)
+  root = jnp.broadcast_to(best[:, :1, None], (batch, 1, number))
   said = jnp.concatenate([root, after], axis=1)  # [B, G + 1, K]
-  agrees = (drafted == said[:, :-1]).astype(jnp.int32)
-  agreed = jnp.cumprod(agrees, axis=1).sum(axis=1)  # [B, K]
+  agrees = drafted == said[:, :-1]
+  if lengths is not None:
+    agrees &= jnp.arange(depths)[None, :, None] < lengths[:, None]
+  agreed = jnp.cumprod(agrees.astype(jnp.int32), axis=1).sum(axis=1)  # [B, K]
   path = jnp.argmax(agreed, axis=1).astype(jnp.int32)
   num_accepted = verification.at(agreed, path)
   next_token = verification.at(verification.at(said, num_accepted), path)
-  return Verdict(num_accepted, next_token, path)
+  return verification.Verdict(num_accepted, next_token, path)
+
+
+def along(logits: jax.Array, path: jax.Array, number: int) -> jax.Array:
+  """What stands on path int32[B]: [B, 1 + G * K, ...] -> [B, G + 1, ...].
+
+  Args:
+    logits: one before the paths part, then of all paths in turn.
+    path: in [0, K).
+    number: K.
+  """
+  size = logits.shape[1] // number
+  first = jnp.zeros_like(path)[:, None]
+  after = 1 + path[:, None] + number * jnp.arange(size)[None]
+  places = jnp.concatenate([first, after], axis=1)  # [B, G + 1]
+  return jax.vmap(lambda row, places: row[places])(logits, places)
 
 
 def _try(

@@ -1,6 +1,7 @@
 """The verification rule that the settings name.
 
-lossless   `verification` (token by token, greedy), `block_verification`
+lossless   `verification` (token by token, greedy), `block_verification`,
+           `multi_draft` (several drafts)
 lossy      `lenient`, `typical`, `simulated`; see `lossy`
 
 Each is a pure function of what was drafted, both models' logits and keys.
@@ -15,6 +16,7 @@ from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import drafting
 from distillspec_jax.sampling import lenient
+from distillspec_jax.sampling import multi_draft
 from distillspec_jax.sampling import simulated
 from distillspec_jax.sampling import typical
 from distillspec_jax.sampling import verification
@@ -33,13 +35,15 @@ def verify(
   Args:
     keys: key[B] of this block.
     block: what was drafted.
-    p_logits: float32[B, G+1, V] target logits, not warped.
+    p_logits: float32[B, 1 + G * K, V] target logits, not warped.
     decoding: names the rule and the warping.
     controls: settings of rows.
   """
   rule = decoding.lenience
   if controls.is_greedy(decoding):
     judged = (block.tokens, p_logits)
+    if decoding.num_drafts > 1:
+      return multi_draft.greedy(*judged, block.lengths)
     match rule:
       case None:
         return verification.greedy(*judged, block.lengths)
@@ -51,6 +55,8 @@ def verify(
         return lenient.greedy(*judged, rule, block.lengths)
   p_logits = warping.warp(p_logits, decoding, controls.temperature)
   judged = (keys, block.tokens, block.logits, p_logits)
+  if decoding.num_drafts > 1:
+    return multi_draft.paths(*judged, block.lengths)
   match rule:
     case typical.Typical():
       return typical.token(*judged, rule, block.lengths)

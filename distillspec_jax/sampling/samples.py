@@ -25,8 +25,8 @@ class Statistics:
 
   Attributes:
     blocks: int32[B] calls of the target.
-    drafted: int32[B] tokens proposed; block_length a block, or fewer where the
-      draft stops by itself.
+    drafted: int32[B] tokens proposed; block_length * num_drafts a block, or
+      fewer where the draft stops by itself.
     accepted: int32[B] drafted tokens that were emitted.
     emitted: int32[B] all tokens, EOS included.
     reached_at: int32[B, G] how often the token at this place of a block was

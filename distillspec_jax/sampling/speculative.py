@@ -9,6 +9,9 @@ One block of a row whose last committed token stands at position n - 1:
   commit   the tokens are written at n; n grows by 1 .. G + 1
   rewind   both caches are cut back by setting their lengths
 
+Several drafts stand side by side in the caches until the verdict; then the path
+that it went along is kept, and all is as if it alone had been drafted.
+
 Every row is at its own n. The loop is a `while_loop` on the device; nothing
 goes to the host before it ends.
 """
@@ -27,6 +30,7 @@ from distillspec_jax.models import transformer
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import drafting
+from distillspec_jax.sampling import multi_draft
 from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import rules
 from distillspec_jax.sampling import samples as samples_lib
@@ -41,9 +45,10 @@ class SpeculativeState:
 
   Attributes:
     step: int32[] blocks so far; numbers the random events.
-    tokens: int32[B, P + L + G + 1] prefix and emitted tokens, 0 after `total`.
-    origins: int8[B, P + L + G + 1].
-    log_probs: float32[B, P + L + G + 1], or None.
+    tokens: int32[B, P + L + G * K + 1] prefix and emitted tokens, 0 after
+      `total`.
+    origins: int8[B, P + L + G * K + 1].
+    log_probs: float32[B, P + L + G * K + 1], or None.
     total: int32[B] tokens in `tokens`, the prefix included.
     done: bool[B] the row has ended, is full, or broke off.
     stopping: int32[B] state of the automaton of stop strings, or None.
@@ -95,8 +100,8 @@ def generate(
   """
   # Rows of the larger vocabulary beyond the smaller are padding.
   vocabulary = min(target.config.vocab_size, draft.config.vocab_size)
-  batch, block_length = inputs.shape[0], decoding.block_length
-  slack = decoding.max_new_tokens + block_length + 1
+  batch, size = inputs.shape[0], decoding.block_length
+  slack = decoding.max_new_tokens + size * decoding.num_drafts + 1
   read = (inputs, input_segments)
   encoded = transformer.shared_encoding(draft, target, target_params, *read)
   forced = (controls.prefix, controls.prefix_segments)
@@ -115,7 +120,7 @@ def generate(
       stopping=None if stop is None else jnp.full(batch, stop.start),
       target=target_state,
       draft=draft_state,
-      statistics=samples_lib.Statistics.zeros(batch, block_length),
+      statistics=samples_lib.Statistics.zeros(batch, size),
       broken=jnp.full((batch, 2), -1),
   )
 
@@ -127,15 +132,23 @@ def generate(
         state.done, block_keys, decoding, controls, vocabulary,
     )  # fmt: skip
     last = rows.window(state.tokens, state.total - 1, 1)
+    fork = drafting.fork(state.total, decoding)
     hidden, target_state = target.advance(
         target_params,
         target.rewind(state.target, state.total - 1),
-        jnp.concatenate([last, block.tokens], axis=1),
+        jnp.concatenate([last, block.tokens.reshape(batch, -1)], axis=1),
+        fork,
     )
     own_logits = target.all_logits(target_params, hidden, vocabulary)
-    places = number[:, None] + jnp.arange(block_length + 1)[None]
+    places = number[:, None] + drafting.depths(decoding)[None]
     p_logits = controls.allow(own_logits, places, decoding)
     verdict = rules.verify(block_keys, block, p_logits, decoding, controls)
+    if fork is not None:
+      path = verdict.path
+      target_state = target.keep(target_state, fork, path, size)
+      draft_state = draft.keep(draft_state, fork, path, size - 1)
+      block = block.along(path)
+      own_logits = multi_draft.along(own_logits, path, fork.paths)
     state = state.replace(target=target_state, draft=draft_state)
     return _commit(
         state, prefix.length, block, verdict, own_logits, decoding, controls
@@ -230,7 +243,7 @@ def _commit(
       else None,
       statistics=samples_lib.Statistics(
           blocks=old.blocks + active,
-          drafted=old.drafted + active * jnp.reshape(drafted, -1),
+          drafted=old.drafted + active * block.count,
           accepted=old.accepted + jnp.sum(passed, axis=1, dtype=jnp.int32),
           emitted=old.emitted + count,
           reached_at=old.reached_at + judged,

@@ -21,6 +21,7 @@ class Verdict(NamedTuple):
 
   num_accepted: jax.Array  # int32[B] in [0, G]
   next_token: jax.Array  # int32[B] the correction, or a bonus if all G pass
+  path: jax.Array | None = None  # int32[B], of several drafts: which
 
 
 def token(
