@@ -23,7 +23,11 @@ from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import generation
 
-RULES = ('token', 'block')
+RULES = {  # name -> what it changes in the settings
+    'token verification': {},
+    'block verification': {'verification': 'block'},
+    'two drafts': {'num_drafts': 2},
+}
 _LARGEST_DIFFERENCE = 1e-3  # nats, float32, cached against teacher-forced
 _ENUMERATED_ROWS = 20_000
 
@@ -121,27 +125,27 @@ def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
   """Each check as soon as it is made."""
   wide = [exactness.compute_in(model, 'float32') for model in models]
   coarse = [exactness.compute_in(model, 'bfloat16') for model in models]
-  greedy = dataclasses.replace(settings, temperature=0.0)
-
-  found = exactness.greedy(*wide, tokens, segments, greedy)
-  yield Check(
-      'greedy in float32',
-      found.different == 0,
-      f'{found.rows - found.different} of {found.rows} rows are, token for'
-      ' token, those of autoregressive decoding',
-      _greedy_metrics(found, found.different == 0),
-      greedy,
-  )
-  found = exactness.greedy(*coarse, tokens, segments, greedy)
-  yield Check(
-      'greedy in bfloat16',
-      found.are_ties,
-      f'{found.different} of {found.rows} rows differ; where they part, both'
-      f' tokens are within {found.margin:.3g} of the best logit, and rounding'
-      f' moves logits by up to {found.rounding:.3g}',
-      _greedy_metrics(found, found.are_ties),
-      greedy,
-  )
+  for drafts, changes in (('', {}), (', two drafts', RULES['two drafts'])):
+    greedy = dataclasses.replace(settings, temperature=0.0, **changes)
+    found = exactness.greedy(*wide, tokens, segments, greedy)
+    yield Check(
+        f'greedy in float32{drafts}',
+        found.different == 0,
+        f'{found.rows - found.different} of {found.rows} rows are, token for'
+        ' token, those of autoregressive decoding',
+        _greedy_metrics(found, found.different == 0),
+        greedy,
+    )
+    found = exactness.greedy(*coarse, tokens, segments, greedy)
+    yield Check(
+        f'greedy in bfloat16{drafts}',
+        found.are_ties,
+        f'{found.different} of {found.rows} rows differ; where they part, both'
+        f' tokens are within {found.margin:.3g} of the best logit, and rounding'
+        f' moves logits by up to {found.rounding:.3g}',
+        _greedy_metrics(found, found.are_ties),
+        greedy,
+    )
   apart = exactness.incremental(wide[0], tokens, segments, settings, seed)
   holds = apart <= _LARGEST_DIFFERENCE
   yield Check(
@@ -160,16 +164,16 @@ def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
   repeat = -(-samples // len(tokens))
   many = jnp.tile(tokens, (repeat, 1))[:samples]
   many_segments = jnp.tile(segments, (repeat, 1))[:samples]
-  for rule in RULES:
-    decoding = dataclasses.replace(settings, verification=rule)
+  for rule, changes in RULES.items():
+    decoding = dataclasses.replace(settings, **changes)
     fit = exactness.enumerated(decoding, _ENUMERATED_ROWS, seed)
     yield _fit_check(
-        f'law of a tiny pair, {rule} verification',
+        f'law of a tiny pair, {rule}',
         'outputs beside the law of all outputs', fit, false_alarm, decoding,
     )  # fmt: skip
     fit = exactness.uniforms(*wide, many, many_segments, decoding, seed)
     yield _fit_check(
-        f'law of this pair, {rule} verification',
+        f'law of this pair, {rule}',
         'tokens beside the target given what was before', fit, false_alarm,
         decoding,
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """The certificate holds for the sampler as it is, and for no broken one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import block_verification
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import multi_draft
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
 
@@ -81,8 +84,8 @@ def _fresh(monkeypatch):
 @pytest.mark.parametrize('warping', [{}, {'top_k': 5}, {'top_p': 0.8}])
 def test_tokens_of_a_pair_have_the_law(pair, rule, warping):
   decoding = decoding_lib.Decoding(
-      temperature=1.0, block_length=3, max_new_tokens=8, verification=rule,
-      **warping,
+      temperature=1.0, block_length=3, max_new_tokens=8,
+      **certificate.RULES[rule], **warping,
   )  # fmt: skip
   fit = exactness.uniforms(*pair, *inputs(1024), decoding, seed=0)
   assert fit.count > 4000
@@ -142,6 +145,21 @@ def test_a_broken_block_verifier_is_seen(pair, monkeypatch, fresh):
   assert fit.p_value < FALSE_ALARM
 
 
+def test_drafts_that_are_taken_up_again_when_dead_are_seen(
+    pair, monkeypatch, fresh
+):
+  monkeypatch.setattr(
+      multi_draft,
+      'survivors',
+      lambda alive, drafted, token, passed: alive & passed[:, None],
+  )
+  fresh()
+  decoding = dataclasses.replace(SAMPLED, num_drafts=2)
+  fit = exactness.uniforms(*pair, *inputs(1024), decoding, seed=0)
+  assert fit.p_value < FALSE_ALARM
+  assert exactness.enumerated(decoding, 20_000, 0).p_value < FALSE_ALARM
+
+
 def test_greedy_rows_are_the_same(pair):
   found = exactness.greedy(*pair, *inputs(8), SAMPLED)
   assert found.rows == 8 and found.different == 0 and found.are_ties
@@ -185,12 +203,12 @@ def verdicts(lines):
 def test_the_certificate_holds_and_is_written(folders, tmp_path, capsys):
   certificate.certify(**folders, **SMALL, run=str(tmp_path))
   said = capsys.readouterr().out
-  assert said.count('holds  ') == 7 and 'FAILS' not in said
+  assert said.count('holds  ') == 11 and 'FAILS' not in said
   assert "is the target's own" in said
   lines = results.read(tmp_path / 'results.jsonl')
-  assert len(lines) == 7
+  assert len(lines) == 11
   assert all(line['kind'] == 'certificate' for line in lines)
-  assert verdicts(lines) == [1.0] * 7
+  assert verdicts(lines) == [1.0] * 11
 
 
 def test_a_certificate_that_fails_is_exit_code_1(

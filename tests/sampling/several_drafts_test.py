@@ -12,7 +12,6 @@ import pytest
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
-from distillspec_jax.evaluation import exactness
 from distillspec_jax.models import forks
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import controls as controls_lib
@@ -55,7 +54,7 @@ def check_statistics(samples, decoding):
 # Greedy: the target's own tokens.
 
 
-@pytest.mark.parametrize('number, block', [(2, 1), (2, 4), (3, 3)])
+@pytest.mark.parametrize('number, block', [(2, 1), (3, 4)])
 @pytest.mark.parametrize('kind', pairs.KINDS)
 def test_greedy_tokens_are_those_of_autoregressive_decoding(
     kind, number, block
@@ -162,13 +161,6 @@ def test_a_mutated_rule_is_caught_in_the_law(mutate, monkeypatch):
   samples = pairs.speculate(decoding, fresh())
   law = pairs.exact_law(pairs.law_decoding('plain', 1))
   assert pairs.law_p_value(samples.tokens, law) < FALSE_ALARM
-
-
-def test_the_certificates_checks_hold():
-  decoding = decoding_lib.Decoding(
-      temperature=1.0, block_length=3, max_new_tokens=8, num_drafts=2
-  )
-  assert exactness.enumerated(decoding, 20_000, 0).p_value > FALSE_ALARM
 
 
 @pytest.mark.parametrize('stop', [('confidence', 0.4), ('entropy', 1.2)])
