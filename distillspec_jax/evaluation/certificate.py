@@ -125,27 +125,29 @@ def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
   """Each check as soon as it is made."""
   wide = [exactness.compute_in(model, 'float32') for model in models]
   coarse = [exactness.compute_in(model, 'bfloat16') for model in models]
-  for drafts, changes in (('', {}), (', two drafts', RULES['two drafts'])):
-    greedy = dataclasses.replace(settings, temperature=0.0, **changes)
-    found = exactness.greedy(*wide, tokens, segments, greedy)
+  greedy = dataclasses.replace(settings, temperature=0.0)
+  several = dataclasses.replace(greedy, **RULES['two drafts'])
+
+  for name, decoding in (('', greedy), (', two drafts', several)):
+    found = exactness.greedy(*wide, tokens, segments, decoding)
     yield Check(
-        f'greedy in float32{drafts}',
+        f'greedy in float32{name}',
         found.different == 0,
         f'{found.rows - found.different} of {found.rows} rows are, token for'
         ' token, those of autoregressive decoding',
         _greedy_metrics(found, found.different == 0),
-        greedy,
+        decoding,
     )
-    found = exactness.greedy(*coarse, tokens, segments, greedy)
-    yield Check(
-        f'greedy in bfloat16{drafts}',
-        found.are_ties,
-        f'{found.different} of {found.rows} rows differ; where they part, both'
-        f' tokens are within {found.margin:.3g} of the best logit, and rounding'
-        f' moves logits by up to {found.rounding:.3g}',
-        _greedy_metrics(found, found.are_ties),
-        greedy,
-    )
+  found = exactness.greedy(*coarse, tokens, segments, greedy)
+  yield Check(
+      'greedy in bfloat16',
+      found.are_ties,
+      f'{found.different} of {found.rows} rows differ; where they part, both'
+      f' tokens are within {found.margin:.3g} of the best logit, and rounding'
+      f' moves logits by up to {found.rounding:.3g}',
+      _greedy_metrics(found, found.are_ties),
+      greedy,
+  )
   apart = exactness.incremental(wide[0], tokens, segments, settings, seed)
   holds = apart <= _LARGEST_DIFFERENCE
   yield Check(

@@ -108,7 +108,7 @@ def greedy(
       inputs,
       segments,
       randomness.row_keys(jax.random.key(0), inputs.shape[0]),
-      decoding,
+      dataclasses.replace(decoding, num_drafts=1),  # compiled once for all
       vocabulary,
   )
   logits, rounding = _both_logits(

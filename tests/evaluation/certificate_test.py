@@ -203,12 +203,12 @@ def verdicts(lines):
 def test_the_certificate_holds_and_is_written(folders, tmp_path, capsys):
   certificate.certify(**folders, **SMALL, run=str(tmp_path))
   said = capsys.readouterr().out
-  assert said.count('holds  ') == 11 and 'FAILS' not in said
+  assert said.count('holds  ') == 10 and 'FAILS' not in said
   assert "is the target's own" in said
   lines = results.read(tmp_path / 'results.jsonl')
-  assert len(lines) == 11
+  assert len(lines) == 10
   assert all(line['kind'] == 'certificate' for line in lines)
-  assert verdicts(lines) == [1.0] * 11
+  assert verdicts(lines) == [1.0] * 10
 
 
 def test_a_certificate_that_fails_is_exit_code_1(
