@@ -4,7 +4,9 @@ Random weights of a published size; the cut draft is made of the whole one, by
 what `distillspec convert --output_tokens` does. A step feeds one token, makes
 the logits and draws the next token, as when drafting. Both take turns in one
 process; a step's time is the difference of many and few steps in one program,
-so that it is free of the encoder, and a ratio is made of each round.
+so that it is free of the encoder. It is made of the least times of all rounds;
+the quartiles are of the ratios of single rounds, and say how busy the machine
+was.
 
     python benchmarks/cut_vocabulary.py --run=runs/cut [--size=small]
         [--output_tokens=8032] [--batches=1,8] [--rounds=15] [--dtype=float32]
@@ -74,7 +76,8 @@ def models(size: str, output_tokens: int, dtype: str):
   return pretrained.place(whole, 'whole'), pretrained.place(cut, 'cut')
 
 
-def seconds_a_step(model, inputs, keys, decoding) -> float:
+def seconds(model, inputs, keys, decoding) -> tuple[float, float]:
+  """Of few steps and of many."""
   times = []
   for steps in (FEW, MANY):
     start = time.perf_counter()
@@ -83,7 +86,13 @@ def seconds_a_step(model, inputs, keys, decoding) -> float:
     )
     out.block_until_ready()
     times.append(time.perf_counter() - start)
-  return (times[1] - times[0]) / (MANY - FEW)
+  return times[0], times[1]
+
+
+def step_ms(times: list[tuple[float, float]]) -> float:
+  """Milliseconds a step, of the least times."""
+  few, many = (min(column) for column in zip(*times))
+  return (many - few) / (MANY - FEW) * 1e3
 
 
 def compare(pair, batch: int, name: str, options) -> None:
@@ -94,20 +103,19 @@ def compare(pair, batch: int, name: str, options) -> None:
       rng.integers(2, 32000, (batch, options.input_length)), jnp.int32
   )
   keys = randomness.row_keys(jax.random.key(0), batch)
-  found = []
+  found = ([], [])
   for number in range(options.rounds + 1):
-    order = (0, 1) if number % 2 else (1, 0)
-    times = {i: seconds_a_step(pair[i], inputs, keys, decoding) for i in order}
-    if number:  # the first compiles
-      found.append((times[0], times[1]))
-  ratios = sorted(cut / whole for whole, cut in found)
-  whole, cut = (statistics.median(times) for times in zip(*found))
-  ratio = statistics.median(ratios)
-  quarter = len(ratios) // 4
-  low, high = ratios[quarter], ratios[-1 - quarter]
+    for i in (0, 1) if number % 2 else (1, 0):
+      times = seconds(pair[i], inputs, keys, decoding)
+      if number:  # the first compiles
+        found[i].append(times)
+  whole, cut = map(step_ms, found)
+  ratio = cut / whole
+  single = [step_ms([b]) / step_ms([a]) for a, b in zip(*found)]
+  low, _, high = statistics.quantiles(single, n=4)
   print(
-      f'batch {batch}, {name:13}: {whole * 1e3:6.2f} ms -> {cut * 1e3:6.2f} ms,'
-      f' ratio {ratio:.2f} (middle half {low:.2f} to {high:.2f})',
+      f'batch {batch}, {name:13}: {whole:6.2f} ms -> {cut:6.2f} ms, ratio'
+      f' {ratio:.2f} (rounds: middle half {low:.2f} to {high:.2f})',
       flush=True,
   )
   if options.run is None:
@@ -126,8 +134,8 @@ def compare(pair, batch: int, name: str, options) -> None:
       split=f'{options.output_tokens} output tokens',
       decoding=decoding.describe(speculative=False, batch_size=batch),
       metrics={
-          'whole_step_ms': metric(whole * 1e3, 'ms'),
-          'cut_step_ms': metric(cut * 1e3, 'ms'),
+          'whole_step_ms': metric(whole, 'ms'),
+          'cut_step_ms': metric(cut, 'ms'),
           'ratio': metric(ratio, '1'),
           'lower_quartile_of_ratios': metric(low, '1'),
           'upper_quartile_of_ratios': metric(high, '1'),
