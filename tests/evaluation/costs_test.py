@@ -39,6 +39,8 @@ def loops(monkeypatch):
   found = []
 
   def loop(step, arguments, carry):
+    step = jax.jit(step)
+
     def run(number):
       now = carry
       for i in range(number):
