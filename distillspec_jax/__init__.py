@@ -9,6 +9,8 @@ out.text, out.statistics.block_efficiency
 """
 
 from distillspec_jax.core.errors import UserError
+from distillspec_jax.evaluation.planner import Plan
+from distillspec_jax.evaluation.planner import plan_block_length
 from distillspec_jax.losses import divergences
 from distillspec_jax.models.pretrained import load
 from distillspec_jax.models.pretrained import Model
@@ -20,8 +22,10 @@ __version__ = '0.1.0'
 __all__ = [
     'Generation',
     'Model',
+    'Plan',
     'UserError',
     'divergences',
     'generate',
     'load',
+    'plan_block_length',
 ]

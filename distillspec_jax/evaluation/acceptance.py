@@ -55,6 +55,7 @@ def evaluate(
     batch_size: int = 32,
     temperatures: Sequence[float] = (0.0, 1.0),
     block_lengths: Sequence[int] = (5,),
+    verifications: Sequence[str] = ('token',),
     top_k: int = 0,
     top_p: float = 1.0,
     max_new_tokens: int | None = None,
@@ -63,8 +64,12 @@ def evaluate(
 ) -> list[dict[str, Any]]:
   """Measures a pair, adds to RUN/results.jsonl and returns the lines.
 
-  A line of kind `acceptance` for each temperature and block length, and one of
-  kind `task_quality` for each model if the task has metrics (greedy answers).
+  A line of kind `acceptance` for each temperature, block length and rule of
+  verification, and one of kind `task_quality` for each model if the task has
+  metrics (greedy answers). Greedy, the rules are the same one; sampled, the
+  lines of all but the first have `block_efficiency_gain`: tokens a call of the
+  target more than by the first, on the same inputs, with the standard error of
+  the paired difference.
 
   Args:
     run: folder for the results.
@@ -76,6 +81,7 @@ def evaluate(
     batch_size: rows at a time; has no influence on the numbers.
     temperatures: 0 is greedy.
     block_lengths: drafted tokens a block.
+    verifications: 'token', 'block' or both.
     top_k: see `Decoding`.
     top_p: see `Decoding`.
     max_new_tokens: default: the task's label length.
@@ -92,19 +98,25 @@ def evaluate(
           top_k=top_k,
           top_p=top_p,
           block_length=block_length,
+          verification=verification,
           max_new_tokens=task.label_length
           if max_new_tokens is None
           else max_new_tokens,
       )
-      for temperature, block_length in itertools.product(
-          temperatures, block_lengths
+      for temperature, block_length, verification in itertools.product(
+          temperatures, block_lengths, verifications
       )
   ]
   if not settings:
     raise errors.UserError(
-        f'temperatures is {temperatures} and block_lengths {block_lengths};'
-        ' give at least one of each.'
+        f'temperatures is {temperatures}, block_lengths {block_lengths} and'
+        f' verifications {verifications}; give at least one of each.'
     )
+  settings = [
+      decoding
+      for decoding in settings
+      if decoding.verification == verifications[0] or not decoding.greedy
+  ]
   store.check_writable(run)
   target, draft, name = pair_lib.load(target, draft, task, draft_name)
   batches = examples_lib.first(task, split, examples, batch_size)
@@ -128,21 +140,27 @@ def evaluate(
     )
 
   table = rich.table.Table(
-      'temperature', 'block length', 'acceptance rate', 'block efficiency',
-      title=f'{name}, {task.name} {split}',
+      'temperature', 'block length', 'verification', 'acceptance rate',
+      'block efficiency', 'gain', title=f'{name}, {task.name} {split}',
   )  # fmt: skip
+  first = {}
   for decoding in settings:
     what = f'{name}, {_describe(decoding)}'
-    metrics = measure(
-        target, draft, progress.shown(batches, what), decoding, seed
-    )
+    counts = count(target, draft, progress.shown(batches, what), decoding, seed)
+    metrics = _metrics(counts, decoding.block_length)
+    if decoding.verification == verifications[0]:
+      first = counts
+    else:
+      metrics['block_efficiency_gain'] = _gain(first, counts)
     described = decoding.describe(speculative=True, batch_size=batch_size)
     write('acceptance', described, metrics)
     table.add_row(
         f'{decoding.temperature:g}',
         str(decoding.block_length),
+        decoding.verification,
         _show(metrics['acceptance_rate']),
         _show(metrics['block_efficiency']),
+        _show(metrics.get('block_efficiency_gain')),
     )
   if task.metrics and target.vocabulary is not None:
     # What a model can do is asked without chance.
@@ -181,6 +199,26 @@ def measure(
   Raises:
     UserError: there is no example.
   """
+  counts = count(target, draft, batches, decoding, seed)
+  return _metrics(counts, decoding.block_length)
+
+
+def count(
+    target: pretrained.Model,
+    draft: pretrained.Model,
+    batches: Iterable[types.Batch],
+    decoding: decoding_lib.Decoding,
+    seed: int,
+) -> dict[str, np.ndarray]:
+  """What each example counts for, each [n] or [n, G]; arguments: `measure`.
+
+  Returns:
+    expected (accepted tokens, by both distributions), emitted, blocks,
+    reached_at, accepted_at.
+
+  Raises:
+    UserError: there is no example.
+  """
   rows: list[dict[str, np.ndarray]] = []
   for batch, keys in examples_lib.with_keys(batches, seed):
     samples = pair_lib.answer(target, draft, batch, keys, decoding)
@@ -202,13 +240,21 @@ def measure(
     }
     real = examples_lib.real_rows(batch)
     rows.append({k: v[real] for k, v in jax.device_get(found).items()})
-  count = sum(len(row['emitted']) for row in rows)
-  if not count:
+  if not sum(len(row['emitted']) for row in rows):
     raise errors.UserError(
         'There is no example to measure: no batches, or only padding rows.'
     )
-  every = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
-  return _metrics(every, decoding.block_length)
+  return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+
+
+def _gain(
+    first: dict[str, np.ndarray], second: dict[str, np.ndarray]
+) -> results.Metric:
+  """Block efficiency of the second less that of the first, paired."""
+  difference = statistics.ratio_difference(
+      (first['emitted'], second['emitted']), (first['blocks'], second['blocks'])
+  )
+  return results.Metric(*difference, len(first['emitted']), 'tokens/block')
 
 
 def _metrics(
@@ -291,10 +337,13 @@ def _expected_acceptance(
 
 def _describe(decoding: decoding_lib.Decoding) -> str:
   how = 'greedy' if decoding.greedy else f'T = {decoding.temperature:g}'
-  return f'{how}, block length {decoding.block_length}'
+  by = '' if decoding.verification == 'token' else f', {decoding.verification}'
+  return f'{how}, block length {decoding.block_length}{by}'
 
 
-def _show(metric: results.Metric) -> str:
+def _show(metric: results.Metric | None) -> str:
+  if metric is None:
+    return '–'
   if metric.standard_error is None:
     return f'{metric.value:.3f}'
   return f'{metric.value:.3f} ± {metric.standard_error:.3f}'

@@ -2,10 +2,16 @@
 
 Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, section 3. alpha is the
 acceptance rate of a drafted token, gamma the block length, c the time of a
-draft step over that of a target step.
+draft step over that of a target step. Where acceptance is known place by place,
+alpha need not be the same everywhere; rows that are decoded together wait for
+the slowest.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from distillspec_jax.core import errors
 
@@ -53,6 +59,62 @@ def best_block_length(alpha: float, c: float, longest: int = 16) -> int:
       range(1, longest + 1),
       key=lambda g: speedup(predicted_block_efficiency(alpha, g), c, g),
   )
+
+
+def block_law(acceptance: Sequence[float]) -> np.ndarray:
+  """float64[gamma + 1]: chance that a block emits 1, 2, .. gamma + 1 tokens.
+
+  Its mean is 1 + a_1 + a_1 a_2 + .. + a_1 .. a_gamma.
+
+  Args:
+    acceptance: a_i, the chance that the i-th token of a block is accepted if
+      all before it were. Empty: a token a call, as autoregressive decoding.
+
+  Raises:
+    UserError: a chance outside [0, 1].
+  """
+  for alpha in acceptance:
+    _check(alpha, 1)
+  reached = np.cumprod([1.0, *acceptance])
+  return reached * (1.0 - np.array([*acceptance, 0.0]))
+
+
+def expected_calls(
+    law: np.ndarray, lengths: Sequence[int] | np.ndarray, rows: int
+) -> float:
+  """Calls of the target until the slowest of `rows` rows is done, on average.
+
+  Rows are independent, each with one of the lengths, and blocks are as well.
+
+  Args:
+    law: float64[gamma + 1], see `block_law`.
+    lengths: int[n], tokens of answers; a row's is any of them.
+    rows: decoded together.
+
+  Raises:
+    UserError: no lengths, or one below 1.
+  """
+  lengths = np.asarray(lengths)
+  if not lengths.size or lengths.min() < 1:
+    raise errors.UserError(
+        'lengths of answers must be at least one number, and all at least 1;'
+        f' they are {lengths.tolist()}.'
+    )
+  longest = int(lengths.max())
+  share = np.bincount(lengths, minlength=longest + 1) / lengths.size
+  # P(length > n): a row that has n tokens goes on.
+  unfinished = 1.0 - np.cumsum(share)[:longest]
+  # P(a row has n tokens), n < longest; before the first call none has any.
+  emitted = np.zeros(longest)
+  emitted[0] = 1.0
+  step = np.concatenate([[0.0], law])
+  calls = 0.0
+  while emitted.any():
+    going = min(max(float(emitted @ unfinished), 0.0), 1.0)
+    # A call is made if any row goes on.
+    calls += 1.0 - (1.0 - going) ** rows
+    emitted = np.convolve(emitted, step)[:longest]
+  return calls
 
 
 def _check(alpha: float, gamma: int) -> None:

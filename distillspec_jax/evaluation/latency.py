@@ -4,6 +4,9 @@ Compilation is timed apart and done before anything else; every timed call
 waits for the device. The two ways take turns, so that a machine whose speed
 drifts changes both alike, and the speed-up is the median of the ratios of
 neighbouring runs on the same inputs. Both times hold the encoders.
+
+Beside what is measured stands what was predicted from the costs of single
+steps, and which block length a planner chooses that knows no time of a run.
 """
 
 from __future__ import annotations
@@ -27,35 +30,20 @@ from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
+from distillspec_jax.evaluation import block_profile
 from distillspec_jax.evaluation import cost_model
+from distillspec_jax.evaluation import costs as costs_lib
 from distillspec_jax.evaluation import examples as examples_lib
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.core import progress
+from distillspec_jax.evaluation import planner
 from distillspec_jax.evaluation import statistics
 from distillspec_jax.models import pretrained
-from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
-from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import speculative
 
-# Steps at most that are timed together for the cost of one.
-_STEPS = 32
-
 Metrics = dict[str, results.Metric]
-
-
-class Costs(NamedTuple):
-  """Times over that of one target step.
-
-  Attributes:
-    draft: of a draft step, c.
-    verify: block length -> of a target call on a block, 1 + block length
-      tokens.
-  """
-
-  draft: float
-  verify: dict[int, float]
 
 
 class Measured(NamedTuple):
@@ -63,6 +51,7 @@ class Measured(NamedTuple):
 
   plain: Metrics
   fast: dict[int, Metrics]
+  plan: planner.Plan
 
 
 def benchmark(
@@ -80,12 +69,15 @@ def benchmark(
     max_new_tokens: int | None = None,
     seed: int = 0,
     draft_name: str | None = None,
+    profile: bool = False,
 ) -> list[dict[str, Any]]:
   """Times a pair, adds to RUN/results.jsonl and returns the lines.
 
   For each batch size and temperature one line of kind `latency` for
   autoregressive decoding (draft and block length are null) and one for each
-  block length.
+  block length, which also holds the plan: the block length that the planner
+  chooses from acceptance by place and costs (0: do not speculate), the speed-up
+  it predicts for it, and the one that was measured.
 
   Args:
     run: folder for the results.
@@ -101,10 +93,14 @@ def benchmark(
     max_new_tokens: default: the task's label length.
     seed: of sampling.
     draft_name: in results; default: the folder's.
+    profile: also where a block's time goes, for the fastest block length of
+      each setting: its parts in the results, and a trace of one run (for
+      TensorBoard or Perfetto) in RUN/profile.
 
   Raises:
     UserError: folders without models, models that do not fit each other or
       the task, settings out of range, a folder that cannot be written to.
+    RuntimeError: the machine is too busy to time steps.
   """
   if repeats < 1:
     raise errors.UserError(f'repeats is {repeats}; it must be at least 1.')
@@ -152,30 +148,51 @@ def benchmark(
         )
     )
 
-  table = rich.table.Table(
+  title = f'{name}, {task.name} {split}'
+  speeds = rich.table.Table(
       'batch', 'temperature', 'block length', 'tokens/s', 'c', 'predicted',
-      'measured', title=f'{name}, {task.name} {split}',
+      'measured', title=title,
   )  # fmt: skip
+  plans = rich.table.Table(
+      'batch', 'temperature', 'plan', 'predicted', 'measured', 'best measured',
+      title=f'{title}: plans',
+  )  # fmt: skip
+  profiles = []
   for batches, batch_size in zip(inputs, batch_sizes):
     batches = jax.device_put(batches)
-    costs = measure_costs(target, draft, batches[0], block_lengths, length)
     for decodings in settings:
+      here = str(batch_size), f'{decodings[0].temperature:g}'
+      read = costs_lib.Inputs(batches[0].inputs, batches[0].input_segments)
+      costs = costs_lib.measure(target, draft, read, decodings)
       found = measure(target, draft, batches, decodings, costs, seed)
+      best = max(decodings, key=lambda d: _speedup(found.fast[d.block_length]))
+      if profile:
+        made = block_profile.measure(target, draft, read, best, seed)
+        folder = (
+            pathlib.Path(run)
+            / 'profile'
+            / '_'.join(('batch', here[0], 'temperature', here[1]))
+        )
+        trace(target, draft, batches[0], best, seed, folder)
+        found.fast[best.block_length].update(made.metrics())
+        profiles.append((*here, best.block_length, made))
       write(decodings[0], batch_size, None, found.plain)
       for decoding in decodings:
         metrics = found.fast[decoding.block_length]
         write(decoding, batch_size, name, metrics)
-        table.add_row(
-            str(batch_size),
-            f'{decoding.temperature:g}',
+        speeds.add_row(
+            *here,
             str(decoding.block_length),
             f'{found.plain["tokens_per_second"].value:.0f} ->'
             f' {metrics["tokens_per_second"].value:.0f}',
-            f'{costs.draft:.2f}',
-            f'{metrics["predicted_speedup"].value:.2f}',
-            f'{metrics["measured_speedup"].value:.2f}',
+            f'{costs.draft_ratio:.2f}',
+            f'{metrics["predicted_speedup_by_place"].value:.2f}',
+            f'{_speedup(metrics):.2f}',
         )
-  rich.console.Console(stderr=True).print(table)
+      plans.add_row(*here, *_show_plan(found, best.block_length))
+  console = rich.console.Console(stderr=True)
+  for table in (speeds, plans, *map(_profile_table, profiles)):
+    console.print(table)
   return lines
 
 
@@ -184,7 +201,7 @@ def measure(
     draft: pretrained.Model,
     batches: Sequence[types.Batch],
     decodings: Sequence[decoding_lib.Decoding],
-    costs: Costs,
+    costs: costs_lib.Costs,
     seed: int,
 ) -> Measured:
   """Times both ways of decoding the same inputs.
@@ -195,14 +212,16 @@ def measure(
     batches: of one shape, on the device; one pair of runs each for every
       block length. Tokens of empty rows do not count.
     decodings: settings that differ in block length alone.
-    costs: for the predictions.
+    costs: for the predictions and the plan.
     seed: of sampling.
 
   Returns:
     tokens_per_second and compile_s (without what the cache of compiled
     programs saves) of both; of speculative decoding also measured_speedup,
-    predicted_speedup, predicted_speedup_with_verify, block_efficiency,
-    cost_ratio and verify_ratio.
+    predicted_speedup, predicted_speedup_with_verify,
+    predicted_speedup_by_place (the planner's), block_efficiency, cost_ratio and
+    verify_ratio; and planned_block_length (0: none), planned_speedup and
+    planned_measured_speedup, which are the same for all block lengths.
   """
   rows = batches[0].inputs.shape[0]
   runs = []
@@ -221,7 +240,7 @@ def measure(
       decodings[0],
       vocabulary=vocabulary,
   )
-  everywhere, found = [], {}
+  everywhere, found, counts = [], {}, {}
   name = f'batch {rows}, T = {decodings[0].temperature:g}'
   for decoding in progress.shown(decodings, name):
     fast = _compile(
@@ -233,115 +252,42 @@ def measure(
     )
     times = _take_turns(plain.call, fast.call, runs, real)
     everywhere.append(times.rates[:, 0])
+    counts[decoding.block_length] = times.places, times.emitted
     found[decoding.block_length] = {
         **_rate(times.rates[:, 1], fast.compile_s),
         **_gains(times, decoding.block_length, costs),
     }
-  return Measured(_rate(np.concatenate(everywhere), plain.compile_s), found)
+  plan = planner.plan(*counts[max(counts)], costs, rows)
+  chosen = plan.block_length or 0
+  for block_length, metrics in found.items():
+    metrics['predicted_speedup_by_place'] = results.Metric(
+        plan.speedups[block_length], None, len(times.emitted), '1'
+    )
+    metrics['planned_block_length'] = results.Metric(chosen, None, 1, 'tokens')
+    metrics['planned_speedup'] = results.Metric(plan.speedup, None, 1, '1')
+    metrics['planned_measured_speedup'] = (
+        found[chosen]['measured_speedup']
+        if chosen
+        else results.Metric(1.0, None, 1, '1')
+    )
+  plain = _rate(np.concatenate(everywhere), plain.compile_s)
+  return Measured(plain, found, plan)
 
 
-def measure_costs(
+def trace(
     target: pretrained.Model,
     draft: pretrained.Model,
     batch: types.Batch,
-    block_lengths: Sequence[int],
-    max_new_tokens: int,
-) -> Costs:
-  """Costs of single steps on a batch, with caches as large as in decoding.
-
-  A step feeds tokens, makes their logits and takes the most likely tokens.
-  """
-  step = step_time(target, batch, 1, max_new_tokens)
-  return Costs(
-      draft=step_time(draft, batch, 1, max_new_tokens, target) / step,
-      verify={
-          length: step_time(target, batch, length + 1, max_new_tokens) / step
-          for length in block_lengths
-      },
-  )
-
-
-def step_time(
-    model: pretrained.Model,
-    batch: types.Batch,
-    block: int,
-    max_new_tokens: int,
-    target: pretrained.Model | None = None,
-) -> float:
-  """Seconds that a step on `block` tokens takes after the prefix is read.
-
-  One program runs few and many such steps; the difference of its least times
-  is free of the encoder, the prompt and the start. A draft that shares an
-  encoder needs its `target`.
-
-  Raises:
-    RuntimeError: the clock sees no difference.
-  """
-  many = min(_STEPS, max_new_tokens)
-  few = many // 4
-  steps = jax.device_put([np.int32(few), np.int32(many)])
-  encoded = None
-  if target is not None:
-    encoded = transformer_lib.shared_encoding(
-        model.transformer,
-        target.transformer,
-        target.params,
-        batch.inputs,
-        batch.input_segments,
-    )
-  for attempts in (7, 21, 63):
-    least = [float('inf'), float('inf')]
-    for attempt in range(attempts + 1):
-      for i in (0, 1):
-        began = time.perf_counter()
-        jax.block_until_ready(
-            _steps(
-                model.transformer,
-                model.params,
-                batch.inputs,
-                batch.input_segments,
-                block,
-                max_new_tokens + block,
-                steps[i],
-                encoded=encoded,
-            )
-        )
-        if attempt:  # the first compiles and warms up
-          least[i] = min(least[i], time.perf_counter() - began)
-    if least[1] > least[0]:
-      return (least[1] - least[0]) / (many - few)
-  raise RuntimeError(
-      f'{many} steps of {model.name} take no longer than {few}: {least[1]} s'
-      f' and {least[0]} s. The machine is too busy to time them; run again.'
-  )
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'block', 'slots'))
-def _steps(
-    model: transformer_lib.Transformer,
-    params: Any,
-    inputs: jax.Array,
-    input_segments: jax.Array,
-    block: int,
-    slots: int,
-    steps: jax.Array,
-    encoded: jax.Array | None = None,
-) -> jax.Array:
-  """int32[B, block]: the last tokens of `steps` steps, one kept of each."""
-  state, prefix = model.begin(
-      params, inputs, input_segments, slots, encoded=encoded
-  )
-  start = prefix.length - 1
-
-  def one(number, carry):
-    state, tokens = carry
-    hidden, state = model.advance(params, state, tokens)
-    logits = model.unembed(params, hidden)
-    tokens = model.columns().tokens(rows.best(logits))
-    return model.rewind(state, start + number + 1), tokens
-
-  tokens = jnp.zeros((inputs.shape[0], block), jnp.int32)
-  return jax.lax.fori_loop(0, steps, one, (state, tokens))[1]
+    decoding: decoding_lib.Decoding,
+    seed: int,
+    folder: pathlib.Path,
+) -> None:
+  """Writes a trace of one run on the device, compiled before, into `folder`."""
+  for _, keys in examples_lib.with_keys([batch], seed):
+    jax.block_until_ready(pair_lib.answer(target, draft, batch, keys, decoding))
+    with jax.profiler.trace(str(folder)):
+      out = pair_lib.answer(target, draft, batch, keys, decoding)
+      jax.block_until_ready(out)
 
 
 class _Compiled(NamedTuple):
@@ -364,11 +310,12 @@ class _Times(NamedTuple):
   rates: np.ndarray  # float64[n, 2] tokens a second: plain, fast
   emitted: np.ndarray  # int[rows of all runs] by speculative decoding
   blocks: np.ndarray  # int[rows of all runs]
+  places: tuple[float, ...]  # acceptance by place of a block
 
 
 def _take_turns(plain, fast, runs, real) -> _Times:
   rates = np.zeros((len(runs), 2))
-  emitted, blocks = [], []
+  emitted, blocks, reached, accepted = [], [], [], []
   for i, (run, is_real) in enumerate(zip(runs, real)):
     # Either goes first as often as the other.
     for way in (0, 1) if i % 2 == 0 else (1, 0):
@@ -378,9 +325,15 @@ def _take_turns(plain, fast, runs, real) -> _Times:
       lengths = np.asarray(out.lengths)[is_real]
       rates[i, way] = lengths.sum() / seconds
       if way:
+        counts = jax.device_get(out.statistics)
         emitted.append(lengths)
-        blocks.append(np.asarray(out.statistics.blocks)[is_real])
-  return _Times(rates, np.concatenate(emitted), np.concatenate(blocks))
+        blocks.append(counts.blocks[is_real])
+        reached.append(counts.reached_at[is_real])
+        accepted.append(counts.accepted_at[is_real])
+  places = planner.acceptance_by_place(
+      np.concatenate(reached), np.concatenate(accepted)
+  )
+  return _Times(rates, np.concatenate(emitted), np.concatenate(blocks), places)
 
 
 def _rate(rates: np.ndarray, compile_s: float) -> Metrics:
@@ -392,21 +345,21 @@ def _rate(rates: np.ndarray, compile_s: float) -> Metrics:
   }
 
 
-def _gains(times: _Times, gamma: int, costs: Costs) -> Metrics:
+def _gains(times: _Times, gamma: int, costs: costs_lib.Costs) -> Metrics:
   """What speculation gains, measured and predicted."""
   tau = statistics.ratio(times.emitted, times.blocks)
   gains = times.rates[:, 1] / times.rates[:, 0]
-  verify = costs.verify[gamma]
+  ratio, verify = costs.draft_ratio, costs.verify_ratio(gamma)
 
   def predicted(verify):
     value, error = (
-        None if x is None else cost_model.speedup(x, costs.draft, gamma, verify)
+        None if x is None else cost_model.speedup(x, ratio, gamma, verify)
         for x in tau
     )
     return results.Metric(value, error, len(times.emitted), '1')
 
   return {
-      'cost_ratio': results.Metric(costs.draft, None, 1, '1'),
+      'cost_ratio': results.Metric(ratio, None, 1, '1'),
       'verify_ratio': results.Metric(verify, None, 1, '1'),
       'block_efficiency': results.Metric(
           *tau, len(times.emitted), 'tokens/block'
@@ -417,3 +370,46 @@ def _gains(times: _Times, gamma: int, costs: Costs) -> Metrics:
           *statistics.median(gains), len(gains), '1'
       ),
   }
+
+
+def _speedup(metrics: Metrics) -> float:
+  return metrics['measured_speedup'].value
+
+
+def _show_plan(found: Measured, best: int) -> tuple[str, ...]:
+  """Cells: what is planned, predicted, measured, and the best there was."""
+  plan = found.plan
+  what, measured = 'autoregressive', 1.0
+  if plan.block_length is not None:
+    what = f'block length {plan.block_length}'
+    measured = _speedup(found.fast[plan.block_length])
+  speedup = _speedup(found.fast[best])
+  most = f'{speedup:.2f} (block length {best})'
+  if speedup <= 1.0:
+    most = '1.00 (autoregressive)'
+  return what, f'{plan.speedup:.2f}', f'{measured:.2f}', most
+
+
+def _profile_table(
+    profiled: tuple[str, str, int, block_profile.Profile],
+) -> rich.table.Table:
+  """Where a block's time goes, and what comes before the first."""
+  batch_size, temperature, block_length, profile = profiled
+  table = rich.table.Table(
+      'part', 'calls', 'ms a call', 'ms', 'share',
+      title=f'A block of {block_length}, batch {batch_size}, temperature'
+      f' {temperature}',
+  )  # fmt: skip
+
+  def add(name, seconds, calls='', call=''):
+    share = f'{seconds / profile.block_s:.0%}'
+    table.add_row(name, calls, call, f'{1e3 * seconds:.3f}', share)
+
+  for part in profile.parts:
+    each = f'{1e3 * part.seconds:.3f}'
+    add(part.name, part.total_s, str(part.calls), each)
+  add('all parts', profile.parts_s)
+  add('the block in the loop', profile.block_s)
+  for part in profile.begin:
+    add(f'once a generation: encoder of the {part.name}', part.total_s)
+  return table

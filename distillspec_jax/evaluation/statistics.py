@@ -52,6 +52,36 @@ def ratio(totals: np.ndarray, counts: np.ndarray) -> Estimate:
   return Estimate(value, float(np.sqrt(variance)))
 
 
+def ratio_difference(
+    totals: tuple[np.ndarray, np.ndarray], counts: tuple[np.ndarray, np.ndarray]
+) -> Estimate:
+  """The second ratio of sums less the first, measured on the same examples.
+
+  What makes an example hard for both does not count as an error: the standard
+  error is that of the examples' differences, to first order (see `ratio`).
+
+  Args:
+    totals: two of float[n].
+    counts: two of float[n], neither all 0.
+
+  Raises:
+    ValueError: nothing was counted.
+  """
+  first, second = (ratio(*pair) for pair in zip(totals, counts))
+  value = second.value - first.value
+  number = len(totals[0])
+  if number < 2:
+    return Estimate(value, None)
+  residuals = [
+      (np.asarray(total, np.float64) - found.value * np.asarray(count))
+      / np.sum(count)
+      for total, count, found in zip(totals, counts, (first, second))
+  ]
+  residual = residuals[1] - residuals[0]
+  variance = number / (number - 1) * np.sum(residual**2)
+  return Estimate(value, float(np.sqrt(variance)))
+
+
 def median(values: np.ndarray) -> Estimate:
   """The median of float[n], with the error that endless bootstrapping gives.
 

@@ -54,6 +54,7 @@ def acceptance(study: rows_lib.Study) -> Table | None:
       _Column('acceptance rate', _metric('acceptance_rate')),
       _Column('block efficiency', _metric('block_efficiency')),
       _Column('predicted', _metric('predicted_block_efficiency', 3, False)),
+      _Column('gain', _metric('block_efficiency_gain')),
       *_sizes('block_efficiency', 'examples'),
   ]
   return _table(
@@ -79,6 +80,11 @@ def acceptance(study: rows_lib.Study) -> Table | None:
               ' block length. Acceptances are not independent, so the'
               ' measured number may differ.',
           ),
+          (
+              'gain',
+              'block efficiency more than by the other rule of verification, on'
+              ' the same inputs; the error is that of the paired difference.',
+          ),
           _ERRORS,
       ],
   )
@@ -100,6 +106,8 @@ def latency(study: rows_lib.Study) -> Table | None:
           'predicted with verification',
           _metric('predicted_speedup_with_verify', 2),
       ),
+      _Column('predicted by place', _metric('predicted_speedup_by_place', 2)),
+      _Column('planned', _planned),
       _Column('block efficiency', _metric('block_efficiency', 2)),
       _Column('c', _metric('cost_ratio', 2)),
       _Column('v', _metric('verify_ratio', 2)),
@@ -126,6 +134,19 @@ def latency(study: rows_lib.Study) -> Table | None:
           (
               'predicted with verification',
               'block efficiency / (c × block length + v).',
+          ),
+          (
+              'predicted by place',
+              'what the planner predicts: from how often the token at each'
+              ' place of a block is accepted (in a run with the longest block),'
+              ' the lengths of answers, the slowest row of a batch, and the'
+              ' measured costs of single steps and of the encoders.',
+          ),
+          (
+              'planned',
+              'the block length that the planner chooses for this draft, batch'
+              ' and decoding, with the speed-up that it predicts; none: not to'
+              ' speculate.',
           ),
           ('c', 'time of a step of the draft over that of the target.'),
           (
@@ -250,6 +271,15 @@ def _in_order(found: Sequence[rows_lib.Row]) -> list[rows_lib.Row]:
     )  # fmt: skip
 
   return sorted(found, key=key)
+
+
+def _planned(row: rows_lib.Row) -> str:
+  length = row.metrics.get('planned_block_length')
+  speedup = row.metrics.get('planned_speedup')
+  if length is None or speedup is None:
+    return '–'
+  # Over several seeds the choices may differ.
+  return f'{length.value:g}: {speedup.value:.2f}' if length.value else 'none'
 
 
 def _draft(row: rows_lib.Row) -> str:

@@ -110,7 +110,7 @@ def generate(
       strings for a model without a vocabulary.
     Failed: logits were not finite.
   """
-  tokens, segments, batches = _batches(target, inputs, batch_size)
+  tokens, segments, batches = batched(target, inputs, batch_size)
   requests = requests_lib.check(
       target,
       len(tokens),
@@ -251,12 +251,12 @@ def detokenize(vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
   return vocabulary.decode([int(t) for t in tokens if t != _EOS])
 
 
-def _batches(
+def batched(
     target: pretrained.Model,
     inputs: Sequence[str] | np.ndarray | jax.Array,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray, list[batching.Batch]]:
-  """Tokens and segments int32[B, S], and how to batch them."""
+  """Tokens and segments int32[B, S] of all inputs, and how to batch them."""
   if batch_size < 1:
     raise errors.UserError(
         f'batch_size is {batch_size}; it must be at least 1.'

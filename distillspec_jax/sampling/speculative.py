@@ -150,7 +150,7 @@ def generate(
       block = block.along(path)
       own_logits = multi_draft.along(own_logits, path, fork.paths)
     state = state.replace(target=target_state, draft=draft_state)
-    return _commit(
+    return commit(
         state, prefix.length, block, verdict, own_logits, decoding, controls
     )
 
@@ -166,7 +166,7 @@ def generate(
   )
 
 
-def _commit(
+def commit(
     state: SpeculativeState,
     prefix_length: jax.Array,
     block: drafting.Block,

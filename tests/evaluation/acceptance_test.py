@@ -272,12 +272,13 @@ def test_evaluate_writes_acceptance_and_quality(tmp_path):
 
 
 def test_evaluate_measures_every_setting(tmp_path, monkeypatch):
-  def measure(target, draft, batches, decoding, seed):
+  def count(target, draft, batches, decoding, seed):
     assert sum(len(batch.inputs) for batch in batches) == 6
-    one = results.Metric(1.0, None, 6, '1')
-    return {'acceptance_rate': one, 'block_efficiency': one}
+    ones = np.ones((6, decoding.block_length))
+    names = ('expected', 'emitted', 'blocks', 'reached_at', 'accepted_at')
+    return {n: ones if n.endswith('at') else ones[:, 0] for n in names}
 
-  monkeypatch.setattr(acceptance, 'measure', measure)
+  monkeypatch.setattr(acceptance, 'count', count)
   target, draft = byte_pair()
   lines = acceptance.evaluate(
       run=str(tmp_path / 'measured'),
@@ -302,9 +303,43 @@ def test_evaluate_measures_every_setting(tmp_path, monkeypatch):
     assert line['decoding']['top_p'] == 0.5
 
 
+def rules(tmp_path, draft, **changes):
+  """Lines of both rules of verification."""
+  return acceptance.evaluate(
+      run=str(tmp_path / 'measured'),
+      target=tiny.target(384),
+      draft=draft,
+      task=tiny.task(tmp_path / 'task', label_length=L),
+      block_lengths=(4,),
+      verifications=('token', 'block'),
+      **changes,
+  )
+
+
+def test_rules_of_verification_are_compared_on_the_same_inputs(tmp_path):
+  task = {'temperatures': (0.0, 1.0), 'examples': 6}
+  lines = rules(tmp_path, tiny.draft(384, scale=0.1), **task)
+  settings = [
+      (line['decoding']['temperature'], line['decoding']['verification'])
+      for line in lines
+  ]
+  # Greedy, the two are one.
+  assert settings == [(0.0, 'token'), (1.0, 'token'), (1.0, 'block')]
+  greedy, token, block = (line['metrics'] for line in lines)
+  assert 'block_efficiency_gain' not in greedy
+  assert 'block_efficiency_gain' not in token
+  gain = block['block_efficiency_gain']
+  assert gain['unit'] == 'tokens/block' and gain['count'] == 6
+  assert gain['standard_error'] > 0
+  difference = [one['block_efficiency']['value'] for one in (block, token)]
+  assert gain['value'] == pytest.approx(difference[0] - difference[1])
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
+        ({'verifications': ()}, 'give at least one of each'),
+        ({'verifications': ('tree',)}, "verification is 'tree'"),
         ({'temperatures': ()}, 'give at least one of each'),
         ({'block_lengths': ()}, 'give at least one of each'),
         ({'temperatures': (-1.0,)}, 'temperature is -1.0'),

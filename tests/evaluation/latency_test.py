@@ -11,17 +11,23 @@ import numpy as np
 import pytest
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.evaluation import cost_model
+from distillspec_jax.evaluation import costs
 from distillspec_jax.evaluation import latency
-from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from tests.evaluation import tiny
 
 L = 8
 EOS = 39  # a token that the target says often
-COSTS = latency.Costs(draft=0.25, verify={2: 1.5})
+COSTS = costs.Costs(
+    begin=0.0,
+    step=2.0,
+    draft_begin=0.0,
+    draft_first=0.5,
+    draft=0.5,
+    verify={2: 3.0},
+)
 
 
 @pytest.fixture
@@ -89,37 +95,47 @@ def test_padding_of_the_larger_vocabulary_is_never_emitted(clock):
   assert fast['tokens_per_second'].value == 9 * L
 
 
-def test_step_time_is_the_difference_of_many_and_few(monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(latency.time, 'perf_counter', lambda: now[0])
-
-  def steps(*args, encoded):
-    now[0] += 10.0 + 0.5 * int(args[-1])  # ten seconds before the first step
-    return np.zeros(1)
-
-  monkeypatch.setattr(latency, '_steps', steps)
-  batch = tiny.batch(2)
-  assert latency.step_time(tiny.target(), batch, 1, 64) == 0.5
-  assert latency.step_time(tiny.target(), batch, 1, 1) == 0.5
-
-
-def test_a_clock_that_sees_nothing_is_an_error(monkeypatch):
-  monkeypatch.setattr(latency.time, 'perf_counter', lambda: 0.0)
-  monkeypatch.setattr(latency, '_steps', lambda *args, encoded: np.zeros(1))
-  with pytest.raises(RuntimeError, match='too busy to time them'):
-    latency.step_time(tiny.target(), tiny.batch(2), 1, 8)
-
-
-def test_steps_are_those_of_autoregressive_decoding():
-  model, batch = tiny.target(), tiny.batch(2)
-  read = (model.transformer, model.params, batch.inputs, batch.input_segments)
-  expected = autoregressive.generate(
-      *read,
-      randomness.row_keys(jax.random.key(0), 2),
-      decoding_lib.Decoding(max_new_tokens=L, eos_ids=(-1,)),
+def plan(scale, verify_s):
+  """The plan's metrics, with the clock's times."""
+  decodings = [
+      decoding_lib.Decoding(block_length=size, max_new_tokens=L, eos_ids=(-1,))
+      for size in (1, 2)
+  ]
+  prices = COSTS._replace(verify={1: verify_s, 2: verify_s})
+  found = latency.measure(
+      tiny.target(),
+      tiny.draft(scale=scale),
+      [tiny.batch(8)],
+      decodings,
+      prices,
+      seed=0,
   )
-  found = latency._steps(*read, 1, L + 1, np.int32(L))
-  np.testing.assert_array_equal(found[:, 0], expected.tokens[:, -1])
+  return found.plan, found.fast
+
+
+def test_a_perfect_draft_is_planned_with_the_longest_block(clock):
+  found, fast = plan(scale=0.0, verify_s=2.0)
+  assert found.block_length == 2
+  # 8 tokens in 3 blocks of 3 s, against 8 steps of 2 s.
+  assert found.speedup == pytest.approx(16 / 9)
+  for size, calls, block_s in ((1, 4, 2.5), (2, 3, 3.0)):
+    metrics = fast[size]
+    assert metrics['planned_block_length'].value == 2
+    assert metrics['planned_speedup'].value == found.speedup
+    measured = fast[2]['measured_speedup']
+    assert metrics['planned_measured_speedup'] == measured
+    by_place = metrics['predicted_speedup_by_place'].value
+    assert by_place == pytest.approx(16 / (calls * block_s))
+
+
+def test_where_nothing_pays_the_plan_is_not_to_speculate(clock):
+  found, fast = plan(scale=0.0, verify_s=20.0)
+  assert found.block_length is None
+  for metrics in fast.values():
+    assert metrics['planned_block_length'].value == 0
+    assert metrics['planned_speedup'].value == 1.0
+    assert metrics['planned_measured_speedup'].value == 1.0
+    assert metrics['predicted_speedup_by_place'].value < 1.0
 
 
 def test_benchmark_writes_autoregressive_once_and_each_block_length(tmp_path):
@@ -142,8 +158,8 @@ def test_benchmark_writes_autoregressive_once_and_each_block_length(tmp_path):
   for line in lines:
     assert line['decoding']['batch_size'] == 4
     assert line['decoding']['max_new_tokens'] == 6
-    for metric in line['metrics'].values():
-      assert metric['value'] > 0
+    for name, metric in line['metrics'].items():
+      assert metric['value'] > 0 or name == 'planned_block_length'
   plain, *fast = (line['metrics'] for line in lines)
   assert set(plain) == {'tokens_per_second', 'compile_s'}
   assert plain['tokens_per_second']['count'] == 6  # a run beside each fast one
@@ -156,10 +172,39 @@ def test_benchmark_writes_autoregressive_once_and_each_block_length(tmp_path):
         'block_efficiency',
         'predicted_speedup',
         'predicted_speedup_with_verify',
+        'predicted_speedup_by_place',
+        'planned_block_length',
+        'planned_speedup',
+        'planned_measured_speedup',
         'measured_speedup',
     }
     assert metrics['measured_speedup']['count'] == 3
     assert metrics['measured_speedup']['standard_error'] is not None
+
+
+def test_a_profile_is_beside_the_fastest_block_length(tmp_path, capsys):
+  _, *fast = latency.benchmark(
+      run=str(tmp_path / 'timed'),
+      target=tiny.target(384),
+      draft=tiny.draft(384),
+      task=tiny.task(tmp_path / 'task', label_length=32),
+      batch_sizes=(2,),
+      block_lengths=(1, 2),
+      repeats=1,
+      profile=True,
+  )
+  speedup = lambda line: line['metrics']['measured_speedup']['value']
+  best, other = sorted(fast, key=speedup, reverse=True)
+  assert not any(name.endswith('_ms') for name in other['metrics'])
+  metrics = best['metrics']
+  parts = [name for name in metrics if name.startswith('block_')]
+  assert {'block_ms', 'block_target_read_ms', 'block_commit_ms'} <= set(parts)
+  assert {'begin_target_ms', 'begin_draft_ms'} <= set(metrics)
+  folder = tmp_path / 'timed' / 'profile' / 'batch_2_temperature_0'
+  assert list(folder.rglob('*.xplane.pb'))
+  shown = capsys.readouterr().err
+  assert 'the block in the loop' in shown
+  assert 'best measured' in shown
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,43 @@ def test_error_of_tokens_that_are_no_examples_is_caught():
   assert found > allowed
 
 
+def paired_examples(rng, shape):
+  """Two measurements of the same examples, which are hard for both or none."""
+  chance = rng.beta(4, 2, shape)
+  counts = [rng.integers(1, 20, shape) for _ in range(2)]
+  return tuple(rng.binomial(n, chance) for n in counts), tuple(counts)
+
+
+def test_a_difference_of_ratios_is_the_second_less_the_first():
+  found = statistics.ratio_difference(([1, 1], [3, 4]), ([2, 2], [4, 4]))
+  assert found.value == 7 / 8 - 2 / 4
+  one = statistics.ratio_difference(([1], [3]), ([2], [4]))
+  assert one == (0.25, None)
+
+
+def test_error_of_a_difference_is_the_spread_of_differences():
+  rng = np.random.default_rng(2)
+  runs = 3000
+  totals, counts = paired_examples(rng, (runs, 100))
+  found = [
+      statistics.ratio_difference(
+          tuple(t[i] for t in totals), tuple(c[i] for c in counts)
+      )
+      for i in range(runs)
+  ]
+  spread = np.std([estimate.value for estimate in found])
+  error = np.sqrt(np.mean([e.standard_error**2 for e in found]))
+  # 1 % for terms of second order.
+  assert abs(error / spread - 1) < SIGMAS / np.sqrt(2 * runs) + 0.01
+  # As if the examples were others, it would be too large.
+  apart = [
+      np.hypot(*(statistics.ratio(t[i], c[i]).standard_error
+                 for t, c in zip(totals, counts)))
+      for i in range(runs)
+  ]  # fmt: skip
+  assert np.mean(apart) > 1.2 * spread
+
+
 def test_two_errors_hold_the_true_ratio_as_often_as_they_should():
   rng = np.random.default_rng(1)
   runs = 3000

@@ -49,6 +49,29 @@ def test_columns_without_data_are_left_out_with_their_definitions(made_up):
   assert 'c' in table.header and 'c' in terms
 
 
+def test_the_plan_is_shown_beside_every_block_length(made_up):
+  lines = list(made_up['latency'](['distilled']))
+  assert 'planned' not in tables.latency(study(lines)).header
+  metric = made_up['metric']
+  for line, planned in zip(lines[1::2], (3, 3, 0, 0)):  # batch 1, batch 8
+    line['metrics']['planned_block_length'] = metric(planned, unit='tokens')
+    line['metrics']['planned_speedup'] = metric(1.25 if planned else 1.0)
+  table = tables.latency(study(lines))
+  at = table.header.index('planned')
+  cells = [row[at] for row in table.body]
+  assert cells == ['–', '3: 1.25', '3: 1.25', '–', 'none', 'none']
+  assert 'planned' in [term for term, _ in table.definitions]
+
+
+def test_the_gain_of_a_rule_stands_beside_it(made_up):
+  first, *lines = made_up['acceptance']((0,), ['distilled'])
+  first['metrics']['block_efficiency_gain'] = made_up['metric'](0.05, 0.01)
+  table = tables.acceptance(study([first, *lines]))
+  at = table.header.index('gain')
+  assert table.body[0][at] == '0.050 ± 0.010'
+  assert 'gain' not in tables.acceptance(study(lines)).header
+
+
 def test_settings_have_a_column_only_where_they_differ(made_up):
   lines = list(made_up['acceptance']((0,), ['distilled']))
   assert 'top k' not in tables.acceptance(study(lines)).header

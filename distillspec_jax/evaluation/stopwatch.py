@@ -1,0 +1,131 @@
+"""How long one step of a loop takes, free of whatever comes before the loop.
+
+A program that does few steps and one that does many take turns; the difference
+of their times is of the additional steps alone. Steps run inside one program,
+as they do in decoding, so that nothing is said of how fast calls are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import time
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+_LAPS = (7, 21, 63)
+_ENOUGH_LAPS, _ENOUGH_S = 3, 2.0
+_STEPS, _MOST_STEPS, _SEEN_S = 16, 1 << 14, 0.02
+
+Name = TypeVar('Name')
+
+
+class Stopwatch:
+  """Times of two programs that differ in how many steps they do.
+
+  Both are called once when it is made, so that they are compiled.
+
+  Attributes:
+    laps: float[n, 2] seconds of either program.
+  """
+
+  def __init__(
+      self, few: Callable[[], Any], many: Callable[[], Any], steps: int
+  ):
+    """Makes and warms it up.
+
+    Args:
+      few: calls a program and returns its arrays.
+      many: likewise.
+      steps: how many more it does than `few`.
+    """
+    self.laps: list[tuple[float, float]] = []
+    self._programs, self._steps = (few, many), steps
+    for program in self._programs:
+      jax.block_until_ready(program())
+
+  def lap(self) -> float:
+    """Seconds of a step, by one call of each program."""
+    self.laps.append((_seconds(self._programs[0]), _seconds(self._programs[1])))
+    few, many = self.laps[-1]
+    return (many - few) / self._steps
+
+  def seconds(self) -> float:
+    """Seconds of a step, by the least times so far; may not be above 0."""
+    few, many = np.min(self.laps, axis=0)
+    return float(many - few) / self._steps
+
+
+def once(call: Callable[[], Any]) -> Stopwatch:
+  """A stopwatch of a whole program."""
+  return Stopwatch(lambda: (), call, 1)
+
+
+def loop(
+    step: Callable[[Any, Any, jax.Array], Any], arguments: Any, carry: Any
+) -> Stopwatch:
+  """A stopwatch of `carry = step(arguments, carry, number)`.
+
+  A step whose result does not hang on the carry would be done once, before the
+  loop, and seem to take no time. There are so many steps that a clock sees
+  them.
+
+  Args:
+    step: traced once; steps are numbered from 0.
+    arguments: what steps read: parameters, for instance.
+    carry: before the first step.
+  """
+
+  @jax.jit
+  def run(arguments, carry, steps):
+    one = lambda number, carry: step(arguments, carry, number)
+    return jax.lax.fori_loop(0, steps, one, carry)
+
+  arguments, carry = jax.device_put((arguments, carry))
+
+  def program(steps):
+    steps = jax.device_put(np.int32(steps))
+    return lambda: run(arguments, carry, steps)
+
+  many = _STEPS
+  jax.block_until_ready(program(1)())  # compiles
+  while _seconds(program(many)) < _SEEN_S and many < _MOST_STEPS:
+    many *= 4
+  few = many // 4
+  return Stopwatch(program(few), program(many), many - few)
+
+
+def read(watches: Mapping[Name, Stopwatch]) -> dict[Name, float]:
+  """Seconds of a step of each; they take turns.
+
+  Raises:
+    RuntimeError: the clock sees no difference.
+  """
+  for laps in _LAPS:
+    for _ in range(laps):
+      for watch in watches.values():
+        if len(watch.laps) < laps and not _is_enough(watch):
+          watch.lap()
+    unclear = [name for name, watch in watches.items() if watch.seconds() <= 0]
+    if not unclear:
+      return {name: watch.seconds() for name, watch in watches.items()}
+  raise RuntimeError(
+      f'Many steps take no longer than few: {unclear}. The machine is too busy'
+      ' to time them; run again.'
+  )
+
+
+def _is_enough(watch: Stopwatch) -> bool:
+  """Whether a slow step has been timed often enough."""
+  return (
+      len(watch.laps) >= _ENOUGH_LAPS
+      and np.sum(watch.laps) > _ENOUGH_S
+      and watch.seconds() > 0
+  )
+
+
+def _seconds(program: Callable[[], Any]) -> float:
+  began = time.perf_counter()
+  jax.block_until_ready(program())
+  return time.perf_counter() - began
