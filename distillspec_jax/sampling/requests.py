@@ -28,6 +28,7 @@ class Requests:
     seed: likewise.
     prefix: tokens of each row, or None.
     stop: automaton of the stop strings, or None.
+    begun: bool[B] whether a row's prefix has text; None without either.
   """
 
   max_new_tokens: int | np.ndarray
@@ -36,6 +37,7 @@ class Requests:
   seed: int | np.ndarray
   prefix: list[list[int]] | None
   stop: stopping.Automaton | None
+  begun: np.ndarray | None = None
 
   @property
   def longest(self) -> int:
@@ -50,20 +52,24 @@ class Requests:
           None if np.ndim(values) == 0 else jnp.asarray(values[numbers], dtype)
       )
 
-    prefix = segments = least = None
+    prefix = segments = None
     if self.prefix is not None:
       size = batching.width(max(map(len, self.prefix)))
       prefix, segments = batching.pad([self.prefix[i] for i in numbers], size)
+    least, stop = None, self.stop
     if np.any(self.min_new_tokens):
-      least = np.broadcast_to(self.min_new_tokens, (numbers.max() + 1,))
-      least = of_rows(least, jnp.int32)
+      least = self.min_new_tokens
+      least = least if np.ndim(least) == 0 else least[numbers]
+      least = jnp.full(len(numbers), least, jnp.int32)
+    if self.begun is not None:
+      stop = stop.after(self.begun[numbers])
     return controls_lib.Controls(
         temperature=of_rows(self.temperature, jnp.float32),
         max_new_tokens=of_rows(self.max_new_tokens, jnp.int32),
         min_new_tokens=least,
         prefix=prefix,
         prefix_segments=segments,
-        stop=self.stop,
+        stop=stop,
     )
 
 
@@ -98,7 +104,8 @@ def check(
       temperature=warmth,
       seed=seeds,
       prefix=prefix,
-      stop=stop_automaton(target, stop, at_start=prefix is None),
+      stop=stop_automaton(target, stop),
+      begun=_begun(target, prefix) if stop_strings(stop) else None,
   )
 
 
@@ -143,10 +150,7 @@ def check_numbers(
 
 
 def stop_automaton(
-    target: pretrained.Model,
-    stop: str | Sequence[str],
-    *,
-    at_start: bool = True,
+    target: pretrained.Model, stop: str | Sequence[str]
 ) -> stopping.Automaton | None:
   """The automaton of stop strings in the target's vocabulary, if there are any.
 
@@ -162,11 +166,12 @@ def stop_automaton(
         f' stop string {strings[0]!r}; load it with one, or end rows by'
         ' eos_ids.'
     )
-  surfaces = vocabulary_kinds.surfaces(target.vocabulary)
+  later, first = vocabulary_kinds.surfaces(target.vocabulary)
   # Rows beyond the vocabulary are padding and spell nothing.
-  size = max(target.config.vocab_size, len(surfaces))
-  surfaces = [*surfaces, *[b''] * (size - len(surfaces))]
-  return stopping.automaton(strings, surfaces, at_start=at_start)
+  padding = max(target.config.vocab_size - len(later), 0)
+  return stopping.automaton(
+      strings, [*later, *[b''] * padding], [*first, *[None] * padding]
+  )
 
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
@@ -235,3 +240,14 @@ def _prefixes(
       )
     found.append(one)
   return found
+
+
+def _begun(
+    target: pretrained.Model, prefix: list[list[int]] | None
+) -> np.ndarray | None:
+  """bool[B]: the prefix of a row has text."""
+  if prefix is None or target.vocabulary is None:
+    return None
+  decode = target.vocabulary.decode
+  is_text = lambda token: token != vocabulary_kinds.EOS
+  return np.array([bool(decode([*filter(is_text, row)])) for row in prefix])
