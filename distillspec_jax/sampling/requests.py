@@ -175,14 +175,28 @@ def stop_automaton(
 
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-  return (stop,) if isinstance(stop, str) else tuple(stop)
+  """The strings as a tuple.
+
+  Raises:
+    UserError: they are something else.
+  """
+  strings = (stop,) if isinstance(stop, str) else stop
+  if not isinstance(strings, (tuple, list)):
+    raise errors.UserError(f'stop is {stop!r}; give a text, or a list of texts.')
+  for string in strings:
+    if not isinstance(string, str):
+      raise errors.UserError(f'A stop string is {string!r}; give text.')
+  return tuple(strings)
 
 
 def _each(name: str, value: Any, count: int, dtype: Any) -> Any:
   """A number, or an array with one a row."""
-  found = np.asarray(value)
+  try:
+    found = np.asarray(value)
+  except ValueError:  # rows of several lengths
+    found = np.asarray(None)
   is_number = found.dtype.kind in ('iuf' if dtype is np.float64 else 'iu')
-  if found.ndim > 1 or not is_number:
+  if found.ndim > 1 or not (is_number or found.shape == (0,)):
     raise errors.UserError(
         f'{name} is {value!r}; give a number, or one for each row.'
     )
@@ -202,10 +216,11 @@ def _refuse(
   wrong = np.asarray(is_wrong(np.asarray(values)))
   if not wrong.any():
     return
-  if np.ndim(values) == 0:
+  if wrong.ndim == 0:
     raise errors.UserError(f'{name} is {values}; {why}.')
   row = int(np.argmax(wrong))
-  raise errors.UserError(f'{name} is {values[row]} in row {row}; {why}.')
+  value = np.broadcast_to(values, wrong.shape)[row]
+  raise errors.UserError(f'{name} is {value} in row {row}; {why}.')
 
 
 def _prefixes(
@@ -222,24 +237,30 @@ def _prefixes(
         f'prefix has {len(prefix)} values for {count} inputs; give one for'
         ' each, or a single text for all.'
     )
-  found = []
-  for row, one in enumerate(prefix):
-    if isinstance(one, str):
-      if target.vocabulary is None:
-        raise errors.UserError(
-            f'The model {target.name} has no vocabulary, so it cannot read the'
-            f' prefix {one!r}; give tokens.'
-        )
-      one = target.vocabulary.encode(one)
-    one = [int(token) for token in one]
-    size = target.config.vocab_size
-    if any(not 0 <= token < size for token in one):
+  return [_prefix(target, one, row) for row, one in enumerate(prefix)]
+
+
+def _prefix(target: pretrained.Model, one: Any, row: int) -> list[int]:
+  """The tokens of one prefix."""
+  if isinstance(one, str):
+    if target.vocabulary is None:
       raise errors.UserError(
-          f'The prefix of row {row} is {one}; its tokens must lie in [0,'
-          f' {size}).'
+          f'The model {target.name} has no vocabulary, so it cannot read the'
+          f' prefix {one!r}; give tokens.'
       )
-    found.append(one)
-  return found
+    one = target.vocabulary.encode(one)
+  size = target.config.vocab_size
+  tokens = np.asarray(one)
+  if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in 'iu'):
+    raise errors.UserError(
+        f'The prefix of row {row} is {one!r}; give a text or tokens.'
+    )
+  if ((tokens < 0) | (tokens >= size)).any():
+    raise errors.UserError(
+        f'The prefix of row {row} is {tokens.tolist()}; its tokens must lie in'
+        f' [0, {size}).'
+    )
+  return tokens.astype(int).tolist()
 
 
 def _begun(
