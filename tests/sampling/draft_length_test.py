@@ -266,9 +266,9 @@ class Counting(transformer_lib.Transformer):
     super().__init__(config)
     self.calls = []
 
-  def advance(self, params, state, tokens):
+  def advance(self, params, state, tokens, fork=None):
     jax.debug.callback(lambda: self.calls.append(1))
-    return super().advance(params, state, tokens)
+    return super().advance(params, state, tokens, fork)
 
 
 def draft_steps(draft_stop):
