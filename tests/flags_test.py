@@ -54,6 +54,52 @@ def test_help_is_the_docstrings(capsys):
   assert 'All of it' not in text
 
 
+def several(
+    *, rule: tuple | None = None, stop: tuple[str, ...] = (), size: int = 1
+) -> tuple:
+  """Works.
+
+  Args:
+    rule: a name and numbers.
+    stop: any of them.
+    size: how many.
+  """
+  return rule, tuple(stop), size
+
+
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        ([], (None, (), 1)),
+        (['--rule=linear,0.5'], (('linear', 0.5), (), 1)),
+        (
+            ['--rule', 'typical, 0.09,3e-1'],
+            (('typical', 0.09, 0.3), (), 1),
+        ),
+        (['--rule=name'], (('name',), (), 1)),
+        (['--rule=a,1,b'], (('a', 1.0, 'b'), (), 1)),
+        (['--stop=a', '--size=2', '--stop', 'b,c'], (None, ('a', 'b,c'), 2)),
+        (['--stop= \n', '--stop='], (None, (' \n', ''), 1)),
+        (['--stop=-->'], (None, ('-->',), 1)),
+    ],
+)
+def test_tuples_and_flags_that_are_repeated(arguments, expected):
+  parser = argparse.ArgumentParser(prog='several')
+  flags.add(parser, several)
+  for _ in range(2):  # nothing is kept from one call to the next
+    assert flags.call(several, parser.parse_args(arguments)) == expected
+
+
+def test_help_says_what_a_tuple_is(capsys):
+  parser = argparse.ArgumentParser(prog='several')
+  flags.add(parser, several)
+  with pytest.raises(SystemExit):
+    parser.parse_args(['--help'])
+  text = ' '.join(capsys.readouterr().out.split())
+  assert '--rule NAME,NUMBER a name and numbers.' in text
+  assert '--stop TEXT any of them.' in text
+
+
 def test_a_type_that_is_no_flag_is_refused():
   def several(*, sizes: tuple[int, ...] = ()):
     """Works.

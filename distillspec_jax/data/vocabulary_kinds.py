@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -108,32 +108,51 @@ def pieces(vocabulary: Any) -> list[str]:
   return list(map(one_name, found))
 
 
-def surfaces(vocabulary: Any) -> list[bytes]:
-  """What each number adds to a text, UTF-8; nothing for control tokens."""
-  if not isinstance(vocabulary, _classes()['tokenizers']):
-    names = pieces(vocabulary)
-    found = [_surface(name) for name in names]
-    found[PAD] = found[EOS] = b''
-    return found
-  # What the tokenizer's decoder makes of a piece where others come before it.
-  size = len(vocabulary.pieces)
-  before = next(i for i in range(2, size) if vocabulary.decode([i]).strip())
-  start = len(vocabulary.decode([before]))
-  found = [
-      vocabulary.decode([before, number])[start:].encode()
-      for number in range(size)
-  ]
-  found[PAD] = found[EOS] = b''
-  return found
+class Surfaces(NamedTuple):
+  """What each number adds to a text, in UTF-8; nothing for control tokens.
+
+  Attributes:
+    later: where text stands before it.
+    first: where none does, and a blank may not be shown; None if the text has
+      still to begin after it.
+  """
+
+  later: list[bytes]
+  first: list[bytes | None]
 
 
-def _surface(piece: str) -> bytes:
-  byte = _BYTE.fullmatch(piece)
-  if byte:
-    return bytes([int(byte.group(1), 16)])
-  if piece == '<unk>':
-    return ' \u2047 '.encode()  # as SentencePiece writes it
-  return piece.replace('\u2581', ' ').encode()
+def surfaces(vocabulary: Any) -> Surfaces:
+  """What each number spells, one after the other, as `decode` does it."""
+  seqio = quietly.import_seqio()
+  if isinstance(vocabulary, seqio.ByteVocabulary):
+    later = [b''] * _FIRST_BYTE + [bytes([byte]) for byte in range(_BYTES)]
+    # seqio's own sentinels have no text.
+    tokens = getattr(vocabulary, 'tokens', [''] * vocabulary.extra_ids)
+    later += [token.encode() for token in tokens]
+    return Surfaces(later, [surface or None for surface in later])
+  decode = vocabulary.decode
+  names = pieces(vocabulary)
+  before = next(i for i in range(2, len(names)) if decode([i]).strip())
+  start = len(decode([before]))
+  later, first = [], []
+  for number, name in enumerate(names):
+    shown = decode([before, number])[start:]
+    byte = _BYTE.fullmatch(name)
+    if byte and shown != name:  # a part of a character cannot be shown
+      later.append(bytes([int(byte.group(1), 16)]))
+      first.append(later[-1])
+    else:
+      later.append(shown.encode())
+      first.append(decode([number]).encode())
+  later[PAD] = later[EOS] = first[PAD] = first[EOS] = b''
+  probe = [i for i, (a, b) in enumerate(zip(first, later)) if b'' != a != b]
+  for number, surface in enumerate(first):
+    if not surface and not later[number]:
+      first[number] = None
+    elif not surface and probe:
+      if decode([number, probe[0]]).encode() == first[probe[0]]:
+        first[number] = None
+  return Surfaces(later, first)
 
 
 def one_name(piece: str) -> str:

@@ -22,12 +22,31 @@ from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import generation
+from distillspec_jax.sampling import lossy
 
-RULES = {  # name -> what it changes in the settings
+# Every lossless rule: name -> what it changes in the settings. To a length that
+# the draft chooses by itself belongs a threshold, which is set so that it goes
+# on at half of its places.
+RULES = {
     'token verification': {},
     'block verification': {'verification': 'block'},
     'two drafts': {'num_drafts': 2},
+    'length by confidence': {'draft_stop': 'confidence'},
+    'length by entropy': {'draft_stop': 'entropy'},
+    'blocks of a length by confidence': {
+        'verification': 'block',
+        'draft_stop': 'confidence',
+    },
+    'blocks of a length by entropy': {
+        'verification': 'block',
+        'draft_stop': 'entropy',
+    },
+    'two drafts of a length by confidence': {
+        'num_drafts': 2,
+        'draft_stop': 'confidence',
+    },
 }
+PLAIN = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}
 _LARGEST_DIFFERENCE = 1e-3  # nats, float32, cached against teacher-forced
 _ENUMERATED_ROWS = 20_000
 
@@ -56,10 +75,14 @@ def certify(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    lenience: tuple | None = None,
     false_alarm: float = 1e-6,
     seed: int = 0,
 ) -> None:
   """Proves, or refutes, that this pair's output is the target's own.
+
+  Sampling is checked at temperature 1, and as the settings say. Every lossless
+  rule is checked, greedy and sampled.
 
   Args:
     target: folder or name of the model that decides.
@@ -68,19 +91,28 @@ def certify(
     file: inputs, one a line; default: random tokens.
     inputs: how many different inputs.
     input_length: tokens of a random input; longer lines of a file are refused.
-    samples: rows to sample for each rule.
+    samples: rows to sample for each rule and warping.
     max_new_tokens: length of an output at most.
     block_length: tokens drafted before each call of the target.
-    temperature: of the sampled checks.
+    temperature: of sampling.
     top_k: likewise; 0 allows all.
     top_p: likewise; 1 allows all.
-    false_alarm: chance that one statistical check fails though all is right.
+    lenience: refused: what it accepts has not the law of the target.
+    false_alarm: chance that the certificate fails though all is right; each of
+      its statistical checks gets an equal share of it.
     seed: of inputs and sampling.
 
   Raises:
     UserError: models or settings that do not fit.
     Failed: a check failed; the message names it.
   """
+  if lenience is not None:
+    rule = lossy.describe(lossy.parse(lenience))
+    raise errors.UserError(
+        f"lenience is {','.join(map(str, rule))}, a lossy rule: what it accepts"
+        " does not have the target's law, so there is nothing to certify. Leave"
+        ' --lenience out.'
+    )
   if not temperature > 0.0:
     raise errors.UserError(
         f'temperature is {temperature}; it is of the sampled checks and must be'
@@ -89,6 +121,10 @@ def certify(
   for name, value in (('inputs', inputs), ('samples', samples)):
     if value < 1:
       raise errors.UserError(f'{name} is {value}; it must be at least 1.')
+  if not 0.0 < false_alarm < 1.0:
+    raise errors.UserError(
+        f'false_alarm is {false_alarm}; it must lie between 0 and 1.'
+    )
   settings = decoding_lib.Decoding(
       temperature=temperature,
       top_k=top_k,
@@ -104,6 +140,10 @@ def certify(
   device = jax.devices()[0]
   print(
       f'{target} with {draft}, on {device.device_kind}, jax {jax.__version__}'
+  )
+  print(
+      f'chance that it fails though all is right: {false_alarm:g}, by'
+      f' {_statistical(settings)} statistical checks together'
   )
   failed = []
   for check in _checks(models, tokens, segments, settings, samples,
@@ -125,60 +165,100 @@ def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
   """Each check as soon as it is made."""
   wide = [exactness.compute_in(model, 'float32') for model in models]
   coarse = [exactness.compute_in(model, 'bfloat16') for model in models]
-  greedy = dataclasses.replace(settings, temperature=0.0)
-  several = dataclasses.replace(greedy, **RULES['two drafts'])
 
-  for name, decoding in (('', greedy), (', two drafts', several)):
+  thresholds = {}
+  for who, model, target in (('target', wide[0], None), ('draft', *wide[::-1])):
+    found = exactness.incremental(
+        model, tokens, segments, settings, seed, target
+    )
+    yield _cache_check(who, found, len(tokens), settings)
+    thresholds = found._asdict()
+
+  rules = {}
+  for name, changes in RULES.items():
+    rules[name] = dict(changes)
+    if 'draft_stop' in changes:
+      stop = changes['draft_stop']
+      rules[name]['draft_stop'] = (stop, thresholds[stop])
+  seen = set()
+  for name, changes in rules.items():
+    # Greedy, blocks are judged token by token.
+    changes = {**changes, 'verification': 'token', 'temperature': 0.0}
+    decoding = dataclasses.replace(settings, **changes)
+    if decoding in seen:
+      continue
+    seen.add(decoding)
     found = exactness.greedy(*wide, tokens, segments, decoding)
     yield Check(
-        f'greedy in float32{name}',
+        f'greedy in float32, {name}',
         found.different == 0,
         f'{found.rows - found.different} of {found.rows} rows are, token for'
         ' token, those of autoregressive decoding',
         _greedy_metrics(found, found.different == 0),
         decoding,
     )
-  found = exactness.greedy(*coarse, tokens, segments, greedy)
-  yield Check(
-      'greedy in bfloat16',
-      found.are_ties,
-      f'{found.different} of {found.rows} rows differ; where they part, both'
-      f' tokens are within {found.margin:.3g} of the best logit, and rounding'
-      f' moves logits by up to {found.rounding:.3g}',
-      _greedy_metrics(found, found.are_ties),
-      greedy,
-  )
-  apart = exactness.incremental(wide[0], tokens, segments, settings, seed)
-  holds = apart <= _LARGEST_DIFFERENCE
-  yield Check(
-      'cache in float32',
-      holds,
-      f'log-probabilities through the cache and teacher-forced are within'
-      f' {apart:.3g} nats (allowed: {_LARGEST_DIFFERENCE})',
-      {
-          'holds': results.Metric(float(holds), None, len(tokens), '1'),
-          'largest_difference': results.Metric(
-              apart, None, len(tokens), 'nats'
-          ),
-      },
-      settings,
-  )
+    found = exactness.greedy(*coarse, tokens, segments, decoding)
+    yield Check(
+        f'greedy in bfloat16, {name}',
+        found.are_ties,
+        f'{found.different} of {found.rows} rows differ; where they part, both'
+        f' tokens are within {found.margin:.3g} of the best logit, and rounding'
+        f' moves logits by up to {found.rounding:.3g}',
+        _greedy_metrics(found, found.are_ties),
+        decoding,
+    )
   repeat = -(-samples // len(tokens))
   many = jnp.tile(tokens, (repeat, 1))[:samples]
   many_segments = jnp.tile(segments, (repeat, 1))[:samples]
-  for rule, changes in RULES.items():
-    decoding = dataclasses.replace(settings, **changes)
-    fit = exactness.enumerated(decoding, _ENUMERATED_ROWS, seed)
-    yield _fit_check(
-        f'law of a tiny pair, {rule}',
-        'outputs beside the law of all outputs', fit, false_alarm, decoding,
-    )  # fmt: skip
-    fit = exactness.uniforms(*wide, many, many_segments, decoding, seed)
-    yield _fit_check(
-        f'law of this pair, {rule}',
-        'tokens beside the target given what was before', fit, false_alarm,
-        decoding,
-    )  # fmt: skip
+  share = false_alarm / _statistical(settings)
+  for warping in _warpings(settings):
+    for name, changes in rules.items():
+      decoding = dataclasses.replace(settings, **warping, **changes)
+      what = name + _described(warping)
+      fit = exactness.enumerated(decoding, _ENUMERATED_ROWS, seed)
+      yield _fit_check(
+          f'law of a tiny pair, {what}',
+          'outputs beside the law of all outputs', fit, share, decoding,
+      )  # fmt: skip
+      fit = exactness.uniforms(*wide, many, many_segments, decoding, seed)
+      yield _fit_check(
+          f'law of this pair, {what}',
+          'tokens beside the target given what was before', fit, share,
+          decoding,
+      )  # fmt: skip
+
+
+def _warpings(settings: decoding_lib.Decoding) -> list[dict[str, float]]:
+  """What is sampled with: nothing changed, and as the settings say."""
+  own = {name: getattr(settings, name) for name in PLAIN}
+  return [PLAIN] if own == PLAIN else [PLAIN, own]
+
+
+def _described(warping: dict[str, float]) -> str:
+  """The warping in the name of a check."""
+  changed = {n: value for n, value in warping.items() if value != PLAIN[n]}
+  return ''.join(f', {name} {value:g}' for name, value in changed.items())
+
+
+def _statistical(settings: decoding_lib.Decoding) -> int:
+  """How many checks are of chance."""
+  return 2 * len(RULES) * len(_warpings(settings))
+
+
+def _cache_check(who, found, rows, settings) -> Check:
+  holds = found.apart <= _LARGEST_DIFFERENCE
+  metric = lambda value, unit: results.Metric(value, None, rows, unit)
+  return Check(
+      f'cache of the {who} in float32',
+      holds,
+      'log-probabilities through the cache and teacher-forced are within'
+      f' {found.apart:.3g} nats (allowed: {_LARGEST_DIFFERENCE})',
+      {
+          'holds': metric(float(holds), '1'),
+          'largest_difference': metric(found.apart, 'nats'),
+      },
+      settings,
+  )
 
 
 def _fit_check(name, what, fit, false_alarm, decoding) -> Check:
@@ -187,7 +267,7 @@ def _fit_check(name, what, fit, false_alarm, decoding) -> Check:
       name,
       holds,
       f'{fit.count:,} {what}: p = {fit.p_value:.3g} (fails below'
-      f' {false_alarm:g})',
+      f' {false_alarm:.2g})',
       {
           'holds': results.Metric(float(holds), None, fit.count, '1'),
           'p_value': results.Metric(fit.p_value, None, fit.count, '1'),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from distillspec_jax.core import randomness
 from distillspec_jax.models import config as config_lib
@@ -54,6 +55,20 @@ class Greedy(NamedTuple):
   def are_ties(self) -> bool:
     """Whether rounding explains every difference: it moves both logits."""
     return self.margin <= 2.0 * self.rounding
+
+
+class Incremental(NamedTuple):
+  """How a model speaks through its cache.
+
+  Attributes:
+    apart: largest difference from teacher-forced log-probabilities, in nats.
+    confidence: probability of its likeliest token, the median.
+    entropy: of its next token, in nats, the median.
+  """
+
+  apart: float
+  confidence: float
+  entropy: float
 
 
 class Fit(NamedTuple):
@@ -108,7 +123,7 @@ def greedy(
       inputs,
       segments,
       randomness.row_keys(jax.random.key(0), inputs.shape[0]),
-      dataclasses.replace(decoding, num_drafts=1),  # compiled once for all
+      _of_target(decoding),
       vocabulary,
   )
   logits, rounding = _both_logits(
@@ -138,17 +153,33 @@ def incremental(
     segments: jax.Array,
     decoding: decoding_lib.Decoding,
     seed: int,
-) -> float:
-  """Largest difference of log-probabilities, cached or not, in nats."""
+    target: pretrained.Model | None = None,
+) -> Incremental:
+  """What a model samples, read through the cache and teacher-forced.
+
+  Args:
+    model: a target, or a draft.
+    inputs: int32[B, S].
+    segments: int32[B, S], 0 is padding.
+    decoding: how to sample.
+    seed: of sampling.
+    target: whose encoder a draft may share.
+  """
+  encoded = None
+  if target is not None:
+    encoded = transformer_lib.shared_encoding(
+        model.transformer, target.transformer, target.params, inputs, segments
+    )
   samples = autoregressive.generate(
       model.transformer,
       model.params,
       inputs,
       segments,
       randomness.row_keys(jax.random.key(seed), inputs.shape[0]),
-      decoding,
+      _of_target(decoding),
+      encoded=encoded,
   )
-  _, apart = _both_logits(
+  logits, apart = _both_logits(
       model.transformer,
       model.params,
       inputs,
@@ -157,8 +188,37 @@ def incremental(
       samples.lengths,
       model.config.vocab_size,
       in_log_probabilities=True,
+      encoded=encoded,
   )
-  return float(apart)
+  length = samples.tokens.shape[1]
+  real = np.arange(length)[None] < np.asarray(samples.lengths)[:, None]
+  confidence, entropy = _sureness(logits)
+  return Incremental(
+      float(apart),
+      float(np.median(np.asarray(confidence)[real])),
+      float(np.median(np.asarray(entropy)[real])),
+  )
+
+
+@jax.jit
+def _sureness(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """float32[...]: largest probability, and entropy, of logits [..., V]."""
+  log_q = jax.nn.log_softmax(logits)
+  q = jnp.exp(log_q)
+  entropy = -jnp.sum(jnp.where(q > 0.0, q * log_q, 0.0), axis=-1)
+  return jnp.max(q, axis=-1), entropy
+
+
+def _of_target(decoding: decoding_lib.Decoding) -> decoding_lib.Decoding:
+  """Without what is of drafts, so that programs are compiled once for all."""
+  return dataclasses.replace(
+      decoding,
+      block_length=1,
+      num_drafts=1,
+      draft_stop=None,
+      verification='token',
+      lenience=None,
+  )
 
 
 def uniforms(
@@ -197,7 +257,7 @@ def uniforms(
       samples.tokens,
       samples.lengths,
       key,
-      decoding,
+      _of_target(decoding),
       _vocabulary(target, draft),
   )
   real = (
@@ -215,7 +275,8 @@ def enumerated(decoding: decoding_lib.Decoding, rows: int, seed: int) -> Fit:
   """Whether whole outputs of a tiny pair have the law of all outputs.
 
   Args:
-    decoding: its warping and its rule are tested, in blocks of two.
+    decoding: its warping and its rule are tested, in blocks of two; a draft
+      that stops by itself does so at the first place, and at some later ones.
     rows: outputs to sample.
     seed: of the pair and of sampling.
   """
@@ -224,6 +285,10 @@ def enumerated(decoding: decoding_lib.Decoding, rows: int, seed: int) -> Fit:
   )
   target, draft = _tiny(seed), _tiny(seed + 1)
   inputs = jnp.broadcast_to(jnp.array([[5, 3, 1]], jnp.int32), (rows, 3))
+  if decoding.draft_stop is not None:
+    name = decoding.draft_stop[0]
+    stop = (name, _tiny_threshold(draft, inputs[:1], name))
+    decoding = dataclasses.replace(decoding, draft_stop=stop)
   samples = speculate(
       target, draft, inputs, jnp.ones_like(inputs), decoding, seed
   )
@@ -248,7 +313,7 @@ def enumerated(decoding: decoding_lib.Decoding, rows: int, seed: int) -> Fit:
 def chi_squared(observed: np.ndarray, expected: np.ndarray) -> float:
   """The chance that counts of the expected law are as far off, or farther."""
   statistic = float(((observed - expected) ** 2 / expected).sum())
-  return float(jax.scipy.stats.chi2.sf(statistic, len(observed) - 1))
+  return float(special.chdtrc(len(observed) - 1, statistic))
 
 
 def _vocabulary(target: pretrained.Model, draft: pretrained.Model) -> int:
@@ -261,11 +326,21 @@ def _tiny(seed: int) -> pretrained.Model:
   return pretrained.Model(transformer, transformer.init(jax.random.key(seed)))
 
 
-def _law(
-    model: pretrained.Model, inputs: jax.Array, decoding: decoding_lib.Decoding
-) -> dict[tuple[int, ...], float]:
-  """P(tokens) of all outputs, from teacher-forced logits of all of them."""
-  size = decoding.max_new_tokens
+def _tiny_threshold(
+    draft: pretrained.Model, inputs: jax.Array, name: str
+) -> float:
+  """Where a tiny draft goes on at half of its places, the first not among."""
+  _, logits = _all_logits(draft, inputs, _TINY_LENGTH)
+  confidence, entropy = (np.asarray(x) for x in _sureness(logits))
+  if name == 'confidence':
+    return float(max(np.median(confidence), 1.0001 * confidence[0, 0]))
+  return float(min(np.median(entropy), 0.9999 * entropy[0, 0]))
+
+
+def _all_logits(
+    model: pretrained.Model, inputs: jax.Array, size: int
+) -> tuple[np.ndarray, jax.Array]:
+  """All outputs int[N, size], and teacher-forced logits [N, size, V]."""
   outputs = np.array(
       list(itertools.product(range(model.config.vocab_size), repeat=size))
   )
@@ -273,6 +348,15 @@ def _law(
   inputs = jnp.broadcast_to(inputs, (len(outputs), inputs.shape[1]))
   segments = jnp.ones_like(labels)
   logits = model.logits(inputs, transformer_lib.shift_right(labels, segments))
+  return outputs, logits
+
+
+def _law(
+    model: pretrained.Model, inputs: jax.Array, decoding: decoding_lib.Decoding
+) -> dict[tuple[int, ...], float]:
+  """P(tokens) of all outputs, from teacher-forced logits of all of them."""
+  size = decoding.max_new_tokens
+  outputs, logits = _all_logits(model, inputs, size)
   p = np.asarray(jax.nn.softmax(warping.warp(logits, decoding)), np.float64)
   law = {}
   for row, tokens in enumerate(outputs):
@@ -293,14 +377,22 @@ def _both_logits(
     lengths: jax.Array,
     vocabulary: int,
     in_log_probabilities: bool = False,
+    encoded: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Teacher-forced logits [B, L, V], and how far cached ones are from them."""
   rows, length = tokens.shape
   ones = jnp.ones_like(tokens)
   forced = model.logits(
-      params, inputs, segments, transformer_lib.shift_right(tokens, ones), ones
+      params,
+      inputs,
+      segments,
+      transformer_lib.shift_right(tokens, ones),
+      ones,
+      encoded=encoded,
   )[..., :vocabulary]
-  state, prefix = model.begin(params, inputs, segments, length)
+  state, prefix = model.begin(
+      params, inputs, segments, length, encoded=encoded
+  )
   first = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
 
   def step(carry, token):

@@ -105,6 +105,7 @@ def decode(
     raise errors.UserError(
         f'batch_size is {batch_size}; it must be at least 1.'
     )
+  stop = requests_lib.stop_strings(stop)
   requests_lib.check_numbers(
       1,
       max_new_tokens=max_new_tokens,

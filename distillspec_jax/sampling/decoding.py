@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import numbers
 from typing import Any
 
 from distillspec_jax.core import errors
@@ -86,6 +87,11 @@ class Decoding:
       raise errors.UserError(
           f'eos_ids is {self.eos_ids!r}; give at least one token, as in (1,).'
       )
+    for eos_id in self.eos_ids:
+      if not isinstance(eos_id, numbers.Integral) or eos_id < 0:
+        raise errors.UserError(
+            f'eos_ids has {eos_id!r}; tokens are numbers from 0 on.'
+        )
     object.__setattr__(self, 'eos_ids', tuple(map(int, self.eos_ids)))
     if self.lenience is not None:
       object.__setattr__(self, 'lenience', lossy.parse(self.lenience))
@@ -139,14 +145,15 @@ class Decoding:
 
 def _draft_stop(value: Sequence) -> tuple[str, float]:
   known = ('confidence', 'entropy')
-  if len(value) != 2 or value[0] not in known:
+  is_pair = isinstance(value, (tuple, list)) and len(value) == 2
+  if not is_pair or value[0] not in known:
     raise errors.UserError(
         f"draft_stop is {value!r}; give ('confidence', c), ('entropy', h), or"
         ' None.'
     )
   name, threshold = value
   most = 1.0 if name == 'confidence' else float('inf')
-  if isinstance(threshold, (str, bool)) or not 0.0 <= threshold <= most:
+  if not lossy.is_number(threshold) or not 0.0 <= threshold <= most:
     raise errors.UserError(
         f"draft_stop's {name} is {threshold!r}; it must lie in [0, {most:g}]."
     )

@@ -138,6 +138,12 @@ def generate(
       eos_ids=eos_ids,
       log_probs=log_probs,
   )
+  size = target.config.vocab_size
+  if max(decoding.eos_ids) >= size:
+    raise errors.UserError(
+        f'eos_ids has {max(decoding.eos_ids)}, but {target.name} has {size}'
+        ' tokens.'
+    )
   if draft is not None:
     pretrained.check_pair(target, draft)
   order, parts = [], []

@@ -17,6 +17,7 @@ from max(0, p - q) ('target'), or from max(0, f(p) - q) ('relaxed').
 
 from __future__ import annotations
 
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -57,7 +58,8 @@ def check(lenience: tuple) -> Lenience:
         f'The lenience function is {found.function!r}; it must be one of'
         f' {", ".join(FUNCTIONS)}.'
     )
-  if isinstance(found.epsilon, str) or not 0.0 < found.epsilon <= 1.0:
+  is_number = isinstance(found.epsilon, numbers.Real)
+  if not is_number or not 0.0 < found.epsilon <= 1.0:
     raise errors.UserError(
         f"lenience's epsilon is {found.epsilon!r}; it must lie in (0, 1] (1 is"
         ' lossless).'

@@ -10,6 +10,7 @@ None of them has the target's law. Lossless rules are chosen by `verification`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import numbers
 
 from distillspec_jax.core import errors
 from distillspec_jax.sampling import lenient
@@ -28,7 +29,8 @@ def parse(lenience: Sequence | Rule) -> Rule:
   """
   if isinstance(lenience, typical.Typical | simulated.Simulated):
     return lenience
-  name = lenience[0] if lenience else None
+  is_tuple = isinstance(lenience, (tuple, list)) and len(lenience)
+  name = lenience[0] if is_tuple else lenience
   if name == 'typical':
     return _typical(lenience)
   if name == 'simulated':
@@ -57,7 +59,7 @@ def _typical(values: Sequence) -> typical.Typical:
     )
   found = typical.Typical(*values[1:])
   for name, value, most in zip(found._fields, found, (1.0, float('inf'))):
-    if not _is_number(value) or not 0.0 < value < most:
+    if not is_number(value) or not 0.0 < value < most:
       raise errors.UserError(
           f"lenience's {name} is {value!r}; it must be above 0 and below"
           f' {most:g}.'
@@ -67,7 +69,7 @@ def _typical(values: Sequence) -> typical.Typical:
 
 def _simulated(values: Sequence) -> simulated.Simulated:
   rate = values[1] if len(values) == 2 else None
-  if not _is_number(rate) or not 0.0 <= rate <= 1.0:
+  if not is_number(rate) or not 0.0 <= rate <= 1.0:
     raise errors.UserError(
         f"lenience is {tuple(values)!r}; give ('simulated', rate) with a rate"
         ' in [0, 1].'
@@ -75,5 +77,5 @@ def _simulated(values: Sequence) -> simulated.Simulated:
   return simulated.Simulated(float(rate))
 
 
-def _is_number(value) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -28,6 +28,7 @@ class Requests:
     seed: likewise.
     prefix: tokens of each row, or None.
     stop: automaton of the stop strings, or None.
+    begun: bool[B] whether a row's prefix has text; None without either.
   """
 
   max_new_tokens: int | np.ndarray
@@ -36,6 +37,7 @@ class Requests:
   seed: int | np.ndarray
   prefix: list[list[int]] | None
   stop: stopping.Automaton | None
+  begun: np.ndarray | None = None
 
   @property
   def longest(self) -> int:
@@ -50,20 +52,24 @@ class Requests:
           None if np.ndim(values) == 0 else jnp.asarray(values[numbers], dtype)
       )
 
-    prefix = segments = least = None
+    prefix = segments = None
     if self.prefix is not None:
       size = batching.width(max(map(len, self.prefix)))
       prefix, segments = batching.pad([self.prefix[i] for i in numbers], size)
+    least, stop = None, self.stop
     if np.any(self.min_new_tokens):
-      least = np.broadcast_to(self.min_new_tokens, (numbers.max() + 1,))
-      least = of_rows(least, jnp.int32)
+      least = self.min_new_tokens
+      least = least if np.ndim(least) == 0 else least[numbers]
+      least = jnp.full(len(numbers), least, jnp.int32)
+    if self.begun is not None:
+      stop = stop.after(self.begun[numbers])
     return controls_lib.Controls(
         temperature=of_rows(self.temperature, jnp.float32),
         max_new_tokens=of_rows(self.max_new_tokens, jnp.int32),
         min_new_tokens=least,
         prefix=prefix,
         prefix_segments=segments,
-        stop=self.stop,
+        stop=stop,
     )
 
 
@@ -98,7 +104,8 @@ def check(
       temperature=warmth,
       seed=seeds,
       prefix=prefix,
-      stop=stop_automaton(target, stop, at_start=prefix is None),
+      stop=stop_automaton(target, stop),
+      begun=_begun(target, prefix) if stop_strings(stop) else None,
   )
 
 
@@ -143,10 +150,7 @@ def check_numbers(
 
 
 def stop_automaton(
-    target: pretrained.Model,
-    stop: str | Sequence[str],
-    *,
-    at_start: bool = True,
+    target: pretrained.Model, stop: str | Sequence[str]
 ) -> stopping.Automaton | None:
   """The automaton of stop strings in the target's vocabulary, if there are any.
 
@@ -162,22 +166,37 @@ def stop_automaton(
         f' stop string {strings[0]!r}; load it with one, or end rows by'
         ' eos_ids.'
     )
-  surfaces = vocabulary_kinds.surfaces(target.vocabulary)
+  later, first = vocabulary_kinds.surfaces(target.vocabulary)
   # Rows beyond the vocabulary are padding and spell nothing.
-  size = max(target.config.vocab_size, len(surfaces))
-  surfaces = [*surfaces, *[b''] * (size - len(surfaces))]
-  return stopping.automaton(strings, surfaces, at_start=at_start)
+  padding = max(target.config.vocab_size - len(later), 0)
+  return stopping.automaton(
+      strings, [*later, *[b''] * padding], [*first, *[None] * padding]
+  )
 
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-  return (stop,) if isinstance(stop, str) else tuple(stop)
+  """The strings as a tuple.
+
+  Raises:
+    UserError: they are something else.
+  """
+  strings = (stop,) if isinstance(stop, str) else stop
+  if not isinstance(strings, (tuple, list)):
+    raise errors.UserError(f'stop is {stop!r}; give a text, or a list of texts.')
+  for string in strings:
+    if not isinstance(string, str):
+      raise errors.UserError(f'A stop string is {string!r}; give text.')
+  return tuple(strings)
 
 
 def _each(name: str, value: Any, count: int, dtype: Any) -> Any:
   """A number, or an array with one a row."""
-  found = np.asarray(value)
+  try:
+    found = np.asarray(value)
+  except ValueError:  # rows of several lengths
+    found = np.asarray(None)
   is_number = found.dtype.kind in ('iuf' if dtype is np.float64 else 'iu')
-  if found.ndim > 1 or not is_number:
+  if found.ndim > 1 or not (is_number or found.shape == (0,)):
     raise errors.UserError(
         f'{name} is {value!r}; give a number, or one for each row.'
     )
@@ -197,10 +216,11 @@ def _refuse(
   wrong = np.asarray(is_wrong(np.asarray(values)))
   if not wrong.any():
     return
-  if np.ndim(values) == 0:
+  if wrong.ndim == 0:
     raise errors.UserError(f'{name} is {values}; {why}.')
   row = int(np.argmax(wrong))
-  raise errors.UserError(f'{name} is {values[row]} in row {row}; {why}.')
+  value = np.broadcast_to(values, wrong.shape)[row]
+  raise errors.UserError(f'{name} is {value} in row {row}; {why}.')
 
 
 def _prefixes(
@@ -217,21 +237,38 @@ def _prefixes(
         f'prefix has {len(prefix)} values for {count} inputs; give one for'
         ' each, or a single text for all.'
     )
-  found = []
-  for row, one in enumerate(prefix):
-    if isinstance(one, str):
-      if target.vocabulary is None:
-        raise errors.UserError(
-            f'The model {target.name} has no vocabulary, so it cannot read the'
-            f' prefix {one!r}; give tokens.'
-        )
-      one = target.vocabulary.encode(one)
-    one = [int(token) for token in one]
-    size = target.config.vocab_size
-    if any(not 0 <= token < size for token in one):
+  return [_prefix(target, one, row) for row, one in enumerate(prefix)]
+
+
+def _prefix(target: pretrained.Model, one: Any, row: int) -> list[int]:
+  """The tokens of one prefix."""
+  if isinstance(one, str):
+    if target.vocabulary is None:
       raise errors.UserError(
-          f'The prefix of row {row} is {one}; its tokens must lie in [0,'
-          f' {size}).'
+          f'The model {target.name} has no vocabulary, so it cannot read the'
+          f' prefix {one!r}; give tokens.'
       )
-    found.append(one)
-  return found
+    one = target.vocabulary.encode(one)
+  size = target.config.vocab_size
+  tokens = np.asarray(one)
+  if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in 'iu'):
+    raise errors.UserError(
+        f'The prefix of row {row} is {one!r}; give a text or tokens.'
+    )
+  if ((tokens < 0) | (tokens >= size)).any():
+    raise errors.UserError(
+        f'The prefix of row {row} is {tokens.tolist()}; its tokens must lie in'
+        f' [0, {size}).'
+    )
+  return tokens.astype(int).tolist()
+
+
+def _begun(
+    target: pretrained.Model, prefix: list[list[int]] | None
+) -> np.ndarray | None:
+  """bool[B]: the prefix of a row has text."""
+  if prefix is None or target.vocabulary is None:
+    return None
+  decode = target.vocabulary.decode
+  is_text = lambda token: token != vocabulary_kinds.EOS
+  return np.array([bool(decode([*filter(is_text, row)])) for row in prefix])

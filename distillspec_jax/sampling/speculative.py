@@ -213,7 +213,7 @@ def commit(
   to_end = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), size) + 1
   room = prefix_length + controls.limit(decoding) - state.total
   count = jnp.minimum(jnp.minimum(verdict.num_accepted + 1, to_end), room)
-  broken = _broken(state, prefix_length, block, verdict, logits)
+  broken = _broken(state, prefix_length, block, verdict, tokens, logits)
   active = ~state.done & (broken < 0).all(axis=1)
   count = jnp.where(active, count, 0)
 
@@ -258,16 +258,19 @@ def _add(state, array, new, written) -> jax.Array:
   return rows.write(array, new, state.total)
 
 
-def _broken(state, prefix_length, block, verdict, logits) -> jax.Array:
+def _broken(state, prefix_length, block, verdict, tokens, logits) -> jax.Array:
   """int32[B, 2] of `Samples`, after this block.
 
-  What is accepted passed for its numbers, so that the target's logits matter
-  where the verdict adds a token of its own.
+  Of the target's logits all matter where the verdict adds a token of its own.
+  Those before it let a token pass: by their ratio to the draft's, which no nan
+  does, or because it is the largest, which a nan is, so that its own tells.
   """
-  at = verification.at(logits, verdict.num_accepted)  # [B, V]
-  is_fine = jnp.stack(
-      [jnp.isfinite(jnp.max(at, axis=-1)), block.finite], axis=1
-  )
+  accepted = verdict.num_accepted
+  at = verification.at(logits, accepted)  # [B, V]
+  passed = jnp.isfinite(rows.pick(logits, tokens))  # [B, G + 1]
+  passed |= jnp.arange(tokens.shape[1])[None] >= accepted[:, None]
+  of_target = jnp.isfinite(jnp.max(at, axis=-1)) & passed.all(axis=1)
+  is_fine = jnp.stack([of_target, block.finite], axis=1)
   now = (state.total - prefix_length)[:, None]
   is_new = ~is_fine & (state.broken < 0) & ~state.done[:, None]
   return jnp.where(is_new, now, state.broken)

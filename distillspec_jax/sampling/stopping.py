@@ -19,6 +19,8 @@ import numpy as np
 
 from distillspec_jax.core import errors
 
+_LARGEST = 2**15  # states that int16 can number
+
 
 @flax.struct.dataclass
 class Automaton:
@@ -26,13 +28,17 @@ class Automaton:
 
   Attributes:
     table: int16[V, N] (token, state) -> state.
-    start: int32[] the state before the first token.
+    start: int32[], or int32[B], the state before the first token.
     found: int32[] states from here on: a string is complete. They are final.
   """
 
   table: jax.Array
   start: jax.Array
   found: jax.Array
+
+  def after(self, begun: np.ndarray) -> Automaton:
+    """For rows whose text has begun, or has not, before the first token."""
+    return self.replace(start=jnp.where(jnp.asarray(begun), 0, self.start))
 
   def read(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
     """int32[B, N] states after each of tokens int32[B, N], from int32[B]."""
@@ -46,38 +52,52 @@ class Automaton:
 
 
 def automaton(
-    strings: Sequence[str], surfaces: Sequence[bytes], *, at_start: bool = True
+    strings: Sequence[str],
+    later: Sequence[bytes],
+    first: Sequence[bytes | None] | None = None,
 ) -> Automaton:
   """The automaton of stop strings.
 
   Args:
     strings: any of them ends a row.
-    surfaces: what each token adds to a text, in UTF-8.
-    at_start: the first token begins a text, whose leading blank is not shown.
+    later: what each token adds to a text, in UTF-8.
+    first: what it adds at the text's beginning, None where the text has still
+      to begin after it; default: the same.
 
   Raises:
-    UserError: a string is empty, or no sequence of tokens spells it.
+    UserError: a string is empty, not Unicode or too long, or no sequence of
+      tokens spells it.
   """
-  for string in strings:
-    if not string:
-      raise errors.UserError(
-          'A stop string is empty; it would end every row before it began.'
-      )
-  moves, ends = _byte_moves([string.encode() for string in strings])
+  # What has another string in it never ends a row that this has not ended.
+  shortest = [
+      string
+      for string in dict.fromkeys(strings)
+      if not any(other in string for other in strings if other != string)
+  ]
+  moves, ends = _byte_moves([_utf8(string) for string in shortest])
   trie = len(moves)
   found = trie + 1  # the state between is the start
+  if found + len(shortest) > _LARGEST:
+    raise errors.UserError(
+        f'The stop strings have {trie - 1} bytes together; there may be'
+        f' {_LARGEST - 2 - len(shortest)}.'
+    )
   # Every string has a final state of its own.
-  final = np.arange(found, found + len(strings))
-  moves = np.concatenate([moves, np.zeros((1 + len(strings), 256), int)])
+  final = np.arange(found, found + len(shortest))
+  moves = np.concatenate([moves, np.zeros((1 + len(shortest), 256), int)])
   moves[final] = final[:, None]
   for state, string in enumerate(ends):
     if string >= 0:
       moves[moves == state] = final[string]
-  table = _token_moves(moves, surfaces)
-  first = [s.removeprefix(b' ') for s in surfaces] if at_start else surfaces
-  table[:, trie] = _token_moves(moves[:, :], first)[:, 0]
-  reached = _reachable(table, trie)
-  for string, state in zip(strings, final):
+  table = _token_moves(moves, later)
+  if first is None:
+    table[:, trie] = table[:, 0]
+  else:
+    shown = [surface or b'' for surface in first]
+    table[:, trie] = _token_moves(moves, shown)[:, 0]
+    table[[surface is None for surface in first], trie] = trie
+  reached = _reachable(table, 0) | _reachable(table, trie)
+  for string, state in zip(shortest, final):
     if state not in reached:
       raise errors.UserError(
           f'The stop string {string!r} can never come: no tokens of the'
@@ -86,6 +106,20 @@ def automaton(
   return Automaton(
       jnp.asarray(table, jnp.int16), jnp.int32(trie), jnp.int32(found)
   )
+
+
+def _utf8(string: str) -> bytes:
+  if not string:
+    raise errors.UserError(
+        'A stop string is empty; it would end every row before it began.'
+    )
+  try:
+    return string.encode()
+  except UnicodeEncodeError as error:
+    raise errors.UserError(
+        f'The stop string {string!a} is not Unicode ({error.reason} at'
+        f' character {error.start}); give it as UTF-8.'
+    ) from error
 
 
 def cut(text: str, strings: Sequence[str], start: int = 0) -> str:

@@ -216,6 +216,67 @@ def test_pieces_have_one_name(loaded):
   ]
 
 
+def spelt(surfaces, ids):
+  """What the surfaces of these numbers spell together."""
+  text, begun = b'', False
+  for number in ids:
+    if begun:
+      text += surfaces.later[number]
+    elif surfaces.first[number] is not None:
+      text += surfaces.first[number]
+      begun = True
+  return text
+
+
+@pytest.mark.parametrize('kind', [*KINDS, 'bytes'])
+def test_surfaces_spell_what_is_decoded(loaded, kind):
+  vocabulary = (
+      vocabularies.load('bytes') if kind == 'bytes' else loaded(kind)
+  )
+  size = vocabulary.vocab_size
+  surfaces = vocabulary_kinds.surfaces(vocabulary)
+  assert len(surfaces.later) == len(surfaces.first) == size
+
+  @hypothesis.given(
+      strategies.lists(
+          # Often what texts begin with: controls, blanks, words.
+          strategies.one_of(
+              strategies.integers(0, 12), strategies.integers(0, size - 1)
+          ).filter(lambda number: number != 1),
+          max_size=12,
+      )
+  )
+  @hypothesis.settings(deadline=None, max_examples=300)
+  def agree(ids):
+    # Broken characters: bytes are left out, SentencePiece marks each.
+    text = spelt(surfaces, ids)
+    how = 'ignore' if 'byt' in kind else 'replace'
+    if how == 'ignore' or '\ufffd' not in text.decode(errors='replace'):
+      assert text.decode(errors=how) == vocabulary.decode(ids)
+
+  agree()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('text', AWKWARD)
+def test_surfaces_spell_texts(loaded, kind, text):
+  vocabulary = loaded(kind)
+  ids = vocabulary.encode(text)
+  surfaces = vocabulary_kinds.surfaces(vocabulary)
+  assert spelt(surfaces, ids).decode() == vocabulary.decode(ids)
+
+
+def test_surfaces_know_bytes_sentinels_and_controls(loaded):
+  later, first = vocabulary_kinds.surfaces(loaded('mt5'))
+  assert later[:3] == [b'', b'', ' ⁇ '.encode()]
+  assert first[:2] == [None, None]  # a text has still to begin
+  assert later[3 + 0xE2] == first[3 + 0xE2] == b'\xe2'
+  assert (later[-1], first[-1]) == (b' <extra_id_0>', b'<extra_id_0>')
+  later, first = vocabulary_kinds.surfaces(loaded('byt5'))
+  assert later[2] == b'' and later[3 + 32] == first[3 + 32] == b' '
+  assert later[259] == b'<extra_id_0>'
+
+
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
   (tmp_path / 'tokenizer.json').write_text('{}')
   monkeypatch.setitem(sys.modules, 'tokenizers', None)

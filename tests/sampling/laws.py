@@ -30,7 +30,7 @@ def token_law(p, q, drafted, residual=exact_residual):
   Args:
     p: float64[G+1, V] the target's tables after each drafted prefix.
     q: float64[G, V] the draft's.
-    drafted: G tokens.
+    drafted: up to G tokens; tables of places after them do not count.
     residual: (p, q) -> law of the token that replaces a rejected one.
   """
   law = np.zeros(p.shape)
@@ -39,12 +39,12 @@ def token_law(p, q, drafted, residual=exact_residual):
     passes = min(1.0, p[i, x] / q[i, x])
     law[i] = reached * (1.0 - passes) * residual(p[i], q[i])
     reached *= passes
-  law[-1] = reached * p[-1]
+  law[len(drafted)] = reached * p[len(drafted)]
   return law
 
 
 def block_law(p, q, drafted, residual=exact_residual):
-  """Block verification: float64[G+1, V], given the drafted tokens."""
+  """Block verification: float64[G+1, V]; arguments as of `token_law`."""
   length = len(drafted)
   weights = [1.0]
   for i, x in enumerate(drafted):
@@ -87,22 +87,54 @@ def sequence_law(tables, vocabulary, length):
   }
 
 
-def speculative_law(p, q, vocabulary, length, block, verdict_law=token_law):
-  """The law of whole sequences, block by block; surplus tokens are cut."""
+def never(context):
+  """The draft stops at no place by itself."""
+  del context
+  return False
+
+
+def speculative_law(
+    p, q, vocabulary, length, block, verdict_law=token_law, stops=never
+):
+  """The law of whole sequences, block by block; surplus tokens are cut.
+
+  Args:
+    p: the target's tables.
+    q: the draft's.
+    vocabulary: how many tokens there are.
+    length: of the sequences.
+    block: tokens drafted at most.
+    verdict_law: (p, q, drafted) -> law of the verdict.
+    stops: context -> whether the token drafted there is a block's last.
+  """
   law = dict.fromkeys(itertools.product(range(vocabulary), repeat=length), 0.0)
   uniform = np.full(vocabulary, 1.0 / vocabulary)  # beyond the end: no matter
+
+  def drafts(prefix):
+    """What may be drafted, and its chance."""
+    pending = [((), 1.0)]
+    while pending:
+      drafted, chance = pending.pop()
+      context = prefix + drafted
+      for token, share in enumerate(chance * q.get(context, uniform)):
+        more = (drafted + (token,), share)
+        if share == 0.0:
+          continue
+        if len(drafted) + 1 == block or stops(context):
+          yield more
+        else:
+          pending.append(more)
 
   @functools.cache
   def continuations(prefix):
     """Law of what one block appends to `prefix`, cut at `length`."""
     appended = {}
-    for drafted in itertools.product(range(vocabulary), repeat=block):
-      contexts = [prefix + drafted[:i] for i in range(block + 1)]
+    for drafted, chance in drafts(prefix):
+      # What is beyond the last drafted token must not count.
+      whole = drafted + (0,) * (block - len(drafted))
+      contexts = [prefix + whole[:i] for i in range(block + 1)]
       p_rows = np.stack([p.get(context, uniform) for context in contexts])
       q_rows = np.stack([q.get(context, uniform) for context in contexts[:-1]])
-      chance = np.prod(q_rows[range(block), drafted])
-      if chance == 0.0:
-        continue
       verdicts = verdict_law(p_rows, q_rows, drafted)
       for (accepted, token), share in np.ndenumerate(verdicts):
         end = (prefix + drafted[:accepted] + (token,))[:length]
@@ -141,11 +173,22 @@ def logits_of(table, rows):
 N = 20_000  # verdicts for each of the nine drafts
 
 
-def verdict_p_values(seed, verify, verdict_law=token_law):
-  """Chi-squared fit of verdicts to their law, one p-value a draft."""
-  verify = jax.jit(verify)
+def verdict_p_values(seed, verify, verdict_law=token_law, lengths=None):
+  """Chi-squared fit of verdicts to their law, one p-value a draft.
+
+  Args:
+    seed: of the tables.
+    verify: a verification rule.
+    verdict_law: what it should do.
+    lengths: how many tokens of each draft count; None: both.
+  """
   p, q = small_tables(seed)
   rows = N * len(DRAFTS)
+  if lengths is None:
+    lengths, verify = [G] * len(DRAFTS), jax.jit(verify)
+  else:
+    each = jnp.asarray(np.repeat(lengths, N), jnp.int32)
+    verify = jax.jit(functools.partial(verify, lengths=each))
   verdict = verify(
       randomness.row_keys(jax.random.key(seed), rows),
       jnp.asarray(np.repeat(DRAFTS, N, axis=0)),
@@ -154,8 +197,8 @@ def verdict_p_values(seed, verify, verdict_law=token_law):
   )
   cells = np.asarray(verdict.num_accepted) * V + np.asarray(verdict.next_token)
   p_values = []
-  for drafted, own_cells in zip(DRAFTS, cells.reshape(-1, N)):
-    expected = N * verdict_law(p, q, drafted).ravel()
+  for drafted, length, own_cells in zip(DRAFTS, lengths, cells.reshape(-1, N)):
+    expected = N * verdict_law(p, q, drafted[:length]).ravel()
     observed = np.bincount(own_cells, minlength=expected.size)
     possible = expected > 1e-6
     if observed[~possible].any():
