@@ -11,6 +11,7 @@ import json
 import pathlib
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from typing import NamedTuple
@@ -146,6 +147,7 @@ def write(run: str | None, **line) -> None:
 
 def save(folder: pathlib.Path, config: config_lib.T5Config, params) -> None:
   """A model as a Hugging Face folder, which both sides can load."""
+  folder.mkdir(parents=True, exist_ok=True)
   flat = tensors.flatten(params)
   hugging_face.write(
       epath.Path(folder),
@@ -161,6 +163,27 @@ def random_inputs(rounds: int, batch: int, length: int) -> list[np.ndarray]:
       rng.integers(2, 32000, (batch, length), np.int32)
       for _ in range(rounds + 1)
   ]
+
+
+def warn_if_busy(seconds: float = 1.0) -> None:
+  """Says so where others use the processors, if the system tells (Linux)."""
+  file = pathlib.Path('/proc/stat')
+  if not file.exists():
+    return
+  before = _processor_times(file)
+  time.sleep(seconds)
+  spent = [now - then for then, now in zip(before, _processor_times(file))]
+  busy = 1.0 - spent[3] / sum(spent)  # the fourth is idle time
+  if busy > 0.1:
+    print(
+        f'Others use {busy:.0%} of the processors. Wait for a quiet machine'
+        ' before you believe these times.',
+        file=sys.stderr,
+    )
+
+
+def _processor_times(file: pathlib.Path) -> list[int]:
+  return [int(field) for field in file.read_text().splitlines()[0].split()[1:]]
 
 
 def about(answer: Mapping[str, object]) -> str:
