@@ -86,6 +86,7 @@ benchmark-peers: install $(HF_STAMP)
 	  $(BIN)/python benchmarks/$$script.py --peer=$(HF)/bin/python \
 	    --run=runs/peers || exit 1; \
 	done
+	$(BIN)/python benchmarks/draw.py --run=runs/peers
 
 # t5x is on GitHub alone, and so is its environment, unless you have one.
 T5X := .venv-t5x
@@ -108,6 +109,7 @@ endif
 	  --run=runs/peers
 	$(BIN)/python benchmarks/finetuning_step.py --peer=$(T5X_PYTHON) \
 	  --run=runs/peers
+	$(BIN)/python benchmarks/draw.py --run=runs/peers
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info

@@ -95,13 +95,13 @@ def build(
   size, width = config.vocab_size, config.emb_dim
   embedding = rng.standard_normal((size, width), np.float32)
   embedding /= np.sqrt(np.mean(embedding**2, axis=1, keepdims=True))
-  kernel = np.zeros((width, size), np.float32)
+  columns = np.zeros((size, width), np.float32)
   logit = sharpness(size, width, certainty)
-  kernel[:, following] = embedding[SPECIAL:].T * (logit / width)
+  columns[following] = embedding[SPECIAL:] * (logit / width)
   embedding *= SCALE
   embedding[0] *= START_SCALE / SCALE
   params['token_embedder']['embedding'] = jnp.asarray(embedding)
-  params['decoder']['logits_dense']['kernel'] = jnp.asarray(kernel)
+  params['decoder']['logits_dense']['kernel'] = jnp.asarray(columns.T)
   for i in range(config.num_decoder_layers):
     attention = params['decoder'][f'layers_{i}']['encoder_decoder_attention']
     attention['out']['kernel'] *= CROSS_SCALE

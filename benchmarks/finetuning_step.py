@@ -107,16 +107,15 @@ def compare(peer, ours: Ours, config, options) -> None:
   beside.write(
       options.run,
       kind='latency',
-      target=None,
-      draft=f't5_1_1_{options.size}',
-      task='fine-tuning step',
+      target=f't5_1_1_{options.size}',
+      draft=None,
+      task=f'fine-tuning step, dropout {config.dropout_rate:g}',
       decoding=None,
       metrics={
           'step_s': results.Metric(own, None, rounds, 's'),
           't5x_step_s': results.Metric(other, None, rounds, 's'),
           **beside.ratio_metrics('ratio_to_t5x', ratio, rounds),
           'loss_difference': results.Metric(apart, None, rounds + 1, '1'),
-          'dropout_rate': results.Metric(config.dropout_rate, None, 1, '1'),
       },
   )
 

@@ -243,14 +243,15 @@ def report(found, name: str, temperature: float, options) -> None:
   ratios = {  # of seconds a row, so that batches of any size compare
       'ratio_to_assisted': beside.ratio(assisted.each, mine.each),
       'ratio_to_plain_call': beside.ratio(plain.each, mine.each),
-      'ratio_to_autoregressive': beside.ratio(alone.each, mine.each),
-      'transformers_ratio_to_autoregressive': beside.ratio(
-          single.each, assisted.each
-      ),
+      'ratio_to_own_autoregressive': beside.ratio(alone.each, mine.each),
   }
+  if rows == 1:
+    ratios['transformers_ratio_to_own_autoregressive'] = beside.ratio(
+        single.each, assisted.each
+    )
   for key, ratio in ratios.items():
     metrics.update(beside.ratio_metrics(key, ratio, options.rounds))
-    print(f'  batch {rows} {key.replace("_", " "):38} {ratio}')
+    print(f'  batch {rows} {key.replace("_", " "):42} {ratio}')
   if temperature == 0.0:
     same = equal_rows((mine, alone, assisted, plain), single)
     metrics['equal_rows'] = same

@@ -27,7 +27,8 @@ COUNTS = {'accepted': 0, 'judged': 0}
 
 def main() -> None:
   transformers.logging.set_verbosity_error()
-  torch.set_float32_matmul_precision('high')  # on a GPU, as JAX does there
+  if DEVICE == 'cuda':
+    torch.set_float32_matmul_precision('high')  # TF32, as JAX does there
   count_acceptance()
   out = sys.stdout
   sys.stdout = sys.stderr  # what libraries print is no answer

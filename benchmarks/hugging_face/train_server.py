@@ -25,7 +25,8 @@ BETAS = (0.9, 0.98)
 
 def main() -> None:
   transformers.logging.set_verbosity_error()
-  torch.set_float32_matmul_precision('high')  # on a GPU, as JAX does there
+  if DEVICE == 'cuda':
+    torch.set_float32_matmul_precision('high')  # TF32, as JAX does there
   out = sys.stdout
   sys.stdout = sys.stderr  # what libraries print is no answer
   trainer = None
