@@ -78,6 +78,7 @@ def take_turns(
     rounds: int,
     pause: float,
     name: str,
+    is_warm: bool = False,
 ) -> dict[str, list[float]]:
   """What each call gives in each round but round 0, which warms up.
 
@@ -87,9 +88,11 @@ def take_turns(
     pause: seconds before each call, so that threads of one that wait for work
       do not slow the other down.
     name: of what is shown while it goes on.
+    is_warm: all have been called before, and round 0 is left out.
   """
   found = {call: [] for call in calls}
-  turns = [(i, call) for i in range(rounds + 1) for call in _order(calls, i)]
+  numbers = range(1 if is_warm else 0, rounds + 1)
+  turns = [(i, call) for i in numbers for call in _order(calls, i)]
   for i, call in progress.shown(turns, name):
     time.sleep(pause)
     value = calls[call](i)

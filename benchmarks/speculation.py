@@ -209,8 +209,11 @@ def compare(ours: Ours, theirs: Theirs, mode: str, options) -> None:
       found[name].calls.append(call)
     return call.seconds
 
+  for name, way in ways.items():
+    if way.block_length is None:
+      timed(name, 0)  # the others are warm
   calls = {name: functools.partial(timed, name) for name in ways}
-  beside.take_turns(calls, rounds, options.pause, mode)
+  beside.take_turns(calls, rounds, options.pause, mode, is_warm=True)
   for name, one in found.items():
     rate = one.acceptance
     print(
