@@ -16,13 +16,16 @@ LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
 .PHONY: help install quickstart test lint format lock wheel clean \
-  check-hugging-face benchmark-peers
+  check-hugging-face benchmark-peers benchmark-t5x
 
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 	@echo 'make install | lint | format | lock | wheel | clean'
 	@echo 'make check-hugging-face: do exported models load in transformers?'
-	@echo 'make benchmark-peers: decoding beside transformers, into runs/peers'
+	@echo 'make benchmark-peers: decoding, speculation and training beside' \
+	  'transformers, into runs/peers'
+	@echo 'make benchmark-t5x: decoding and fine-tuning beside t5x, likewise;' \
+	  'T5X_PYTHON= names a python that has it'
 
 install: $(STAMP)
 
@@ -79,7 +82,34 @@ check-hugging-face: install $(HF_STAMP)
 	$(HF)/bin/python benchmarks/hugging_face/check_exported.py runs/exported
 
 benchmark-peers: install $(HF_STAMP)
-	$(BIN)/python benchmarks/decoding.py --peer=$(HF)/bin/python --run=runs/peers
+	for script in decoding speculation training_step; do \
+	  $(BIN)/python benchmarks/$$script.py --peer=$(HF)/bin/python \
+	    --run=runs/peers || exit 1; \
+	done
+	$(BIN)/python benchmarks/draw.py --run=runs/peers
+
+# t5x is on GitHub alone, and so is its environment, unless you have one.
+T5X := .venv-t5x
+T5X_STAMP := $(T5X)/.installed
+
+$(T5X_STAMP): benchmarks/t5x/requirements.txt benchmarks/t5x/requirements-git.txt
+	$(RUNS) -m venv --clear $(T5X)
+	$(T5X)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(T5X)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps -r benchmarks/t5x/requirements-git.txt
+	touch $@
+
+ifdef T5X_PYTHON
+benchmark-t5x: install
+else
+T5X_PYTHON := $(T5X)/bin/python
+benchmark-t5x: install $(T5X_STAMP)
+endif
+	$(BIN)/python benchmarks/decoding.py --library=t5x --peer=$(T5X_PYTHON) \
+	  --run=runs/peers
+	$(BIN)/python benchmarks/finetuning_step.py --peer=$(T5X_PYTHON) \
+	  --run=runs/peers
+	$(BIN)/python benchmarks/draw.py --run=runs/peers
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info

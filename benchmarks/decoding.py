@@ -1,28 +1,31 @@
-"""Greedy decoding beside transformers: the same weights, inputs and lengths.
+"""Greedy decoding beside a peer: the same weights, inputs and lengths.
 
-Random weights of the published sizes are written as a Hugging Face folder, from
-which both load. Calls alternate, in one run, and a ratio is made of each pair
-of neighbours; that both say the same tokens is counted, too.
+Random weights of the published sizes are written as a folder from which both
+load. Calls alternate, in one run, and a ratio is made of each pair of
+neighbours; that both say the same tokens is counted, too. Of transformers'
+caches the faster one is taken, in eager mode.
 
     python benchmarks/decoding.py --peer=.venv-hugging-face/bin/python
         --run=runs/peers [--sizes=small,base] [--batches=1,8] [--rounds=5]
+
+With --library=t5x the peer is t5x's own decoder, in an environment that has it
+(see t5x/requirements.txt).
 """
 
 import argparse
-import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
+import beside
 from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distillspec_jax.checkpoints import hugging_face
+from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
@@ -32,48 +35,30 @@ from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 
-SERVER = pathlib.Path(__file__).parent / 'hugging_face' / 'decode_server.py'
-NEVER = -1  # an EOS that no token is
+SERVERS = {
+    'transformers': 'hugging_face/decode_server.py',
+    't5x': 't5x/decode_server.py',
+}
+CACHES = {'transformers': (None, 'static'), 't5x': (None,)}
 
 
-class Peer:
-  """transformers in a process of its own."""
-
-  def __init__(self, python: str):
-    self._process = subprocess.Popen(
-        [python, str(SERVER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-  def ask(self, **request):
-    self._process.stdin.write(json.dumps(request) + '\n')
-    self._process.stdin.flush()
-    return json.loads(self._process.stdout.readline())
-
-  def close(self) -> None:
-    self._process.stdin.close()
-    self._process.wait()
-
-
-def save(folder: pathlib.Path, config: config_lib.T5Config) -> None:
-  """Random weights as a Hugging Face folder."""
-  params = transformer_lib.Transformer(config).init(jax.random.key(0))
+def save(folder: pathlib.Path, config, params, library: str) -> None:
+  """A model as the library reads it, and we as well."""
+  if library == 'transformers':
+    beside.save(folder, config, params)
+    return
   flat = tensors.flatten(params)
-  hugging_face.write(
-      epath.Path(folder),
-      config.to_dict(),
-      {path: tensors.from_array(array) for path, array in flat.items()},
-  )
+  made = {path: tensors.from_array(array) for path, array in flat.items()}
+  t5x.write(epath.Path(folder), made, 0)
 
 
 def ours(model: pretrained.Model, inputs: np.ndarray, length: int):
   """Seconds and tokens of one call."""
-  decoding = decoding_lib.Decoding(max_new_tokens=length, eos_ids=(NEVER,))
+  decoding = decoding_lib.Decoding(
+      max_new_tokens=length, eos_ids=(beside.NEVER,)
+  )
   keys = randomness.row_keys(jax.random.key(0), len(inputs))
-  tokens = jnp.asarray(inputs, jnp.int32)
+  tokens = jax.block_until_ready(jnp.asarray(inputs, jnp.int32))
   start = time.perf_counter()
   out = autoregressive.generate(
       model.transformer, model.params, tokens, jnp.ones_like(tokens), keys,
@@ -116,95 +101,105 @@ def bytes_a_token(model: pretrained.Model) -> int:
   )
 
 
-def compare(peer, model, folder, size, batch, options) -> None:
+def fastest_cache(peer, inputs: np.ndarray, length: int, caches) -> str | None:
+  """The one whose second call takes least."""
+  if len(caches) == 1:
+    return caches[0]
+
+  def seconds(cache):
+    request = {'inputs': inputs, 'max_new_tokens': length, 'cache': cache}
+    return [peer.ask(**request)['seconds'] for _ in range(2)][1]
+
+  return min(caches, key=seconds)
+
+
+def compare(peer, model, size, batch, options) -> None:
   """One line of results, and of text."""
-  rng = np.random.default_rng(batch)
-  rounds = [
-      rng.integers(2, 32000, (batch, options.input_length))
-      for _ in range(options.rounds + 1)
-  ]
-  mine, theirs, same = [], [], 0
-  for number, inputs in enumerate(rounds):
-    time.sleep(options.pause)
-    own, tokens = ours(model, inputs, options.max_new_tokens)
-    time.sleep(options.pause)
-    answer = peer.ask(
-        inputs=inputs.tolist(), max_new_tokens=options.max_new_tokens
-    )
-    if number == 0:
-      continue  # compiling, and their first call
-    mine.append(own)
-    theirs.append(answer['seconds'])
-    same += int((tokens == np.array(answer['tokens'])).all(axis=1).sum())
-  count = batch * options.max_new_tokens
-  ratios = sorted(b / a for a, b in zip(mine, theirs))
-  speed = count / statistics.median(mine)
-  other = count / statistics.median(theirs)
-  ratio = statistics.median(ratios)
+  length, rounds = options.max_new_tokens, options.rounds
+  inputs = beside.random_inputs(rounds, batch, options.input_length)
+  cache = fastest_cache(peer, inputs[0], length, CACHES[options.library])
+  said = {'ours': [], 'theirs': []}
+
+  def call_ours(i):
+    seconds, tokens = ours(model, inputs[i], length)
+    said['ours'].append(tokens)
+    return seconds
+
+  def call_theirs(i):
+    answer = peer.ask(inputs=inputs[i], max_new_tokens=length, cache=cache)
+    said['theirs'].append(np.array(answer['tokens']))
+    return answer['seconds']
+
+  calls = {'ours': call_ours, 'theirs': call_theirs}
+  times = beside.take_turns(calls, rounds, options.pause, f'{size}, {batch}')
+  rows = batch * rounds
+  same = sum(
+      int((a == b).all(axis=1).sum())
+      for a, b in zip(said['ours'][1:], said['theirs'][1:])
+  )
+  speed, other = (
+      batch * length / statistics.median(times[side]) for side in calls
+  )
+  ratio = beside.ratio(times['theirs'], times['ours'])
   share = bytes_a_token(model) * speed / batch / options.bandwidth
-  rows = batch * options.rounds
   print(
-      f'{size:6} batch {batch}: {speed:7.1f} tokens/s, transformers'
-      f' {other:7.1f}, ratio {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}),'
+      f'{size:6} batch {batch}: {speed:7.1f} tokens/s, {options.library}'
+      f' {other:7.1f} ({cache or "its own"} cache), ratio {ratio},'
       f' {share:.0%} of the bandwidth, {same} of {rows} rows the same'
   )
-  if options.run is None:
-    return
-
-  def metric(value, unit):
-    return results.Metric(value, None, options.rounds, unit)
-
-  results.write(
-      pathlib.Path(options.run) / 'results.jsonl',
-      'latency',
-      run=pathlib.Path(options.run).name,
+  metric = lambda value, unit: results.Metric(value, None, rounds, unit)
+  beside.write(
+      options.run,
+      kind='latency',
       target=f't5_1_1_{size}',
       draft=None,
       task='random tokens',
-      split='peers',
       decoding=decoding_lib.Decoding(
-          max_new_tokens=options.max_new_tokens
+          max_new_tokens=length, block_length=1
       ).describe(speculative=False, batch_size=batch),
       metrics={
           'tokens_per_second': metric(speed, 'tokens/s'),
-          'transformers_tokens_per_second': metric(other, 'tokens/s'),
-          'ratio_to_transformers': metric(ratio, '1'),
-          'lowest_ratio': metric(ratios[0], '1'),
-          'highest_ratio': metric(ratios[-1], '1'),
+          f'{options.library}_tokens_per_second': metric(other, 'tokens/s'),
+          **beside.ratio_metrics(
+              f'ratio_to_{options.library}', ratio, rounds
+          ),
           'share_of_bandwidth': metric(share, '1'),
-          'equal_rows': metric(same / rows, '1'),
+          'equal_rows': results.Metric(same / rows, None, rows, '1'),
       },
-      seed=0,
-  )
+  )  # fmt: skip
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--peer', required=True, help='python with transformers')
+  parser.add_argument('--peer', required=True, help='python with the library')
+  parser.add_argument(
+      '--library', choices=tuple(SERVERS), default='transformers'
+  )
   parser.add_argument('--run', help='folder whose results.jsonl gets the lines')
   parser.add_argument('--sizes', default='small,base')
   parser.add_argument('--batches', default='1,8')
   parser.add_argument('--rounds', type=int, default=5)
-  # So that threads of one that wait for work do not slow the other down.
   parser.add_argument('--pause', type=float, default=0.5, help='seconds')
   parser.add_argument('--input_length', type=int, default=64)
   parser.add_argument('--max_new_tokens', type=int, default=64)
   options = parser.parse_args()
+  beside.warn_if_busy()
   options.bandwidth = read_bandwidth()
   print(f'memory is read at {options.bandwidth / 1e9:.1f} GB/s')
-  peer = Peer(options.peer)
-  for size in options.sizes.split(','):
-    config = config_lib.published(f't5_1_1_{size}')
-    with tempfile.TemporaryDirectory() as name:
-      folder = pathlib.Path(name)
-      save(folder, config)
-      about = peer.ask(model=str(folder))
-      model = pretrained.load(folder)
-      if size == options.sizes.split(',')[0]:
-        print(', '.join(f'{key} {value}' for key, value in about.items()))
+  with beside.Peer(options.peer, SERVERS[options.library]) as peer:
+    for number, size in enumerate(options.sizes.split(',')):
+      config = config_lib.published(f't5_1_1_{size}')
+      with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        params = transformer_lib.Transformer(config).init(jax.random.key(0))
+        save(folder, config, params, options.library)
+        del params
+        model = pretrained.load(folder)
+        about = peer.ask(model=name, config=config.to_dict())
+      if number == 0:
+        print(beside.about(about))
       for batch in options.batches.split(','):
-        compare(peer, model, folder, size, int(batch), options)
-  peer.close()
+        compare(peer, model, size, int(batch), options)
 
 
 if __name__ == '__main__':
