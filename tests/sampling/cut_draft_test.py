@@ -211,6 +211,15 @@ def test_samples_have_the_targets_law(name, rule):
   assert (histogram > pairs.ROWS / 100).all()
 
 
+def test_several_drafts_have_the_targets_law():
+  decoding = dataclasses.replace(pairs.law_decoding('plain', 2), num_drafts=3)
+  samples = speculate(decoding)
+  law = pairs.exact_law(decoding)
+  assert pairs.law_p_value(samples.tokens, law) > pairs.FALSE_ALARM
+  one = speculate(pairs.law_decoding('plain', 2)).statistics
+  assert samples.statistics.block_efficiency > one.block_efficiency
+
+
 def test_spreading_to_wrong_tokens_is_caught(monkeypatch):
   spread = columns_lib.Columns.spread
 
