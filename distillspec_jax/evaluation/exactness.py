@@ -390,9 +390,7 @@ def _both_logits(
       ones,
       encoded=encoded,
   )[..., :vocabulary]
-  state, prefix = model.begin(
-      params, inputs, segments, length, encoded=encoded
-  )
+  state, prefix = model.begin(params, inputs, segments, length, encoded=encoded)
   first = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
 
   def step(carry, token):
