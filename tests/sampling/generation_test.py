@@ -194,8 +194,8 @@ def test_answers_end_before_stop_strings(model, draft, with_draft):
     np.testing.assert_array_equal(
         out.tokens[row, :length], free.tokens[row, :length]
     )
-    spelt = [s.encode() for s in stop if s.encode() in text]
-    places = [text.find(s) + len(s) for s in spelt]
+    ending = [s.encode() for s in stop if s.encode() in text]
+    places = [text.find(s) + len(s) for s in ending]
     if places:
       assert len(whole) == min(places)
       ended += length < free.lengths[row]
