@@ -75,7 +75,8 @@ class Bench:
     rng = np.random.default_rng(batch)
     shape = batch, options.input_length
     tokens = jnp.asarray(rng.integers(2, 32000, shape), jnp.int32)
-    self.inputs = costs_lib.Inputs(tokens, jnp.ones_like(tokens))
+    self.inputs = costs_lib.inputs(target, draft, tokens, jnp.ones_like(tokens))
+    self.read = self.inputs.tokens, self.inputs.segments
     first = self.decoding(options.rates[0], options.block_lengths[0])
     size = costs_lib.vocabulary(target, draft)
     self.base = {
@@ -118,19 +119,21 @@ class Bench:
         max_new_tokens=options.max_new_tokens,
         eos_ids=(NEVER,),
     )
+    keys = jax.block_until_ready(self.keys(number))
     return seconds(
         lambda: autoregressive.generate(
-            target.transformer, target.params, *self.inputs, self.keys(number),
+            target.transformer, target.params, *self.read, keys,
             decoding, costs_lib.vocabulary(*self.models),
         )
     )[0]  # fmt: skip
 
   def fast(self, rate, length, number):
     target, draft = self.models
+    keys = jax.block_until_ready(self.keys(number))
     return seconds(
         lambda: speculative.generate(
             target.transformer, target.params, draft.transformer, draft.params,
-            *self.inputs, self.keys(number), self.decoding(rate, length),
+            *self.read, keys, self.decoding(rate, length),
         )
     )  # fmt: skip
 

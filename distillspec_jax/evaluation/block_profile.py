@@ -106,7 +106,7 @@ def measure(
       "draft's first read": (read(draft, 2), 1),
       "draft's reads": (read(draft, 1), size - 1),
       "draft's output layer": (unembed(draft, 1), size),
-      "draft's choice": (_choose(rows, decoding, vocabulary), size),
+      "draft's choice": (_choose(draft, rows, decoding, vocabulary), size),
       "target's read": (read(target, size + 1), 1),
       "target's output layer": (unembed(target, size + 1), 1),
       'verification': (_verify(rows, decoding, vocabulary), 1),
@@ -157,7 +157,8 @@ def block(
         target.params,
         draft.transformer,
         draft.params,
-        *inputs,
+        inputs.tokens,
+        inputs.segments,
         keys,
         endless,
         controls,
@@ -191,24 +192,30 @@ def _read(model, inputs, decoding, tokens, vocabulary):
 
 def _unembed(model, rows, tokens, vocabulary):
   transformer = model.transformer
+  columns = transformer.columns(vocabulary)
 
   def one(params, carry, number):
     hidden, logits = carry
     hidden = hidden.at[0, 0, 0].set(logits[0, 0, 0].astype(hidden.dtype))
-    return hidden, transformer.unembed(params, hidden)[..., :vocabulary]
+    return hidden, columns.cut(transformer.unembed(params, hidden))
 
   hidden = jnp.ones((rows, tokens, model.config.emb_dim), model.config.dtype)
-  logits = jnp.zeros((rows, tokens, vocabulary))
+  logits = jax.eval_shape(one, model.params, (hidden, jnp.zeros((1, 1, 1))), 0)
+  logits = jnp.zeros(logits[1].shape)
   return stopwatch.loop(one, model.params, (hidden, logits))
 
 
-def _choose(rows, decoding, vocabulary):
+def _choose(draft, rows, decoding, vocabulary):
+  columns = draft.transformer.columns(vocabulary)
+
   def one(keys, carry, number):
     logits, token = carry
     logits = logits.at[0, 0].add(1e-3)
-    return logits, costs.choose(logits, keys, number, decoding)
+    column = costs.choose(logits, keys, number, decoding)
+    return logits, columns.tokens(column)
 
   logits = jax.random.normal(jax.random.key(0), (rows, vocabulary))
+  logits = columns.cut(logits)
   carry = logits, jnp.zeros(rows, jnp.int32)
   return stopwatch.loop(one, costs.row_keys(rows), carry)
 
@@ -244,7 +251,7 @@ def _commit(rows, decoding, vocabulary):
     drafted = (drafted + 1) % vocabulary
     accepted = jnp.broadcast_to(number % (size + 1), (rows,))
     verdict = verification.Verdict(accepted, drafted[:, 0])
-    block = drafting.Block(drafted, None, None, finite)
+    block = drafting.Block(drafted, None, None, finite, size)
     state = speculative.commit(
         state, jnp.ones(rows, jnp.int32), block, verdict, logits, decoding,
         speculative.NO_CONTROLS,

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 from distillspec_jax.core import randomness
 from distillspec_jax.evaluation import stopwatch
 from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import drafting
+from distillspec_jax.sampling import rows as rows_lib
 from distillspec_jax.sampling import rules
 from distillspec_jax.sampling import warping
 
@@ -33,7 +35,7 @@ class Costs(NamedTuple):
   Attributes:
     begin: of what comes before the first token: the target's encoder.
     step: of a step of autoregressive decoding.
-    draft_begin: as `begin`, of the draft.
+    draft_begin: as `begin`, of the draft; without an encoder that it shares.
     draft_first: of the draft's first step in a block, which reads two tokens.
     draft: of each of its other steps.
     verify: block length -> of the target's call on 1 + block length tokens,
@@ -63,10 +65,30 @@ class Costs(NamedTuple):
 
 
 class Inputs(NamedTuple):
-  """What a batch reads: tokens int32[B, S], segments int32[B, S] (0: none)."""
+  """What a batch reads.
+
+  Attributes:
+    tokens: int32[B, S].
+    segments: int32[B, S], 0 is padding.
+    encoded: float[B, S, E] of the target, where the draft shares its encoder.
+  """
 
   tokens: jax.Array
   segments: jax.Array
+  encoded: jax.Array | None = None
+
+
+def inputs(
+    target: pretrained.Model,
+    draft: pretrained.Model,
+    tokens: jax.Array,
+    segments: jax.Array,
+) -> Inputs:
+  """What a pair reads of int32[B, S] each."""
+  encoded = transformer_lib.shared_encoding(
+      draft.transformer, target.transformer, target.params, tokens, segments
+  )
+  return Inputs(tokens, segments, encoded)
 
 
 def measure(
@@ -110,9 +132,7 @@ def begin(
 ) -> stopwatch.Stopwatch:
   """What comes before the first token."""
   size = slots(decoding, speculative=True)
-  return stopwatch.once(
-      lambda: _begin(model.transformer, model.params, *inputs, size)
-  )
+  return stopwatch.once(lambda: begun(model, inputs, size))
 
 
 def step(
@@ -134,14 +154,15 @@ def step(
     speculative: with the cache of speculative decoding.
   """
   transformer = model.transformer
+  columns = transformer.columns(vocabulary)
   state, start = begun(model, inputs, slots(decoding, speculative))
 
   def one(arguments, carry, number):
     params, keys, start = arguments
     state, read = carry
     hidden, state = transformer.advance(params, state, read)
-    logits = transformer.unembed(params, hidden[:, -1:])[:, 0, :vocabulary]
-    token = choose(logits, keys, number, decoding)
+    logits = columns.cut(transformer.unembed(params, hidden[:, -1:]))[:, 0]
+    token = columns.tokens(choose(logits, keys, number, decoding))
     state = transformer.rewind(
         state, start + (number + 1) % decoding.max_new_tokens
     )
@@ -167,7 +188,7 @@ def verify(
     params, keys, start = arguments
     state, read, q_logits = carry
     hidden, state = transformer.advance(params, state, read)
-    p_logits = transformer.unembed(params, hidden)[..., :vocabulary]
+    p_logits = transformer.all_logits(params, hidden, vocabulary)
     verdict, q_logits = judge(
         read[:, 1:], q_logits, p_logits, keys, number, decoding
     )
@@ -190,13 +211,18 @@ def verify(
 
 def begun(model: pretrained.Model, inputs: Inputs, slots: int) -> Any:
   """The state before the first token, and the length int32[B] of its cache."""
-  state, prefix = _begin(model.transformer, model.params, *inputs, slots)
+  if not model.config.shares_encoder:
+    inputs = inputs._replace(encoded=None)
+  return _begin(model.transformer, model.params, inputs, slots)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _begin(transformer, params, inputs, slots):
+  tokens, segments, encoded = inputs
+  state, prefix = transformer.begin(
+      params, tokens, segments, slots, encoded=encoded
+  )
   return state, prefix.length - 1
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _begin(transformer, params, tokens, segments, slots):
-  return transformer.begin(params, tokens, segments, slots)
 
 
 def slots(decoding: decoding_lib.Decoding, speculative: bool) -> int:
@@ -211,9 +237,9 @@ def choose(
     number: jax.Array,
     decoding: decoding_lib.Decoding,
 ) -> jax.Array:
-  """int32[B], the next token by logits float[B, V] and key[B]."""
+  """int32[B], the next token's column by logits float[B, V'] and key[B]."""
   if decoding.greedy:
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return rows_lib.best(logits)
   now = randomness.events(keys, number)
   return randomness.categorical(now, warping.warp(logits, decoding))
 
@@ -226,7 +252,7 @@ def judge(drafted, q_logits, p_logits, keys, number, decoding):
   if q_logits is not None:
     q_logits = q_logits.at[0, 0, 0].add(1e-3)
   finite = jnp.ones(drafted.shape[0], bool)
-  block = drafting.Block(drafted, q_logits, None, finite)
+  block = drafting.Block(drafted, q_logits, None, finite, drafted.shape[1])
   verdict = rules.verify(
       randomness.events(keys, number), block, p_logits, decoding, _NO_CONTROLS
   )

@@ -162,7 +162,9 @@ def benchmark(
     batches = jax.device_put(batches)
     for decodings in settings:
       here = str(batch_size), f'{decodings[0].temperature:g}'
-      read = costs_lib.Inputs(batches[0].inputs, batches[0].input_segments)
+      read = costs_lib.inputs(
+          target, draft, batches[0].inputs, batches[0].input_segments
+      )
       costs = costs_lib.measure(target, draft, read, decodings)
       found = measure(target, draft, batches, decodings, costs, seed)
       best = max(decodings, key=lambda d: _speedup(found.fast[d.block_length]))

@@ -185,7 +185,9 @@ def plan_block_length(
   rows = min(batch_size, len(tokens))
   typical = sorted(batches, key=lambda batch: batch.width)[len(batches) // 2]
   numbers = np.resize(typical.numbers, rows)
-  read = costs_lib.Inputs(
+  read = costs_lib.inputs(
+      target,
+      draft,
       jnp.asarray(tokens[numbers, : typical.width]),
       jnp.asarray(segments[numbers, : typical.width]),
   )

@@ -1,7 +1,5 @@
 """Acceptance and block efficiency against the sampler's own counts."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -13,8 +11,6 @@ from distillspec_jax.data import vocabularies
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.evaluation import cost_model
 from distillspec_jax.evaluation import pair as pair_lib
-from distillspec_jax.models import pretrained
-from distillspec_jax.models import transformer
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from tests.evaluation import tiny
@@ -88,28 +84,15 @@ def test_acceptance_of_a_slightly_better_draft_is_caught():
   assert found > allowed
 
 
-def cut_draft():
-  """The draft with an output layer for half of the tokens."""
-  draft = tiny.draft()
-  tokens = (0, 1, *range(3, tiny.V, 2))
-  config = dataclasses.replace(draft.config, output_tokens=tokens)
-  decoder = dict(draft.params['decoder'])
-  kernel = decoder['logits_dense']['kernel'][:, list(tokens)]
-  decoder['logits_dense'] = {'kernel': kernel}
-  return pretrained.Model(
-      transformer.Transformer(config), {**draft.params, 'decoder': decoder}
-  )
-
-
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
 def test_acceptance_of_a_draft_of_some_tokens_is_what_is_accepted(temperature):
   decoding = settings(block_length=L, temperature=temperature)
   metrics = acceptance.measure(
-      tiny.target(), cut_draft(), [tiny.batch(ROWS)], decoding, seed=3
+      tiny.target(), tiny.cut_draft(), [tiny.batch(ROWS)], decoding, seed=3
   )
   samples = pair_lib.answer(
       tiny.target(),
-      cut_draft(),
+      tiny.cut_draft(),
       tiny.batch(ROWS),
       randomness.row_keys(jax.random.key(3), ROWS),
       decoding,

@@ -55,9 +55,9 @@ def watches(monkeypatch):
   return found
 
 
-def profile(temperature=0.0):
+def profile(temperature=0.0, draft=tiny.draft):
   return block_profile.measure(
-      tiny.target(), tiny.draft(), inputs(), settings(temperature), seed=0
+      tiny.target(), draft(), inputs(), settings(temperature), seed=0
   )
 
 
@@ -81,10 +81,12 @@ def test_parts_are_called_as_often_as_in_a_block(watches):
   assert metrics['begin_target_ms'].value == 1000.0
 
 
-@pytest.mark.parametrize('temperature', [0.0, 1.0])
-def test_every_step_is_another_one(watches, temperature):
+@pytest.mark.parametrize(
+    'temperature, draft', [(0.0, tiny.draft), (1.0, tiny.cut_draft)]
+)
+def test_every_step_is_another_one(watches, temperature, draft):
   """What does not change from step to step could be done before the loop."""
-  parts = profile(temperature).parts
+  parts = profile(temperature, draft).parts
   loops = {n: watch for n, watch in watches.items() if watch.carries}
   assert set(loops) == {part.name for part in parts}
   for name, watch in loops.items():

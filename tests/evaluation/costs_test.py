@@ -7,7 +7,6 @@ import pytest
 
 from distillspec_jax.core import randomness
 from distillspec_jax.evaluation import costs
-from distillspec_jax.evaluation import stopwatch
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from tests.evaluation import tiny
@@ -33,33 +32,18 @@ def inputs(rows=2):
   return costs.Inputs(tokens, jnp.asarray(batch.input_segments))
 
 
-@pytest.fixture
-def loops(monkeypatch):
-  """The loops that were to be timed, as functions: steps -> last carry."""
-  found = []
-
-  def loop(step, arguments, carry):
-    step = jax.jit(step)
-
-    def run(number):
-      now = carry
-      for i in range(number):
-        now = step(arguments, now, jnp.int32(i))
-      return now
-
-    found.append(run)
-
-  monkeypatch.setattr(stopwatch, 'loop', loop)
-  return found
-
-
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
 def test_steps_are_those_of_autoregressive_decoding(loops, temperature):
   decoding, read = settings(temperature), inputs()
   costs.step(tiny.target(), read, decoding, tiny.V, speculative=False)
   model = tiny.target()
   expected = autoregressive.generate(
-      model.transformer, model.params, *read, costs.row_keys(2), decoding
+      model.transformer,
+      model.params,
+      read.tokens,
+      read.segments,
+      costs.row_keys(2),
+      decoding,
   )
   (run,) = loops
   for steps in (1, 2, L):
@@ -86,6 +70,14 @@ def test_a_first_step_reads_two_tokens(loops):
   costs.step(tiny.draft(), inputs(), settings(), tiny.V, tokens=2)
   (run,) = loops
   assert run(1)[1].shape == (2, 2)
+
+
+def test_a_draft_of_some_tokens_proposes_those(loops):
+  draft = tiny.cut_draft()
+  costs.step(draft, inputs(), settings(), tiny.V)
+  (run,) = loops
+  _, tokens = run(1)
+  assert set(np.asarray(tokens).flat) <= set(draft.config.output_tokens)
 
 
 def test_costs_add_up():

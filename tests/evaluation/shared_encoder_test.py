@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from distillspec_jax.evaluation import acceptance
+from distillspec_jax.evaluation import costs
 from distillspec_jax.evaluation import exactness
 from distillspec_jax.evaluation import latency
 from distillspec_jax.models import pretrained
@@ -101,13 +102,12 @@ def test_its_steps_and_decoding_are_timed(tmp_path):
   assert lines[1]['draft'] == 'shared'
 
 
-def test_its_steps_are_those_of_decoding():
-  target, (own, shared), batch = tiny.target(), drafts(), tiny.batch(2)
-  read = (batch.inputs, batch.input_segments, 1, 8, np.int32(6))
-  encoded = transformer.shared_encoding(
-      shared.transformer, target.transformer, target.params, *read[:2]
-  )
-  np.testing.assert_array_equal(
-      latency._steps(shared.transformer, shared.params, *read, encoded=encoded),
-      latency._steps(own.transformer, own.params, *read),
-  )
+def test_its_steps_are_those_of_decoding(loops):
+  target, batch = tiny.target(), tiny.batch(2)
+  for draft in drafts():
+    inputs = costs.inputs(target, draft, batch.inputs, batch.input_segments)
+    assert (inputs.encoded is None) == (draft.name != 'folder/shared')
+    costs.step(draft, inputs, DECODING, tiny.V)
+    costs.begin(draft, inputs, DECODING)
+  own, shared = (run(4)[1] for run in loops)
+  np.testing.assert_array_equal(own, shared)

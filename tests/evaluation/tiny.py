@@ -1,5 +1,6 @@
 """A pair, inputs and a task of the smallest size, for this folder's tests."""
 
+import dataclasses
 import functools
 
 import jax
@@ -49,6 +50,20 @@ def draft(vocabulary_size=V, scale=0.3, **changes):
       model.params,
   )
   return pretrained.Model(model.transformer, params, None, 'folder/draft')
+
+
+@functools.cache
+def cut_draft():
+  """The draft with an output layer for half of the tokens."""
+  whole = draft()
+  tokens = (0, 1, *range(3, V, 2))
+  config = dataclasses.replace(whole.config, output_tokens=tokens)
+  decoder = dict(whole.params['decoder'])
+  kernel = decoder['logits_dense']['kernel'][:, list(tokens)]
+  decoder['logits_dense'] = {'kernel': kernel}
+  return pretrained.Model(
+      transformer.Transformer(config), {**whole.params, 'decoder': decoder}
+  )
 
 
 def with_vocabulary(model, vocabulary):
