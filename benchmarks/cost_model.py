@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 
+import beside
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,6 @@ from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 
-NEVER = -1  # an EOS that no token is
 WANTED = 0.10  # how far from 1 measured over predicted may be
 
 
@@ -105,7 +105,7 @@ class Bench:
         temperature=self.options.temperature,
         block_length=length,
         max_new_tokens=self.options.max_new_tokens,
-        eos_ids=(NEVER,),
+        eos_ids=(beside.NEVER,),
         lenience=('simulated', rate),
     )
 
@@ -117,7 +117,7 @@ class Bench:
     decoding = decoding_lib.Decoding(
         temperature=options.temperature,
         max_new_tokens=options.max_new_tokens,
-        eos_ids=(NEVER,),
+        eos_ids=(beside.NEVER,),
     )
     keys = jax.block_until_ready(self.keys(number))
     return seconds(
@@ -283,6 +283,7 @@ def main() -> int:
   if options.cache is not None:
     jax.config.update('jax_compilation_cache_dir', options.cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  beside.warn_if_busy()
   target = random_model(options.target, 0)
   draft = random_model(options.draft, 1)
   good = True

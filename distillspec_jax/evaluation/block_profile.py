@@ -28,7 +28,7 @@ from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
 
-_NEVER = -1  # an EOS that no token is
+_NEVER = 2**31 - 1  # an EOS that no token is
 
 
 class Part(NamedTuple):

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-_LAPS = (7, 21, 63)
-_ENOUGH_LAPS, _ENOUGH_S = 3, 2.0
+_LAPS = (7, 21, 63, 126)
+_FEW_LAPS, _LONG_S = 3, 2.0  # enough for a slow step
+_MOST_LAPS, _SHORT_S = 126, 0.2  # short programs, which all disturbs
 _STEPS, _MOST_STEPS, _SEEN_S = 16, 1 << 14, 0.02
 
 Name = TypeVar('Name')
@@ -106,9 +107,9 @@ def read(watches: Mapping[Name, Stopwatch]) -> dict[Name, float]:
     RuntimeError: the clock sees no difference.
   """
   for laps in _LAPS:
-    for _ in range(laps):
+    for _ in range(_MOST_LAPS):
       for watch in watches.values():
-        if len(watch.laps) < laps and not _is_enough(watch):
+        if not _is_enough(watch, laps):
           watch.lap()
     unclear = [name for name, watch in watches.items() if watch.seconds() <= 0]
     if not unclear:
@@ -119,13 +120,12 @@ def read(watches: Mapping[Name, Stopwatch]) -> dict[Name, float]:
   )
 
 
-def _is_enough(watch: Stopwatch) -> bool:
-  """Whether a slow step has been timed often enough."""
-  return (
-      len(watch.laps) >= _ENOUGH_LAPS
-      and np.sum(watch.laps) > _ENOUGH_S
-      and watch.seconds() > 0
-  )
+def _is_enough(watch: Stopwatch, laps: int) -> bool:
+  """Whether a step has been timed often enough, or `laps` times and clearly."""
+  number, spent = len(watch.laps), np.sum(watch.laps)
+  if number >= _FEW_LAPS and spent > _LONG_S and watch.seconds() > 0:
+    return True
+  return number >= laps and (spent > _SHORT_S or number >= _MOST_LAPS)
 
 
 def _seconds(program: Callable[[], Any]) -> float:
