@@ -182,7 +182,9 @@ def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
   """
   strings = (stop,) if isinstance(stop, str) else stop
   if not isinstance(strings, (tuple, list)):
-    raise errors.UserError(f'stop is {stop!r}; give a text, or a list of texts.')
+    raise errors.UserError(
+        f'stop is {stop!r}; give a text, or a list of texts.'
+    )
   for string in strings:
     if not isinstance(string, str):
       raise errors.UserError(f'A stop string is {string!r}; give text.')

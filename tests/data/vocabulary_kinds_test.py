@@ -230,9 +230,7 @@ def spelt(surfaces, ids):
 
 @pytest.mark.parametrize('kind', [*KINDS, 'bytes'])
 def test_surfaces_spell_what_is_decoded(loaded, kind):
-  vocabulary = (
-      vocabularies.load('bytes') if kind == 'bytes' else loaded(kind)
-  )
+  vocabulary = vocabularies.load('bytes') if kind == 'bytes' else loaded(kind)
   size = vocabulary.vocab_size
   surfaces = vocabulary_kinds.surfaces(vocabulary)
   assert len(surfaces.later) == len(surfaces.first) == size

@@ -184,9 +184,7 @@ def test_greedy_accepts_no_more_than_was_drafted():
     ],
 )
 def test_the_draft_goes_on_where_it_is_sure(draft_stop, expected):
-  q = jnp.asarray(
-      [[0.97, 0.01, 0.01, 0.01], [0.5, 0.5, 0.0, 0.0], [0.25] * 4]
-  )
+  q = jnp.asarray([[0.97, 0.01, 0.01, 0.01], [0.5, 0.5, 0.0, 0.0], [0.25] * 4])
   decoding = decoding_lib.Decoding(draft_stop=draft_stop)
   found = drafting._goes_on(jnp.log(q) + 3.0, decoding)
   np.testing.assert_array_equal(found, np.asarray(expected, bool))
@@ -235,9 +233,7 @@ def plain():
   )
 
 
-@pytest.mark.parametrize(
-    'draft_stop', [('confidence', 0.2), ('entropy', 3.5)]
-)
+@pytest.mark.parametrize('draft_stop', [('confidence', 0.2), ('entropy', 3.5)])
 def test_greedy_tokens_are_the_targets(draft_stop):
   model, params = tiny.make()
   decoding = decoding_lib.Decoding(

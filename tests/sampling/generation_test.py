@@ -173,9 +173,7 @@ def spelt(out):
 
 def most_common(rows, size):
   """Letters that several rows say, and not as their last."""
-  words = [
-      row[i : i + size] for row in rows for i in range(1, len(row) - size)
-  ]
+  words = [row[i : i + size] for row in rows for i in range(1, len(row) - size)]
   words = sorted({word for word in words if word.isascii()})
   return max(words, key=lambda word: sum(word in row for row in rows)).decode()
 
@@ -196,7 +194,9 @@ def test_answers_end_before_stop_strings(model, draft, with_draft):
     np.testing.assert_array_equal(
         out.tokens[row, :length], free.tokens[row, :length]
     )
-    places = [text.find(s.encode()) + len(s) for s in stop if s.encode() in text]
+    places = [
+        text.find(s.encode()) + len(s) for s in stop if s.encode() in text
+    ]
     if places:
       assert len(whole) == min(places)
       ended += length < free.lengths[row]

@@ -75,7 +75,6 @@ def test_the_verifier_is_not_optimised_away():
   keys = randomness.row_keys(jax.random.key(0), 200)
   rule = simulated.Simulated(0.5)
 
-
   @jax.jit
   def count(keys, drafted, p_logits):
     return simulated.greedy(keys, drafted, p_logits, rule).num_accepted

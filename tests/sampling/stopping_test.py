@@ -50,9 +50,7 @@ def read(automaton, rows):
   rows = np.asarray(rows, np.int32)
   states = walk(automaton, rows)
   complete = states >= int(automaton.found)
-  return [
-      int(row.argmax()) + 1 if row.any() else None for row in complete
-  ]
+  return [int(row.argmax()) + 1 if row.any() else None for row in complete]
 
 
 def searched(strings, surfaces, rows):
@@ -73,7 +71,9 @@ def random_rows(size, rows=300, length=12, seed=0):
   return np.random.default_rng(seed).integers(0, size, (rows, length))
 
 
-@pytest.mark.parametrize('strings', STRINGS, ids=lambda strings: '|'.join(strings))
+@pytest.mark.parametrize(
+    'strings', STRINGS, ids=lambda strings: '|'.join(strings)
+)
 def test_strings_are_found_with_the_token_that_completes_them(strings):
   rows = random_rows(len(PIECES))
   expected = searched(strings, PIECES, rows)
