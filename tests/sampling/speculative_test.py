@@ -469,7 +469,7 @@ def test_speculative_samples_have_the_targets_law(name, block, rule):
 
 @pytest.mark.parametrize(
     'rule, draft_stop',
-    [('token', ('confidence', 0.5)), ('block', ('entropy', 1.2))],
+    [('token', ('confidence', 0.395)), ('block', ('entropy', 1.68))],
 )
 def test_samples_of_drafts_that_stop_have_the_targets_law(rule, draft_stop):
   plain = law_decoding('plain', 2)
@@ -477,9 +477,9 @@ def test_samples_of_drafts_that_stop_have_the_targets_law(rule, draft_stop):
       plain, verification=rule, draft_stop=draft_stop
   )
   samples = speculate(decoding)
-  drafted = np.asarray(samples.statistics.drafted)
-  blocks = np.asarray(samples.statistics.blocks)
-  assert (drafted == blocks).any() and (drafted > blocks).any()
+  counts = samples.statistics
+  share = counts.drafted.sum() / counts.blocks.sum() / 2
+  assert 0.6 < share < 0.95  # some blocks are short, and some are not
   assert law_p_value(samples.tokens, exact_law(plain)) > FALSE_ALARM
 
 
