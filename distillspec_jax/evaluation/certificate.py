@@ -41,10 +41,6 @@ RULES = {
         'verification': 'block',
         'draft_stop': 'entropy',
     },
-    'two drafts of a length by confidence': {
-        'num_drafts': 2,
-        'draft_stop': 'confidence',
-    },
 }
 PLAIN = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}
 _LARGEST_DIFFERENCE = 1e-3  # nats, float32, cached against teacher-forced
@@ -180,14 +176,8 @@ def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
     if 'draft_stop' in changes:
       stop = changes['draft_stop']
       rules[name]['draft_stop'] = (stop, thresholds[stop])
-  seen = set()
-  for name, changes in rules.items():
-    # Greedy, blocks are judged token by token.
-    changes = {**changes, 'verification': 'token', 'temperature': 0.0}
-    decoding = dataclasses.replace(settings, **changes)
-    if decoding in seen:
-      continue
-    seen.add(decoding)
+  for name in _greedy_rules():
+    decoding = dataclasses.replace(settings, temperature=0.0, **rules[name])
     found = exactness.greedy(*wide, tokens, segments, decoding)
     yield Check(
         f'greedy in float32, {name}',
@@ -226,6 +216,19 @@ def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
           'tokens beside the target given what was before', fit, share,
           decoding,
       )  # fmt: skip
+
+
+def _greedy_rules() -> list[str]:
+  """One rule of those that are greedy the same loop.
+
+  Greedy, blocks are judged token by token, and one length is as another.
+  """
+  loops = {}
+  for name, changes in RULES.items():
+    loop = {**changes, 'verification': None}
+    loop['draft_stop'] = 'draft_stop' in changes
+    loops.setdefault(tuple(sorted(loop.items())), name)
+  return list(loops.values())
 
 
 def _warpings(settings: decoding_lib.Decoding) -> list[dict[str, float]]:

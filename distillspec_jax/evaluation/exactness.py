@@ -320,8 +320,15 @@ def _vocabulary(target: pretrained.Model, draft: pretrained.Model) -> int:
   return min(target.config.vocab_size, draft.config.vocab_size)
 
 
+@functools.cache
 def _tiny(seed: int) -> pretrained.Model:
-  config = config_lib.published('test', vocab_size=_TINY_VOCABULARY, emb_dim=8)
+  config = config_lib.published(
+      'test',
+      vocab_size=_TINY_VOCABULARY,
+      emb_dim=8,
+      num_encoder_layers=1,
+      num_decoder_layers=1,
+  )
   transformer = transformer_lib.Transformer(config)
   return pretrained.Model(transformer, transformer.init(jax.random.key(seed)))
 

@@ -80,13 +80,42 @@ def _fresh(monkeypatch):
   return compile_again
 
 
-@pytest.mark.parametrize('rule', certificate.RULES)
-@pytest.mark.parametrize('warping', [{}, {'top_k': 5}, {'top_p': 0.8}])
+# Of this pair's draft, at half of its places.
+THRESHOLDS = {'confidence': 0.6, 'entropy': 1.3}
+
+
+def of_rule(rule, **warping):
+  changes = dict(certificate.RULES[rule])
+  if 'draft_stop' in changes:
+    name = changes['draft_stop']
+    changes['draft_stop'] = (name, THRESHOLDS[name])
+  return dataclasses.replace(SAMPLED, **changes, **warping)
+
+
+def test_thresholds_are_of_the_draft_itself(pair):
+  found = exactness.incremental(pair[1], *inputs(16), SAMPLED, 0)
+  for name, value in THRESHOLDS.items():
+    assert getattr(found, name) == pytest.approx(value, rel=0.1)
+  assert found.apart < 1e-4
+
+
+@pytest.mark.parametrize(
+    'rule, warping',
+    [
+        *((rule, {}) for rule in certificate.RULES),
+        ('token verification', {'top_k': 5}),
+        ('block verification', {'top_p': 0.8}),
+        ('two drafts', {'top_k': 5}),
+        ('length by entropy', {'top_k': 5, 'temperature': 0.7}),
+        ('blocks of a length by confidence', {'top_p': 0.8}),
+    ],
+)
 def test_tokens_of_a_pair_have_the_law(pair, rule, warping):
-  decoding = decoding_lib.Decoding(
-      temperature=1.0, block_length=3, max_new_tokens=8,
-      **certificate.RULES[rule], **warping,
-  )  # fmt: skip
+  decoding = of_rule(rule, **warping)
+  if decoding.draft_stop is not None:
+    counts = exactness.speculate(*pair, *inputs(1024), decoding, 0).statistics
+    share = counts.drafted.sum() / counts.blocks.sum() / 3
+    assert 0.4 < share < 0.95  # some blocks are short, and some are not
   fit = exactness.uniforms(*pair, *inputs(1024), decoding, seed=0)
   assert fit.count > 4000
   assert fit.p_value > FALSE_ALARM
@@ -145,6 +174,51 @@ def test_a_broken_block_verifier_is_seen(pair, monkeypatch, fresh):
   assert fit.p_value < FALSE_ALARM
 
 
+def whole_block(keys, drafted, q_logits, p_logits, lengths=None):
+  """Accepts what it would of the whole block, up to the length."""
+  verdict = BLOCK(keys, drafted, q_logits, p_logits, lengths)
+  whole = BLOCK(keys, drafted, q_logits, p_logits).num_accepted
+  return verdict._replace(num_accepted=jnp.minimum(whole, lengths))
+
+
+def proposal_of_any_place(q, position, lengths=None):
+  """What was not drafted has a q that is not zero."""
+  return PROPOSAL(q, position)
+
+
+BLOCK = block_verification.block
+PROPOSAL = verification.proposal_at
+
+
+@pytest.mark.parametrize(
+    'module, name, broken, rule',
+    [
+        (verification, 'proposal_at', proposal_of_any_place,
+         'length by confidence'),
+        (block_verification, 'block', whole_block,
+         'blocks of a length by entropy'),
+    ],
+)  # fmt: skip
+def test_a_verifier_that_does_not_know_the_length_is_seen(
+    pair, monkeypatch, fresh, module, name, broken, rule
+):
+  # Where the models are near each other, so that whole blocks are accepted.
+  noise = lambda x: x + 0.2 * jnp.std(x) * jax.random.normal(
+      jax.random.key(x.size), x.shape
+  )
+  near = jax.tree.map(noise, pair[0].params)
+  pair = pair[0], pretrained.Model(pair[0].transformer, near)
+  fit = exactness.uniforms(*pair, *inputs(1024), of_rule(rule), seed=0)
+  assert fit.p_value > FALSE_ALARM
+  monkeypatch.setattr(module, name, broken)
+  fresh()
+  law = exactness.enumerated(of_rule(rule), 20_000, 0)
+  assert law.p_value < FALSE_ALARM
+  if rule == 'length by confidence':  # the other is too small a mistake
+    fit = exactness.uniforms(*pair, *inputs(1024), of_rule(rule), seed=0)
+    assert fit.p_value < FALSE_ALARM
+
+
 def test_drafts_that_are_taken_up_again_when_dead_are_seen(
     pair, monkeypatch, fresh
 ):
@@ -200,21 +274,77 @@ def verdicts(lines):
   ]
 
 
-def test_the_certificate_holds_and_is_written(folders, tmp_path, capsys):
+def test_the_certificate_holds_and_is_written(
+    folders, tmp_path, monkeypatch, capsys
+):
+  only(
+      monkeypatch, 'token verification', 'two drafts',
+      'blocks of a length by entropy',
+  )  # fmt: skip
   certificate.certify(**folders, **SMALL, run=str(tmp_path))
   said = capsys.readouterr().out
-  assert said.count('holds  ') == 10 and 'FAILS' not in said
+  # Two caches; greedy, three loops in two dtypes; two laws of each rule.
+  count = 2 + 3 * 2 + 2 * len(certificate.RULES)
+  assert said.count('holds  ') == count and 'FAILS' not in said
+  assert 'all is right: 1e-06, by 6 statistical checks together' in said
+  assert said.count('(fails below 1.7e-07)') == 6  # a share of it each
   assert "is the target's own" in said
   lines = results.read(tmp_path / 'results.jsonl')
-  assert len(lines) == 10
+  assert len(lines) == count
   assert all(line['kind'] == 'certificate' for line in lines)
-  assert verdicts(lines) == [1.0] * 10
+  assert verdicts(lines) == [1.0] * count
+  stops = [line['decoding'].get('draft_stop') for line in lines]
+  assert {stop[0] for stop in stops if stop} == {'entropy'}
+
+
+def test_rules_that_are_greedy_the_same_loop_are_compared_once():
+  assert certificate._greedy_rules() == [
+      'token verification', 'two drafts', 'length by confidence',
+  ]  # fmt: skip
+
+
+def test_the_users_own_warping_is_certified_beside_the_plain_one(
+    folders, tmp_path, monkeypatch, capsys
+):
+  only(monkeypatch, 'token verification')
+  certificate.certify(
+      **folders, **SMALL, temperature=0.7, top_k=5, run=str(tmp_path)
+  )
+  said = capsys.readouterr().out
+  for name in ('', ', temperature 0.7, top_k 5'):
+    assert f'holds  law of this pair, token verification{name}: ' in said
+  assert 'by 4 statistical checks' in said and 'below 2.5e-07' in said
+  lines = results.read(tmp_path / 'results.jsonl')
+  own = [line['decoding']['top_k'] for line in lines]
+  assert own.count(5) == 6 and own.count(0) == 2
+
+
+def only(monkeypatch, *names):
+  """Fewer rules, for what is not about all of them."""
+  rules = {name: certificate.RULES[name] for name in names}
+  monkeypatch.setattr(certificate, 'RULES', rules)
+
+
+def test_a_cache_that_is_wrong_is_seen(folders, monkeypatch, capsys):
+  advance = transformer_lib.Transformer.advance
+
+  def wrong(model, *args, **kwargs):
+    hidden, state = advance(model, *args, **kwargs)
+    return 1.01 * hidden, state
+
+  only(monkeypatch, 'token verification')
+  monkeypatch.setattr(transformer_lib.Transformer, 'advance', wrong)
+  # Another shape than anything that was compiled before.
+  with pytest.raises(errors.Failed, match='cache of the target .* the draft'):
+    certificate.certify(**folders, **{**SMALL, 'inputs': 3, 'samples': 3})
+  assert 'FAILS  cache of the draft in float32' in capsys.readouterr().out
 
 
 def test_a_certificate_that_fails_is_exit_code_1(
     folders, tmp_path, monkeypatch, fresh, capsys
 ):
   monkeypatch.setattr(main, '_use_compilation_cache', lambda: None)
+  only(monkeypatch, 'token verification', 'block verification')
   monkeypatch.setattr(verification, 'token', resamples_target)
   fresh()
   flags = [f'--{name}={value}' for name, value in {**folders, **SMALL}.items()]
@@ -242,11 +372,28 @@ def test_lines_of_a_file(folders, tmp_path, capsys):
         ({'input_length': 0}, 'input_length is 0'),
         ({'block_length': 9}, 'block_length is 9'),
         ({'draft': 'nowhere'}, 'There is no folder nowhere'),
+        ({'false_alarm': 0.0}, 'false_alarm is 0.0; it must lie between'),
+        ({'false_alarm': 1.0}, 'false_alarm is 1.0'),
+        (
+            {'lenience': ('linear', 0.5)},
+            'lenience is linear,0.5,target, a lossy rule: .* --lenience out',
+        ),
+        ({'lenience': ('typical',)}, 'lenience is typical,0.09,0.3, a lossy'),
+        ({'lenience': ('simulated', 1.0)}, 'simulated,1.0, a lossy rule'),
+        ({'lenience': ('cubic', 0.5)}, "lenience function is 'cubic'"),
     ],
 )
 def test_settings_out_of_range_are_named(folders, changes, message):
   with pytest.raises(errors.UserError, match=message):
     certificate.certify(**{**folders, **SMALL, **changes})
+
+
+def test_a_lossy_rule_is_refused_on_the_command_line(folders, capsys):
+  flags = [f'--{name}={value}' for name, value in folders.items()]
+  assert main.main(['certify', *flags, '--lenience=typical,0.1']) == 2
+  said = capsys.readouterr()
+  assert 'lenience is typical,0.1,0.3, a lossy rule' in said.err
+  assert said.out == ''
 
 
 def test_a_vocabulary_of_words_reads_a_file(pair, tmp_path):

@@ -99,6 +99,57 @@ def test_without_a_draft_there_are_no_blocks(pair, capsys):
   assert found['block_efficiency'] == 1.0
 
 
+def test_settings_of_generate_are_flags(pair, capsys):
+  code, said = run(
+      capsys, pair, f'--draft={pair["draft"]}', '--json', 'one', 'two',
+      '--min_new_tokens=3', '--draft_stop=confidence,0.3', '--block_length=2',
+      '--temperature=1', '--stop=qq', '--stop=e',
+  )  # fmt: skip
+  assert code == 0, said.err
+  expected = generation.generate(
+      pretrained.load(pair['target']),
+      ['one', 'two'],
+      draft=pretrained.load(pair['draft']),
+      temperature=1.0,
+      max_new_tokens=4,
+      min_new_tokens=3,
+      draft_stop=('confidence', 0.3),
+      block_length=2,
+      stop=['qq', 'e'],
+  )
+  lines = [json.loads(line) for line in said.out.splitlines()]
+  assert [line['text'] for line in lines] == expected.text
+  for line, count in zip(lines, expected.statistics.drafted):
+    assert line['statistics']['drafted'] == count
+    settings = line['settings']
+    assert settings['stop'] == ['qq', 'e']
+    assert settings['min_new_tokens'] == 3
+    assert settings['draft_stop'] == ['confidence', 0.3]
+
+
+def test_an_answer_ends_before_a_stop_string(pair, capsys):
+  settings = ['--temperature=1', '--json', 'one', 'two words', 'x']
+  code, said = run(capsys, pair, *settings, '--max_new_tokens=12')
+  free = [json.loads(line) for line in said.out.splitlines()]
+  letters = [c for line in free for c in line['text'][1:-1] if c.isascii()]
+  stop = max(letters, key=letters.count)
+  code, said = run(
+      capsys, pair, *settings, '--max_new_tokens=12', f'--stop={stop}'
+  )
+  assert code == 0, said.err
+  lines = [json.loads(line) for line in said.out.splitlines()]
+  shorter = 0
+  for line, whole in zip(lines, free):
+    assert line['text'] == whole['text'].split(stop)[0]
+    count = len(line['tokens'])
+    assert line['tokens'] == whole['tokens'][:count]
+    assert line['statistics']['emitted'] == count
+    if stop in whole['text']:
+      assert line['tokens'][-1] == 3 + ord(stop)
+      shorter += count < len(whole['tokens'])
+  assert shorter
+
+
 class Stopped(Exception):
   pass
 
@@ -338,6 +389,13 @@ def test_a_bar_is_shown_unless_answers_are(
         ([], b'a\n\xff\n', 'standard input, line 2 is not UTF-8'),
         (['a', '--batch_size=0'], b'', 'batch_size is 0'),
         (['a', '--temperature=-1'], b'', 'temperature is -1'),
+        (['a', '--min_new_tokens=5'], b'', 'min_new_tokens is 5; it must lie'),
+        (['a', '--draft_stop=confidence'], b'', 'draft_stop is .*; give'),
+        (['a', '--draft_stop=sure,1'], b'', 'draft_stop is .*; give'),
+        (['a', '--lenience=0.5'], b'', 'lenience function is 0.5'),
+        (['a', '--lenience=typical,2'], b'', "lenience's epsilon is 2.0"),
+        (['a', '--stop='], b'', 'A stop string is empty'),
+        (['a', '--stop=\udcff'], b'', 'stop string .* is not Unicode'),
         (['a', '--target=nowhere'], b'', 'There is no folder nowhere'),
         (
             ['a', '--draft=nowhere', '--block_length=2'],

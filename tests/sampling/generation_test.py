@@ -194,8 +194,9 @@ def test_answers_end_before_stop_strings(model, draft, with_draft):
     np.testing.assert_array_equal(
         out.tokens[row, :length], free.tokens[row, :length]
     )
-    ending = [s.encode() for s in stop if s.encode() in text]
-    places = [text.find(s) + len(s) for s in ending]
+    places = [
+        text.find(s.encode()) + len(s) for s in stop if s.encode() in text
+    ]
     if places:
       assert len(whole) == min(places)
       ended += length < free.lengths[row]

@@ -25,17 +25,32 @@ def check(target=READER, count=3, **settings):
 @pytest.mark.parametrize(
     'settings, message',
     [
-        ({'max_new_tokens': [4, 5]}, 'max_new_tokens has 2 values for 3'),
+        (
+            {'max_new_tokens': [4, 5]},
+            'max_new_tokens has 2 values for 3 inputs',
+        ),
         ({'max_new_tokens': []}, 'max_new_tokens has 0 values for 3 inputs'),
         ({'max_new_tokens': 0}, 'max_new_tokens is 0; it must be at least 1'),
-        ({'max_new_tokens': [4, 0, 5]}, 'max_new_tokens is 0 in row 1; it'),
-        ({'max_new_tokens': 2.5}, 'max_new_tokens is 2.5; give a'),
+        (
+            {'max_new_tokens': [4, 0, 5]},
+            'max_new_tokens is 0 in row 1; it must',
+        ),
+        (
+            {'max_new_tokens': 2.5},
+            'max_new_tokens is 2.5; give a number, or one',
+        ),
         ({'max_new_tokens': True}, 'max_new_tokens is True; give a number'),
         ({'max_new_tokens': '4'}, "max_new_tokens is '4'; give a number"),
         ({'max_new_tokens': [[1, 2, 3]]}, r'is \[\[1, 2, 3\]\]; give a number'),
-        ({'max_new_tokens': [1, [2], 3]}, 'max_new_tokens is .*; give a'),
+        (
+            {'max_new_tokens': [1, [2], 3]},
+            'max_new_tokens is .*; give a number',
+        ),
         ({'max_new_tokens': None}, 'max_new_tokens is None; give a number'),
-        ({'min_new_tokens': -1}, r'min_new_tokens is -1; it must lie in'),
+        (
+            {'min_new_tokens': -1},
+            r'min_new_tokens is -1; it must lie in \[0, m',
+        ),
         ({'min_new_tokens': 9}, 'min_new_tokens is 9; it must lie in'),
         (
             {'min_new_tokens': 5, 'max_new_tokens': [8, 8, 4]},
@@ -50,9 +65,15 @@ def check(target=READER, count=3, **settings):
         ({'seed': [0, -1, 0]}, 'seed is -1 in row 1'),
         ({'seed': 0.5}, 'seed is 0.5; give a number'),
         ({'prefix': ['a', 'b']}, 'prefix has 2 values for 3 inputs; give one'),
-        ({'prefix': [[5], [384], []]}, r'prefix of row 1 is \[384\]; its'),
+        (
+            {'prefix': [[5], [384], []]},
+            r'prefix of row 1 is \[384\]; its tokens',
+        ),
         ({'prefix': [[5], [-1], []]}, r'prefix of row 1 is \[-1\]; its tokens'),
-        ({'prefix': [[5], 'a', 7]}, 'prefix of row 2 is 7; give a text'),
+        (
+            {'prefix': [[5], 'a', 7]},
+            'prefix of row 2 is 7; give a text or tokens',
+        ),
         ({'prefix': [[5.5], [], []]}, r'prefix of row 0 is \[5.5\]'),
         ({'stop': ''}, 'A stop string is empty'),
         ({'stop': ['a', 3]}, 'A stop string is 3; give text'),

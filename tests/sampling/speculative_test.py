@@ -19,6 +19,7 @@ from distillspec_jax.core import randomness
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
+from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
@@ -464,6 +465,71 @@ def test_speculative_samples_have_the_targets_law(name, block, rule):
   check_statistics(samples, decoding)
   assert (np.array(accepted_histogram(samples.statistics)) > ROWS / 20).all()
   assert law_p_value(samples.tokens, exact_law(decoding)) > FALSE_ALARM
+
+
+@pytest.mark.parametrize(
+    'rule, draft_stop',
+    [('token', ('confidence', 0.395)), ('block', ('entropy', 1.68))],
+)
+def test_samples_of_drafts_that_stop_have_the_targets_law(rule, draft_stop):
+  plain = law_decoding('plain', 2)
+  decoding = dataclasses.replace(
+      plain, verification=rule, draft_stop=draft_stop
+  )
+  samples = speculate(decoding)
+  counts = samples.statistics
+  share = counts.drafted.sum() / counts.blocks.sum() / 2
+  assert 0.6 < share < 0.95  # some blocks are short, and some are not
+  assert law_p_value(samples.tokens, exact_law(plain)) > FALSE_ALARM
+
+
+LEAST = 2
+
+
+def law_without_early_eos():
+  """The law of all outputs where the first two tokens are not EOS."""
+  model, params, _ = law_models()
+  outputs = np.array(list(itertools.product(range(LAW_V), repeat=LAW_L)))
+  labels = jnp.asarray(outputs, jnp.int32)
+  segments = jnp.ones_like(labels)
+  logits = jax.jit(model.logits)(
+      params,
+      *law_inputs(len(outputs)),
+      transformer.shift_right(labels, segments),
+      segments,
+  )
+  p = np.array(jax.nn.softmax(logits), np.float64)
+  p[:, :LEAST, 1] = 0.0
+  p /= p.sum(-1, keepdims=True)
+  rows = np.arange(len(outputs))[:, None]
+  chances = p[rows, np.arange(LAW_L)[None], outputs].prod(1)
+  return dict(zip(map(tuple, outputs.tolist()), chances))
+
+
+@pytest.mark.parametrize('method', ['autoregressive', 'speculative'])
+def test_samples_with_a_least_length_have_the_law_without_early_eos(method):
+  model, params, draft_params = law_models()
+  decoding = law_decoding('plain', 2)
+  least = controls_lib.Controls(min_new_tokens=jnp.full(ROWS, LEAST))
+  rows = (*law_inputs(ROWS), keys_of(ROWS, 11), decoding)
+  if method == 'autoregressive':
+    samples = autoregressive.generate(model, params, *rows, controls=least)
+  else:
+    samples = speculative.generate(
+        model, params, model, draft_params, *rows, least
+    )
+  law = law_without_early_eos()
+  assert sum(law.values()) == pytest.approx(1.0, abs=1e-5)
+  assert law_p_value(samples.tokens, law) > FALSE_ALARM
+  # The test can fail: EOS comes earlier where it may.
+  assert (
+      sum(
+          chance
+          for row, chance in exact_law(decoding).items()
+          if 1 in row[:LEAST]
+      )
+      > 0.05
+  )
 
 
 def test_lenient_samples_have_another_law():

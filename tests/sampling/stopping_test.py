@@ -71,7 +71,9 @@ def random_rows(size, rows=300, length=12, seed=0):
   return np.random.default_rng(seed).integers(0, size, (rows, length))
 
 
-@pytest.mark.parametrize('strings', STRINGS, ids='|'.join)
+@pytest.mark.parametrize(
+    'strings', STRINGS, ids=lambda strings: '|'.join(strings)
+)
 def test_strings_are_found_with_the_token_that_completes_them(strings):
   rows = random_rows(len(PIECES))
   expected = searched(strings, PIECES, rows)
