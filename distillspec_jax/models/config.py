@@ -239,8 +239,8 @@ class T5Config:
     """Raises UserError where something cannot be `done` with int8 weights."""
     if self.weights != 'float':
       raise errors.UserError(
-          f'A model with weights={self.weights!r} cannot be {done}; take the one'
-          ' that it was loaded from, without weights.'
+          f'A model with weights={self.weights!r} cannot be {done}; take the'
+          ' one that it was loaded from, without weights.'
       )
 
   @classmethod

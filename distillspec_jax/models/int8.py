@@ -118,7 +118,9 @@ def dot(
     return made * scale.reshape((1,) * (x.ndim - 1) + (-1,))
   rows = math.prod(x.shape[:-1])
   if rows < _ROWS:
-    padded = jnp.pad(x.reshape(1, rows, -1), ((0, 0), (0, _ROWS - rows), (0, 0)))
+    padded = jnp.pad(
+        x.reshape(1, rows, -1), ((0, 0), (0, _ROWS - rows), (0, 0))
+    )
     made = dot(padded, values, scale, axis, weights)[:, :rows]
     return made.reshape(*x.shape[:-1], -1)
   qwix = library()

@@ -194,7 +194,11 @@ class FeedForward(nn.Module):
     hidden = dropout(hidden, 'hidden', broadcast_axis=-2)
     hidden = nn.with_logical_constraint(hidden, ('batch', 'length', 'mlp'))
     return Dense(
-        config.emb_dim, ('mlp', 'embed'), config.mlp_dim**-0.5, config, name='wo'
+        config.emb_dim,
+        ('mlp', 'embed'),
+        config.mlp_dim**-0.5,
+        config,
+        name='wo',
     )(hidden)
 
 
