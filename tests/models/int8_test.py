@@ -99,7 +99,7 @@ def test_kernels_and_the_embedding_are_int8_and_the_rest_is_not(tmp_path):
     scale = after[path + '_scale']
     assert scale.dtype == jnp.float32 and scale.shape[axis] == 1
     values = np.asarray(after[path], np.float32)
-    assert (np.abs(values).max(axis) == 127).all()  # of every channel
+    assert (np.abs(values).max(axis) >= 127).all()  # of every channel
     apart = np.abs(values * scale - array)
     assert (apart <= 0.5001 * np.asarray(scale)).all()
   assert set(after) - set(before) == {path + '_scale' for path in held}

@@ -86,8 +86,9 @@ def test_int8_models_decode_and_are_named(pair, tmp_path, capsys):
   pytest.importorskip('qwix', reason="needs 'distillspec_jax[int8]'")
   out = tmp_path / 'out.jsonl'
   code, _ = run(
-      capsys, pair, *TEXTS, '--max_new_tokens=8', f'--out={out}',
-      '--target_weights=int8_weight_only', '--draft_weights=int8',
+      capsys, pair, *TEXTS, f'--draft={pair["draft"]}', f'--out={out}',
+      '--max_new_tokens=8', '--target_weights=int8_weight_only',
+      '--draft_weights=int8',
   )  # fmt: skip
   assert code == 0
   lines = read(out)
