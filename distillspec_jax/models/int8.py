@@ -3,8 +3,9 @@
 A kernel float[..., in, out] becomes `kernel` int8 of that shape and
 `kernel_scale` float32[..., 1, out]; an embedding float[V, D] becomes
 `embedding` int8[V, D] and `embedding_scale` float32[V, 1]. Symmetric: the
-largest magnitude of a channel becomes 127 or -128. What else there is stays as it is.
-Rounding and integer products are qwix's, https://github.com/google/qwix.
+largest magnitude of a channel becomes 127 or -128. What else there is stays as
+it is. Rounding and integer products are qwix's,
+https://github.com/google/qwix.
 
 In 'int8' what is multiplied with a weight is made int8, too, by the largest
 magnitude of each token, and the products are added up in int32. In
