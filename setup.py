@@ -12,6 +12,7 @@ VERSION = re.search(
     re.MULTILINE,
 ).group(1)
 
+INT8 = ['qwix>=0.1.8,<0.2']
 TOKENIZERS = ['tokenizers>=0.20,<1']
 TEST = [
     'hypothesis>=6,<7',
@@ -19,6 +20,7 @@ TEST = [
     'pytest-xdist>=3,<4',
     'safetensors>=0.4,<1',
     'scipy>=1.14,<2',
+    *INT8,
     *TOKENIZERS,
 ]
 DEV = [
@@ -79,6 +81,7 @@ setuptools.setup(
         'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
         'dev': TEST + DEV,
         'hub': ['huggingface-hub>=0.30,<3'],
+        'int8': INT8,
         'test': TEST,
         'tokenizers': TOKENIZERS,
         'tpu': ['jax[tpu]>=0.10.2,<0.13'],

@@ -189,6 +189,7 @@ def place(
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     *,
     dtype: Any = None,
+    made: Callable[[str, jax.Array], dict[str, jax.Array]] | None = None,
     allow_nonfinite: bool = False,
 ) -> dict[str, jax.Array]:
   """The tensors on devices, each device reading what it holds.
@@ -200,6 +201,7 @@ def place(
     tensors: what to read.
     shardings: path -> sharding; None puts all on the first device.
     dtype: what to hold them in; None: as on disk.
+    made: path and array -> what to hold instead, as soon as one is there.
     allow_nonfinite: lets NaN and infinite values through.
 
   Raises:
@@ -209,7 +211,7 @@ def place(
   budget = _Budget(max((t.nbytes for t in tensors.values()), default=0))
   spoilt: dict[str, int] = {}
 
-  def one(path: str) -> jax.Array:
+  def one(path: str) -> dict[str, jax.Array]:
     tensor = tensors[path]
     sharding = first if shardings is None else shardings[path]
     boxes: dict[Any, np.ndarray] = {}  # replicas are read once
@@ -231,7 +233,11 @@ def place(
       array.block_until_ready()
       boxes.clear()  # the host's copies, which count as long as they are there
       # One by one, so that not all are held in both dtypes.
-      return array if dtype is None else array.astype(dtype)
+      if dtype is not None:
+        array = array.astype(dtype)
+      if made is None:
+        return {path: array}
+      return jax.block_until_ready(made(path, array))
 
   # The largest first: they would else be waited for at the end.
   order = sorted(tensors, key=lambda path: -tensors[path].nbytes)
@@ -239,7 +245,7 @@ def place(
     placed = dict(zip(order, pool.map(one, order)))
   if spoilt and not allow_nonfinite:
     raise errors.UserError(nonfinite_message(spoilt))
-  return {path: placed[path] for path in tensors}
+  return {k: v for path in tensors for k, v in placed[path].items()}
 
 
 def nonfinite_message(spoilt: Mapping[str, int]) -> str:

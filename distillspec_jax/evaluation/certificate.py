@@ -72,6 +72,8 @@ def certify(
     top_k: int = 0,
     top_p: float = 1.0,
     lenience: tuple | None = None,
+    target_weights: str | None = None,
+    draft_weights: str | None = None,
     false_alarm: float = 1e-6,
     seed: int = 0,
 ) -> None:
@@ -94,6 +96,10 @@ def certify(
     top_k: likewise; 0 allows all.
     top_p: likewise; 1 allows all.
     lenience: refused: what it accepts has not the law of the target.
+    target_weights: 'int8_weight_only' certifies what that target says, which is
+      another one than the saved; 'int8' is refused: how it rounds depends on
+      how many tokens are read at once.
+    draft_weights: 'int8' or 'int8_weight_only'.
     false_alarm: chance that the certificate fails though all is right; each of
       its statistical checks gets an equal share of it.
     seed: of inputs and sampling.
@@ -108,6 +114,13 @@ def certify(
         f"lenience is {','.join(map(str, rule))}, a lossy rule: what it accepts"
         " does not have the target's law, so there is nothing to certify. Leave"
         ' --lenience out.'
+    )
+  if target_weights == 'int8':
+    raise errors.UserError(
+        "target_weights is 'int8', which rounds what is multiplied with a"
+        ' weight to 8 bits: its probabilities depend on how many tokens are'
+        ' read at once, so there is no one law to certify. Use'
+        " 'int8_weight_only' for the target; a draft may have 'int8'."
     )
   if not temperature > 0.0:
     raise errors.UserError(
@@ -130,7 +143,10 @@ def certify(
   )
   if run is not None:
     store.check_writable(run)
-  models = pretrained.load(target), pretrained.load(draft)
+  models = (
+      pretrained.load(target, weights=target_weights),
+      pretrained.load(draft, weights=draft_weights),
+  )
   pretrained.check_pair(*models)
   tokens, segments = _inputs(models, file, inputs, input_length, seed)
   device = jax.devices()[0]
@@ -167,7 +183,9 @@ def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
     found = exactness.incremental(
         model, tokens, segments, settings, seed, target
     )
-    yield _cache_check(who, found, len(tokens), settings)
+    # Rounded to int8 a draft may be of two minds: what it drew from counts.
+    if model.config.weights != 'int8':
+      yield _cache_check(who, found, len(tokens), settings)
     thresholds = found._asdict()
 
   rules = {}
@@ -319,8 +337,8 @@ def _write(run, models, check, seed) -> None:
       pathlib.Path(run) / 'results.jsonl',
       'certificate',
       run=pathlib.Path(run).name,
-      target=models[0].name,
-      draft=models[1].name,
+      target=_named(models[0]),
+      draft=_named(models[1]),
       task='certificate',
       split='all',
       decoding=check.decoding.describe(speculative=True, batch_size=1),
@@ -330,3 +348,8 @@ def _write(run, models, check, seed) -> None:
       },
       seed=seed,
   )
+
+
+def _named(model: pretrained.Model) -> str:
+  weights = model.config.weights
+  return model.name if weights == 'float' else f'{model.name} ({weights})'

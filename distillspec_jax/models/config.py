@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from distillspec_jax.core import errors
+from distillspec_jax.models import int8
 
 EOS = 1  # seqio's, in every vocabulary
 _ACTIVATIONS = ('gelu', 'gelu_exact', 'linear', 'relu', 'silu')
@@ -66,6 +67,9 @@ class T5Config:
       None: all. A draft that proposes from the most frequent ones reads less in
       every step (Zhao et al. 2025, https://arxiv.org/abs/2502.14856). Such a
       layer is one of its own, never the embedding.
+    weights: what kernels and the embedding are held in: 'float', 'int8' or
+      'int8_weight_only', see `models.int8`. Such a model decodes and scores; it
+      can be neither trained nor saved.
   """
 
   vocab_size: int
@@ -88,6 +92,7 @@ class T5Config:
   relative_bias_per_layer: bool = False
   encoded_dim: int = 0
   output_tokens: tuple[int, ...] | None = None
+  weights: str = 'float'
 
   def __post_init__(self):
     self._check_types()
@@ -142,6 +147,7 @@ class T5Config:
       )
     _check_choice('dtype', self.dtype, ('float32', 'bfloat16'))
     _check_choice('remat', self.remat, _REMAT)
+    _check_choice('weights', self.weights, int8.KINDS)
     if not self.mlp_activations:
       raise errors.UserError(
           'T5Config.mlp_activations is empty; give one for each branch.'
@@ -219,8 +225,23 @@ class T5Config:
     return f'T5Config({listed})'
 
   def to_dict(self) -> dict[str, Any]:
-    """Plain data, for a model folder; `from_dict` is its inverse."""
-    return dataclasses.asdict(self)
+    """Plain data, for a model folder; `from_dict` is its inverse.
+
+    Raises:
+      UserError: the weights are not float ones.
+    """
+    self.require_float('saved')
+    values = dataclasses.asdict(self)
+    del values['weights']
+    return values
+
+  def require_float(self, done: str) -> None:
+    """Raises UserError where something cannot be `done` with int8 weights."""
+    if self.weights != 'float':
+      raise errors.UserError(
+          f'A model with weights={self.weights!r} cannot be {done}; take the'
+          ' one that it was loaded from, without weights.'
+      )
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> T5Config:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import int8
 
 _MASKED = -1e10
 _ACTIVATION = {
@@ -34,16 +35,24 @@ def compute_dtype(config: config_lib.T5Config) -> Any:
 
 
 class Dense(nn.Module):
-  """x @ kernel, no bias; kernel float32[in, features] under the name kernel."""
+  """x @ kernel, no bias; kernel float32[in, features] under the name kernel.
+
+  With int8 weights: as `models.int8` says.
+  """
 
   features: int
   axes: tuple[str, str]
   stddev: float
-  dtype: Any
-  output_dtype: Any = None  # default: dtype
+  config: config_lib.T5Config
+  output_dtype: Any = None  # default: what is computed in
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    dtype, weights = compute_dtype(self.config), self.config.weights
+    if weights != 'float':
+      held = _int8(self, 'kernel', self.axes, (x.shape[-1], self.features), 0)
+      made = int8.dot(x.astype(dtype), *held, 0, weights)
+      return made.astype(self.output_dtype or dtype)
     kernel = self.param(
         'kernel',
         nn.with_logical_partitioning(
@@ -53,10 +62,33 @@ class Dense(nn.Module):
         jnp.float32,
     )
     return jnp.matmul(
-        x.astype(self.dtype),
-        kernel.astype(self.dtype),
+        x.astype(dtype),
+        kernel.astype(dtype),
         preferred_element_type=self.output_dtype,
     )
+
+
+def _int8(
+    module: nn.Module,
+    name: str,
+    axes: tuple[str, str],
+    shape: tuple[int, int],
+    summed: int,
+) -> tuple[jax.Array, jax.Array]:
+  """A module's parameter as int8 values and float32 scales."""
+  zeros = nn.initializers.zeros  # only shapes and axes count, see `init`
+  scale_axes = tuple(None if i == summed else a for i, a in enumerate(axes))
+  scale_shape = tuple(1 if i == summed else n for i, n in enumerate(shape))
+  values = module.param(
+      name, nn.with_logical_partitioning(zeros, axes), shape, jnp.int8
+  )
+  scale = module.param(
+      name + int8.SCALE,
+      nn.with_logical_partitioning(zeros, scale_axes),
+      scale_shape,
+      jnp.float32,
+  )
+  return values, scale
 
 
 class RMSNorm(nn.Module):
@@ -91,13 +123,12 @@ class Attention(nn.Module):
   def setup(self):
     config = self.config
     joined = config.num_heads * config.head_dim
-    dtype = compute_dtype(config)
     fan_in = config.emb_dim**-0.5
     axes = ('embed', 'joined_kv')
-    self.query = Dense(joined, axes, fan_in * config.head_dim**-0.5, dtype)
-    self.key = Dense(joined, axes, fan_in, dtype)
-    self.value = Dense(joined, axes, fan_in, dtype)
-    self.out = Dense(config.emb_dim, axes[::-1], joined**-0.5, dtype)
+    self.query = Dense(joined, axes, fan_in * config.head_dim**-0.5, config)
+    self.key = Dense(joined, axes, fan_in, config)
+    self.value = Dense(joined, axes, fan_in, config)
+    self.out = Dense(config.emb_dim, axes[::-1], joined**-0.5, config)
 
   def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values float[B, H, N, K] of x float[B, N, D]."""
@@ -149,12 +180,11 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, dropout: Dropout) -> jax.Array:
     config = self.config
-    dtype = compute_dtype(config)
     branches = []
     for i, activation in enumerate(config.mlp_activations):
       name = 'wi' if len(config.mlp_activations) == 1 else f'wi_{i}'
       dense = Dense(
-          config.mlp_dim, ('embed', 'mlp'), config.emb_dim**-0.5, dtype,
+          config.mlp_dim, ('embed', 'mlp'), config.emb_dim**-0.5, config,
           name=name,
       )  # fmt: skip
       branches.append(_ACTIVATION[activation](dense(x)))
@@ -164,16 +194,27 @@ class FeedForward(nn.Module):
     hidden = dropout(hidden, 'hidden', broadcast_axis=-2)
     hidden = nn.with_logical_constraint(hidden, ('batch', 'length', 'mlp'))
     return Dense(
-        config.emb_dim, ('mlp', 'embed'), config.mlp_dim**-0.5, dtype, name='wo'
+        config.emb_dim,
+        ('mlp', 'embed'),
+        config.mlp_dim**-0.5,
+        config,
+        name='wo',
     )(hidden)
 
 
 class Embedding(nn.Module):
-  """Tokens int32[B, N] -> float[B, N, D]; table float32[V, D]."""
+  """Tokens int32[B, N] -> float[B, N, D]; table float32[V, D].
+
+  With int8 weights: as `models.int8` says.
+  """
 
   config: config_lib.T5Config
 
   def setup(self):
+    if self.config.weights != 'float':
+      shape = self.config.vocab_size, self.config.emb_dim
+      self.held = _int8(self, 'embedding', ('vocab', 'embed'), shape, 1)
+      return
     self.embedding = self.param(
         'embedding',
         nn.with_logical_partitioning(
@@ -184,11 +225,18 @@ class Embedding(nn.Module):
     )
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    rows = jnp.take(self.embedding, tokens, axis=0, mode='clip')
+    take = functools.partial(jnp.take, indices=tokens, axis=0, mode='clip')
+    if self.config.weights == 'float':
+      rows = take(self.embedding)
+    else:
+      values, scale = map(take, self.held)
+      rows = values * scale
     return rows.astype(compute_dtype(self.config))
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Logits float32[B, N, V] by the transposed table."""
+    if self.config.weights != 'float':
+      return int8.dot(x, *self.held, 1, self.config.weights)
     table = self.embedding.astype(x.dtype)
     return jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
 

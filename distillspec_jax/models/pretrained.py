@@ -19,6 +19,7 @@ from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import int8
 from distillspec_jax.models import transformer as transformer_lib
 
 
@@ -89,6 +90,7 @@ def load(
     dtype: str | None = None,
     param_dtype: str | None = None,
     vocabulary: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     allow_nonfinite: bool = False,
 ) -> Model:
@@ -106,6 +108,10 @@ def load(
       default: as on disk.
     vocabulary: where it is, if not in the folder: a SentencePiece .model file,
       a tokenizer.json, another folder, or 'bytes'.
+    weights: 'int8' holds kernels and the embedding in a quarter of the bytes of
+      float32 and multiplies in int8; 'int8_weight_only' only holds them so.
+      Either is another model, near the saved one, that decodes and scores but
+      can be neither trained nor saved. Default: as saved.
     mesh: lays the parameters out on it, each device reading its own part;
       default: all on the first device.
     allow_nonfinite: takes parameters that are NaN or infinite, too.
@@ -121,6 +127,7 @@ def load(
       str(path),
       dtype=dtype,
       param_dtype=param_dtype,
+      weights=weights,
       mesh=mesh,
       allow_nonfinite=allow_nonfinite,
   )
@@ -134,6 +141,7 @@ def place(
     *,
     dtype: str | None = None,
     param_dtype: str | None = None,
+    weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     allow_nonfinite: bool = False,
 ) -> Model:
@@ -143,6 +151,8 @@ def place(
         f"param_dtype is {param_dtype!r}; it must be 'float32' or 'bfloat16',"
         ' or left out.'
     )
+  weights = 'float' if weights is None else weights
+  int8.check(weights)
   config = config_lib.T5Config.from_dict(checkpoint.config)
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype)
@@ -155,14 +165,20 @@ def place(
     raise errors.UserError(
         f'The parameters in {name} do not fit its configuration: {wrong}.'
     )
-  shardings = None
+  transformer = transformer_lib.Transformer(
+      dataclasses.replace(config, weights=weights)
+  )
+  shardings = made = None
   if mesh is not None:
     shardings = tensors.flatten(transformer.shardings(mesh))
+  if weights != 'float':
+    made = functools.partial(int8.quantize, shardings=shardings)
   try:
     placed = tensors.place(
         checkpoint.tensors,
         shardings,
         dtype=param_dtype,
+        made=made,
         allow_nonfinite=allow_nonfinite,
     )
   except errors.UserError as error:

@@ -51,7 +51,8 @@ def from_draft(
     mesh: where the parameters are laid out.
 
   Raises:
-    UserError: one of the models has no encoder, or there are no inputs.
+    UserError: one of the models has no encoder, the draft has int8 weights, or
+      there are no inputs.
   """
   for model in (target, draft):
     if not model.config.num_encoder_layers:
@@ -59,6 +60,7 @@ def from_draft(
           f'{model.name} has no encoder of its own; a shared encoder needs a'
           ' target and a draft that are encoder-decoder models.'
       )
+  draft.config.require_float('trained')
   transformer = transformer_lib.Transformer(config(draft.config, target.config))
   kernel = jnp.asarray(_fit(draft, target, inputs), jnp.float32)
   if mesh is not None:

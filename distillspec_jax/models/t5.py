@@ -177,7 +177,7 @@ class Stack(nn.Module):
           config.num_columns,
           ('embed', 'vocab'),
           config.emb_dim**-0.5,
-          layers.compute_dtype(config),
+          config,
           jnp.float32,  # ties of rounded logits would decide greedy tokens
       )
 
@@ -230,7 +230,7 @@ class T5(nn.Module):
           config.emb_dim,
           ('encoded', 'embed'),
           config.encoded_dim**-0.5,
-          layers.compute_dtype(config),
+          config,
       )
     self.decoder = Stack(self.config, is_decoder=True)
 

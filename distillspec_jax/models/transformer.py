@@ -80,7 +80,11 @@ class Transformer:
     Args:
       key: PRNG key.
       on: lays them out on that mesh as they are made.
+
+    Raises:
+      UserError: the weights are not float ones.
     """
+    self.config.require_float('trained or made new')
     layout = None if on is None else self.shardings(on)
     make = jax.jit(
         lambda key: nn.meta.unbox(self._boxed(key)), out_shardings=layout

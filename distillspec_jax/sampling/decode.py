@@ -61,6 +61,8 @@ def decode(
     stop: tuple[str, ...] = (),
     seed: int = 0,
     dtype: str | None = None,
+    target_weights: str | None = None,
+    draft_weights: str | None = None,
     vocabulary: str | None = None,
 ) -> None:
   """Prints or writes the target's answers, proposed by the draft if given.
@@ -96,6 +98,9 @@ def decode(
       several times.
     seed: input i draws from the stream (seed, i); in [0, 2**32).
     dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved.
+    target_weights: 'int8_weight_only' or 'int8': a target near the saved one,
+      in a quarter of the bytes.
+    draft_weights: likewise; whatever they are, the target decides.
     vocabulary: where it is, if not beside the target.
 
   Raises:
@@ -137,6 +142,8 @@ def decode(
       'stop': list(stop) or None,
       'seed': seed,
       'dtype': dtype,
+      'target_weights': target_weights,
+      'draft_weights': draft_weights if draft is not None else None,
       'vocabulary': vocabulary,
   }
   del described['batch_size']  # has no influence on what comes out
@@ -151,7 +158,9 @@ def decode(
       print(f'{out} has all {done} answers already.', file=sys.stderr)
       return
 
-  pair = _load(target, draft, dtype, vocabulary)
+  pair = _load(
+      target, draft, dtype, (target_weights, draft_weights), vocabulary
+  )
   decoder = _Decoder(
       *pair,
       settings,
@@ -273,9 +282,15 @@ def _lines(data: bytes, name: str) -> list[str]:
 
 
 def _load(
-    target: str, draft: str | None, dtype: str | None, vocabulary: str | None
+    target: str,
+    draft: str | None,
+    dtype: str | None,
+    weights: tuple[str | None, str | None],
+    vocabulary: str | None,
 ) -> tuple[pretrained.Model, pretrained.Model | None]:
-  model = pretrained.load(target, dtype=dtype, vocabulary=vocabulary)
+  model = pretrained.load(
+      target, dtype=dtype, weights=weights[0], vocabulary=vocabulary
+  )
   if model.vocabulary is None:
     raise errors.UserError(
         f'{target} has no vocabulary, so it cannot read text; name one with'
@@ -284,7 +299,7 @@ def _load(
     )
   if draft is None:
     return model, None
-  proposer = pretrained.load(draft, dtype=dtype)
+  proposer = pretrained.load(draft, dtype=dtype, weights=weights[1])
   pretrained.check_pair(model, proposer)
   return model, proposer
 

@@ -125,7 +125,11 @@ def make_step(
     target: needed where the method says so.
     micro_batches: the batch is split into so many equal parts, whose
       gradients are added up before the update.
+
+  Raises:
+    UserError: the draft has int8 weights.
   """
+  draft.config.require_float('trained')
   gradient = jax.grad(make_loss(method, draft, target), has_aux=True)
 
   def step(state, target_params, batch):

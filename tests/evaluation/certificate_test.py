@@ -1,6 +1,7 @@
 """The certificate holds for the sampler as it is, and for no broken one."""
 
 import dataclasses
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -355,6 +356,44 @@ def test_a_certificate_that_fails_is_exit_code_1(
   assert 'The certificate fails: law of a tiny pair, token' in said.err
   lines = results.read(tmp_path / 'results.jsonl')
   assert verdicts(lines).count(0.0) == 2
+
+
+int8 = pytest.mark.skipif(
+    importlib.util.find_spec('qwix') is None,
+    reason="qwix is not installed: pip install 'distillspec_jax[int8]'",
+)
+
+
+@int8
+def test_an_int8_draft_is_certified_and_named(
+    folders, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(
+      certificate, 'RULES', {'block verification': {'verification': 'block'}}
+  )
+  certificate.certify(
+      **folders,
+      **SMALL,
+      target_weights='int8_weight_only',
+      draft_weights='int8',
+      run=str(tmp_path),
+  )
+  said = capsys.readouterr().out
+  assert 'cache of the target' in said and 'cache of the draft' not in said
+  lines = results.read(tmp_path / 'results.jsonl')
+  assert verdicts(lines) == [1.0] * 5
+  assert lines[0]['target'].endswith(' (int8_weight_only)')
+  assert lines[0]['draft'].endswith(' (int8)')
+
+
+@int8
+def test_an_int8_target_has_ties_and_is_not_certified(folders):
+  with pytest.raises(errors.UserError, match="target_weights is 'int8'"):
+    certificate.certify(**folders, **SMALL, target_weights='int8')
+  target = pretrained.load(folders['target'], weights='int8')
+  draft = pretrained.load(folders['draft'])
+  found = exactness.greedy(target, draft, *inputs(8), SAMPLED)
+  assert found.rounding > 1e-3 and found.are_ties
 
 
 def test_lines_of_a_file(folders, tmp_path, capsys):

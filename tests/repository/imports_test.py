@@ -24,6 +24,7 @@ ONLY_IN = {
     'matplotlib': ('reporting',),
     'optax': ('training',),
     'orbax': ('checkpoints',),
+    'qwix': ('models',),
     'rich': ('core', 'evaluation', 'training'),
     'tensorstore': ('checkpoints',),
     'tokenizers': ('data',),
@@ -79,7 +80,10 @@ def test_reporting_never_imports_jax():
 
 
 def test_slow_packages_are_imported_when_first_used():
-  slow = ('gin', 'seqio', 'sentencepiece', 'tensorflow', 'tensorflow_datasets')
+  slow = (
+      'gin', 'qwix', 'seqio', 'sentencepiece', 'tensorflow',
+      'tensorflow_datasets',
+  )  # fmt: skip
   for file in FILES:
     for name in _imports(file.read_text(), top_level=True):
       assert name.split('.')[0] not in slow, file

@@ -82,6 +82,29 @@ def test_answers_are_those_of_generate_in_order(pair, tmp_path, capsys):
   assert '7 texts' in capsys.readouterr().err
 
 
+def test_int8_models_decode_and_are_named(pair, tmp_path, capsys):
+  pytest.importorskip('qwix', reason="needs 'distillspec_jax[int8]'")
+  out = tmp_path / 'out.jsonl'
+  code, _ = run(
+      capsys, pair, *TEXTS, f'--draft={pair["draft"]}', f'--out={out}',
+      '--max_new_tokens=8', '--target_weights=int8_weight_only',
+      '--draft_weights=int8',
+  )  # fmt: skip
+  assert code == 0
+  lines = read(out)
+  expected = generation.generate(
+      pretrained.load(pair['target'], weights='int8_weight_only'),
+      TEXTS,
+      max_new_tokens=8,
+  )
+  assert [line['text'] for line in lines] == expected.text
+  settings = lines[0]['settings']
+  assert settings['target_weights'] == 'int8_weight_only'
+  assert settings['draft_weights'] == 'int8'
+  with pytest.raises(errors.UserError, match='another .*target_weights'):
+    decode.decode(*TEXTS, **pair, max_new_tokens=8, out=str(out))
+
+
 def test_texts_do_not_depend_on_their_batches(pair, tmp_path):
   for size in (2, 5):
     settings = {**SAMPLED, 'batch_size': size}
