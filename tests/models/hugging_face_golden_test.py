@@ -161,6 +161,7 @@ def draft_of(vocab_size):
   return transformer, transformer.init(jax.random.key(0))
 
 
+NEVER = 2**31 - 1  # an EOS that no token is
 alone = jax.jit(autoregressive.generate, static_argnums=(0, 5))
 drafted = jax.jit(speculative.generate, static_argnums=(0, 2, 7))
 
@@ -194,7 +195,7 @@ def test_greedy_tokens(full, name, prefix, is_speculative):
   model, recorded = full
   expected = recorded[name][:, 1:]
   length = expected.shape[1]
-  found = generated(model, recorded, prefix, length, -1, is_speculative)
+  found = generated(model, recorded, prefix, length, NEVER, is_speculative)
   np.testing.assert_array_equal(found, expected)
   if not prefix:  # recorded by another call, of fewer tokens
     fewer = recorded['greedy_sequences'][:, 1:]
@@ -205,7 +206,9 @@ def test_greedy_tokens(full, name, prefix, is_speculative):
 def test_greedy_tokens_of_bfloat16_parameters(folder, is_speculative):
   model, recorded = load(folder, 't5_v11_bf16_sharded')
   expected = recorded['greedy_sequences'][:, 1:]
-  found = generated(model, recorded, '', expected.shape[1], -1, is_speculative)
+  found = generated(
+      model, recorded, '', expected.shape[1], NEVER, is_speculative
+  )
   np.testing.assert_array_equal(found, expected)
 
 
