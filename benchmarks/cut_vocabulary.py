@@ -31,6 +31,7 @@ from distillspec_jax.models import cut_head
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import rows as rows_lib
 from distillspec_jax.sampling import warping
 
 FEW, MANY = 8, 40  # steps of a program; the difference counts
@@ -52,7 +53,7 @@ def propose(model, params, inputs, keys, steps, decoding):
     hidden, state = model.advance(params, state, token[:, None])
     logits = columns.cut(model.unembed(params, hidden)[:, 0])
     if decoding.greedy:
-      drawn = jnp.argmax(logits, axis=-1)
+      drawn = rows_lib.best(logits)
     else:
       drawn = randomness.categorical(
           randomness.events(keys, number), warping.warp(logits, decoding)
