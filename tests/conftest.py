@@ -1,5 +1,6 @@
 """What every test runs under: CPU, eight devices, no silent broadcasting."""
 
+import gc
 import os
 import pathlib
 
@@ -11,6 +12,20 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 8)
+
+
+# Linux lets a process have 65,530 mappings; a compiled program has dozens.
+_MAPPINGS = 20_000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_mappings():
+  """Frees compiled programs before a worker dies for having too many."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > _MAPPINGS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')

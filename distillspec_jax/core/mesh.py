@@ -8,11 +8,14 @@ One mesh with three axes, any of which may have size 1:
   tensor   heads, feed-forward width and vocabulary
 
 A parameter or activation names its axes (embed, mlp, heads, ...), as in t5x;
-`RULES` says on which mesh axis each of them lies.
+rules say on which mesh axis each of them lies. Models have rules of their own:
+a large target may be split where its small draft is whole on every device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+import math
 from typing import Any
 
 import jax
@@ -22,8 +25,10 @@ from distillspec_jax.core import errors
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# Logical axis -> mesh axes, None is replicated.
-RULES = (
+# (logical axis, mesh axes or None for replicated), ...
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+SPLIT: Rules = (
     ('batch', ('data', 'fsdp')),
     ('length', None),
     ('embed_activation', None),
@@ -37,30 +42,97 @@ RULES = (
     ('relpos_buckets', None),
     ('layers', None),
 )
+WHOLE: Rules = tuple(
+    (name, axes if name == 'batch' else None) for name, axes in SPLIT
+)
+_LAYOUTS = {'split': SPLIT, 'whole': WHOLE}
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def rules(layout: str | Sequence[tuple[str, Any]]) -> Rules:
+  """The rules of a layout.
+
+  Args:
+    layout: 'split', where parameters lie over the axes fsdp and tensor;
+      'whole', where every device has all of them; or pairs of a logical axis
+      and mesh axes (a name, several, or None) that differ from 'split'.
+
+  Raises:
+    UserError: an unknown layout, logical axis or mesh axis.
+  """
+  if isinstance(layout, str):
+    if layout not in _LAYOUTS:
+      raise errors.UserError(
+          f"Unknown layout {layout!r}; use 'split', 'whole', or pairs such as"
+          " (('embed', None),)."
+      )
+    return _LAYOUTS[layout]
+  changed: dict[str, Any] = dict(SPLIT)
+  for pair in layout:
+    if len(pair) != 2 or pair[0] not in changed:
+      raise errors.UserError(
+          f'A layout has {pair!r}; it must be a logical axis'
+          f' ({", ".join(changed)}) and the mesh axes that it lies on.'
+      )
+    name, axes = pair
+    for axis in _several(axes):
+      if axis not in AXES:
+        raise errors.UserError(
+            f'A layout puts {name!r} on the mesh axis {axis!r}; there are'
+            f' {", ".join(AXES)}.'
+        )
+    changed[name] = tuple(axes) if isinstance(axes, list) else axes
+  return tuple(changed.items())
+
+
+def gathered(layout: Rules) -> Rules:
+  """The rules with nothing but rows on the axis fsdp."""
+
+  def without(axes):
+    kept = tuple(axis for axis in _several(axes) if axis != 'fsdp')
+    return kept or None
+
+  return tuple(
+      (name, axes if name == 'batch' else without(axes))
+      for name, axes in layout
+  )
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """The mesh over all devices.
 
   Args:
     data: size of the data axis; -1 takes the devices that are left.
     fsdp: size of the fsdp axis.
     tensor: size of the tensor axis.
+    devices: which; default: all of all processes.
 
   Raises:
     UserError: the sizes do not multiply to the number of devices.
   """
-  devices = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
+  for name, size in (('data', data), ('fsdp', fsdp), ('tensor', tensor)):
+    if size < 1 and (name, size) != ('data', -1):
+      raise errors.UserError(
+          f'The mesh axis {name} is {size}; it must be at least 1.'
+      )
   if data == -1:
-    data = max(1, devices // (fsdp * tensor))
-  if data * fsdp * tensor != devices:
+    data = max(1, count // (fsdp * tensor))
+  if data * fsdp * tensor != count:
     raise errors.UserError(
         f'The mesh is data {data} x fsdp {fsdp} x tensor {tensor} ='
-        f' {data * fsdp * tensor} devices, but there are {devices}. Set sizes'
+        f' {data * fsdp * tensor} devices, but there are {count}. Set sizes'
         ' whose product is that, or data = -1.'
     )
   return jax.make_mesh(
-      (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3
+      (data, fsdp, tensor),
+      AXES,
+      axis_types=(AxisType.Auto,) * 3,
+      devices=devices,
   )
 
 
@@ -83,33 +155,126 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
     )
 
 
-def shardings(mesh: Mesh, abstract: Any, logical_axes: Any) -> Any:
+def row_axes(rows: int) -> tuple[str, ...]:
+  """The axes of the mesh that is set over which so many rows are spread."""
+  sizes = _automatic(jax.sharding.get_abstract_mesh())
+  axes = tuple(a for a in _several(dict(SPLIT)['batch']) if sizes.get(a, 1) > 1)
+  return () if rows % math.prod(sizes[a] for a in axes) else axes
+
+
+def by_rows(
+    function: Callable[[Any, Any], Any], whole: Any, rows: Any
+) -> Any:
+  """function(whole, rows), where each device sees its own rows alone.
+
+  What the function does with its rows needs nothing of other devices, so
+  nothing is exchanged while it works: loops end where they end here, and the
+  gradient of `whole` is added up once. Without a mesh it is just called.
+
+  Args:
+    function: returns a tree of arrays that begin with an axis of rows, or, for
+      sums, of one row a call.
+    whole: tree of arrays that every device needs wholly; on the axis `tensor`
+      they may stay split.
+    rows: tree of arrays [B, ...].
+
+  Returns:
+    What the function returns, rows one after the other.
+  """
+  axes = row_axes(jax.tree.leaves(rows)[0].shape[0])
+  if not axes:
+    return function(whole, rows)
+  return jax.shard_map(
+      function,
+      in_specs=(PartitionSpec(), PartitionSpec(axes)),
+      out_specs=PartitionSpec(axes),
+      axis_names=set(axes),
+      check_vma=False,
+  )(whole, rows)
+
+
+def _automatic(mesh: Any) -> dict[str, int]:
+  """Axes that the compiler splits arrays over, and their sizes."""
+  return {
+      name: size
+      for name, size in mesh.shape.items()
+      if name not in mesh.manual_axes
+  }
+
+
+def spec(
+    sizes: Mapping[str, int],
+    shape: Sequence[int],
+    names: Sequence[str | None],
+    layout: Rules,
+) -> PartitionSpec:
+  """Where the axes of an array lie.
+
+  An axis whose size the mesh does not divide lies on fewer mesh axes or on
+  none, and so does the second axis that asks for the same one.
+
+  Args:
+    sizes: of the mesh's axes; what lies on others is replicated.
+    shape: of the array.
+    names: its logical axes, from the first on.
+    layout: the rules.
+  """
+  table, used, parts = dict(layout), set(), []
+  for size, name in zip(shape, (*names, *[None] * len(shape))):
+    axes = tuple(
+        axis
+        for axis in _several(table.get(name))
+        if axis in sizes and axis not in used
+    )
+    while axes and size % math.prod(sizes[axis] for axis in axes):
+      axes = axes[:-1]
+    used.update(axes)
+    parts.append(axes[0] if len(axes) == 1 else axes or None)
+  return PartitionSpec(*parts)
+
+
+def constrain(
+    array: jax.Array, names: Sequence[str | None], layout: Rules
+) -> jax.Array:
+  """The array, laid out on the mesh that is set; without one, as it is.
+
+  Args:
+    array: traced.
+    names: its logical axes.
+    layout: the rules; without any the array stays as it is, too.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or not layout:
+    return array
+  return jax.lax.with_sharding_constraint(
+      array, spec(_automatic(mesh), array.shape, names, layout)
+  )
+
+
+def shardings(
+    mesh: Mesh, abstract: Any, logical_axes: Any, layout: Rules = SPLIT
+) -> Any:
   """A sharding for every leaf.
 
   Args:
     mesh: from `make_mesh`.
     abstract: tree of arrays or `ShapeDtypeStruct`.
     logical_axes: tree of `PartitionSpec` of logical names, same structure.
+    layout: the rules.
 
   Returns:
-    A tree of `NamedSharding`. An axis whose size the mesh does not divide is
-    replicated, and so is the second axis that asks for the same mesh axis.
+    A tree of `NamedSharding`; see `spec`.
   """
-  rules = dict(RULES)
+  return jax.tree.map(
+      lambda array, names: NamedSharding(
+          mesh, spec(mesh.shape, array.shape, tuple(names), layout)
+      ),
+      abstract,
+      logical_axes,
+  )
 
-  def leaf(array, names):
-    used: set[str] = set()
-    spec = []
-    for size, name in zip(array.shape, tuple(names) + (None,) * array.ndim):
-      axis = rules.get(name)
-      fits = (
-          isinstance(axis, str)
-          and axis not in used
-          and size % mesh.shape[axis] == 0
-      )
-      spec.append(axis if fits else None)
-      if fits:
-        used.add(axis)
-    return NamedSharding(mesh, PartitionSpec(*spec))
 
-  return jax.tree.map(leaf, abstract, logical_axes)
+def _several(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+  if axes is None:
+    return ()
+  return (axes,) if isinstance(axes, str) else tuple(axes)

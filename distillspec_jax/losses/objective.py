@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import mesh
 from distillspec_jax.core import shapes
 from distillspec_jax.core import types
 from distillspec_jax.losses import divergences
@@ -68,6 +69,8 @@ def distillation(
     p_logits_fn: float[B, t, Dp] -> float[B, t, V], the target's last layer.
     q_logits_fn: float[B, t, Dq] -> float[B, t, V'], the draft's. Cast its
       parameters inside it: gradients add up over chunks in their dtype outside.
+      Where rows are spread over devices, both are `jax.tree_util.Partial` whose
+      arguments are all that they know of arrays.
     p_hidden: float[B, T, Dp] the target's hidden states.
     q_hidden: float[B, T, Dq] the draft's.
     labels: int32[B, T] the tokens that both were conditioned on, not shifted.
@@ -92,7 +95,8 @@ def distillation(
       mask=(mask, 'B T'),
   )
 
-  def measure(mask, p_hidden, q_hidden, labels):
+  def measure(functions, mask, p_hidden, q_hidden, labels):
+    p_logits_fn, q_logits_fn = functions
     p_logits = jax.lax.stop_gradient(_logits(p_logits_fn, p_hidden, mask))
     q_logits = _logits(q_logits_fn, q_hidden, mask)
     p_best, q_best = jnp.argmax(p_logits, -1), jnp.argmax(q_logits, -1)
@@ -117,7 +121,10 @@ def distillation(
     }
 
   p_hidden = jax.lax.stop_gradient(p_hidden)
-  return _sum_over_chunks(measure, chunk, mask, p_hidden, q_hidden, labels)
+  functions = _tree(p_logits_fn), _tree(q_logits_fn)
+  return _sum_over_chunks(
+      measure, functions, chunk, mask, p_hidden, q_hidden, labels
+  )
 
 
 def supervised(
@@ -153,8 +160,8 @@ def supervised(
       q_hidden=(q_hidden, 'B T D'), labels=(labels, 'B T'), mask=(mask, 'B T')
   )
 
-  def measure(mask, q_hidden, labels):
-    logits = _logits(q_logits_fn, q_hidden, mask)
+  def measure(functions, mask, q_hidden, labels):
+    logits = _logits(*functions, q_hidden, mask)
     labels, known, shares = _known(columns, labels, mask)
     loss = divergences.cross_entropy(logits, labels, z_loss, label_smoothing)
     logits = jax.lax.stop_gradient(logits)
@@ -167,7 +174,15 @@ def supervised(
         **shares,
     }
 
-  return _sum_over_chunks(measure, chunk, mask, q_hidden, labels)
+  functions = (_tree(q_logits_fn),)
+  return _sum_over_chunks(measure, functions, chunk, mask, q_hidden, labels)
+
+
+def _tree(function: LogitsFn) -> jax.tree_util.Partial:
+  """The function as a tree of the parameters that it holds."""
+  if isinstance(function, jax.tree_util.Partial):
+    return function
+  return jax.tree_util.Partial(function)
 
 
 def _known(columns, labels, mask):
@@ -203,32 +218,48 @@ def _logits(logits_fn, hidden, mask):
 
 def _sum_over_chunks(
     measure: Callable[..., dict[str, types.Mean]],
+    functions: tuple[LogitsFn, ...],
     chunk: int,
     mask: jax.Array,
     *arrays: Any,
 ) -> dict[str, types.Mean]:
-  """Adds up measure(mask, *arrays) over chunks of axis 1."""
+  """Adds up measure(functions, mask, *arrays) over chunks of axis 1.
+
+  Args:
+    measure: of the functions and [B, chunk, ...] of each array.
+    functions: that make logits.
+    chunk: size of a chunk.
+    mask: bool[B, T].
+    *arrays: [B, T, ...].
+  """
   if chunk < 1:
     raise errors.UserError(
         f'The loss chunk is {chunk} positions; use at least 1.'
     )
   length = mask.shape[1]
   chunk = min(chunk, length)
-
+  arrays = (mask, *arrays)
   # Slices are cut inside the body. Handing the scan [chunks, B, t, D] would
   # copy every array once more, and with logits for hidden states that is all
   # the memory there was to save.
-  @functools.partial(jax.checkpoint, prevent_cse=False)
-  def body(_, first):
-    # The last chunk starts early rather than run over the end; what the chunk
-    # before it has counted is masked. T = 5, chunk = 2: 01 23 (3)4.
-    start = jnp.minimum(first, length - chunk)
-    fresh = start + jnp.arange(chunk) >= first
+  def over_chunks(functions, arrays):
 
-    def cut(array):
-      return jax.lax.dynamic_slice_in_dim(array, start, chunk, axis=1)
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(_, first):
+      # The last chunk starts early rather than run over the end; what the chunk
+      # before it has counted is masked. T = 5, chunk = 2: 01 23 (3)4.
+      start = jnp.minimum(first, length - chunk)
+      fresh = start + jnp.arange(chunk) >= first
+      mask, *others = (
+          jax.lax.dynamic_slice_in_dim(array, start, chunk, axis=1)
+          for array in arrays
+      )
+      return None, measure(functions, mask & fresh[None], *others)
 
-    return None, measure(cut(mask) & fresh[None], *map(cut, arrays))
+    _, sums = jax.lax.scan(body, None, jnp.arange(0, length, chunk))
+    return jax.tree.map(lambda parts: jnp.sum(parts, axis=0)[None], sums)
 
-  _, sums = jax.lax.scan(body, None, jnp.arange(0, length, chunk))
+  # The gradient of what the functions hold is added up over devices here, once,
+  # and not chunk by chunk.
+  sums = mesh.by_rows(over_chunks, functions, arrays)
   return jax.tree.map(lambda parts: jnp.sum(parts, axis=0), sums)

@@ -16,6 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.core import mesh
 from distillspec_jax.core import randomness
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
@@ -28,6 +29,11 @@ _ACTIVATION = {
     'relu': nn.relu,
     'silu': nn.silu,
 }
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+  """x with its logical axes laid out by the rules in force, if any."""
+  return mesh.constrain(x, names, nn.get_logical_axis_rules())
 
 
 def compute_dtype(config: config_lib.T5Config) -> Any:
@@ -169,7 +175,7 @@ class Attention(nn.Module):
   def _heads(self, x: jax.Array) -> jax.Array:
     x = x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
     x = jnp.swapaxes(x, 1, 2)  # [B, N, H, K] -> [B, H, N, K]
-    return nn.with_logical_constraint(x, ('batch', 'heads', 'length', 'kv'))
+    return constrain(x, 'batch', 'heads', 'length', 'kv')
 
 
 class FeedForward(nn.Module):
@@ -192,7 +198,7 @@ class FeedForward(nn.Module):
     for branch in branches[1:]:
       hidden = hidden * branch
     hidden = dropout(hidden, 'hidden', broadcast_axis=-2)
-    hidden = nn.with_logical_constraint(hidden, ('batch', 'length', 'mlp'))
+    hidden = constrain(hidden, 'batch', 'length', 'mlp')
     return Dense(
         config.emb_dim,
         ('mlp', 'embed'),
@@ -227,11 +233,13 @@ class Embedding(nn.Module):
   def __call__(self, tokens: jax.Array) -> jax.Array:
     take = functools.partial(jnp.take, indices=tokens, axis=0, mode='clip')
     if self.config.weights == 'float':
-      rows = take(self.embedding)
+      # Split over its rows alone: the tokens of all examples are taken of it.
+      rows = take(constrain(self.embedding, 'vocab', 'embed_activation'))
     else:
       values, scale = map(take, self.held)
       rows = values * scale
-    return rows.astype(compute_dtype(self.config))
+    rows = rows.astype(compute_dtype(self.config))
+    return constrain(rows, 'batch', 'length', 'embed_activation')
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Logits float32[B, N, V] by the transposed table."""

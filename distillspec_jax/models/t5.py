@@ -69,7 +69,7 @@ class EncoderLayer(nn.Module):
     y = layers.RMSNorm(config, name='pre_mlp_layer_norm')(x)
     y = layers.FeedForward(config, name='mlp')(y, dropout)
     x = x + dropout(y, 'mlp', broadcast_axis=-2)
-    return nn.with_logical_constraint(x, _RESIDUAL), None
+    return layers.constrain(x, *_RESIDUAL), None
 
 
 class DecoderLayer(nn.Module):
@@ -120,7 +120,7 @@ class DecoderLayer(nn.Module):
       x = x + dropout(y, 'cross_attention', broadcast_axis=-2)
     y = self.mlp(self.pre_mlp_layer_norm(x), dropout)
     x = x + dropout(y, 'mlp', broadcast_axis=-2)
-    return nn.with_logical_constraint(x, _RESIDUAL), cache
+    return layers.constrain(x, *_RESIDUAL), cache
 
   def project_cross(self, encoded: jax.Array) -> KeysValues:
     """Keys and values of the encoder's output, which no token changes."""
@@ -348,7 +348,7 @@ class T5(nn.Module):
       logits = self.decoder.logits_dense(hidden)
     if self.config.scale_logits:
       logits = logits * self.config.emb_dim**-0.5
-    return logits
+    return layers.constrain(logits, 'batch', 'length', 'vocab')
 
   def everything(self, inputs: jax.Array, tokens: jax.Array) -> jax.Array:
     """Touches every parameter; for initialisation."""

@@ -60,19 +60,26 @@ class Prefix(NamedTuple):
 class Transformer:
   """The functions of one configuration; holds no parameters.
 
-  Two instances of equal configurations are equal, so that jitted functions
-  that take one as a static argument are compiled once.
+  Two instances of equal configurations and rules are equal, so that jitted
+  functions that take one as a static argument are compiled once.
   """
 
-  def __init__(self, config: config_lib.T5Config):
+  def __init__(
+      self, config: config_lib.T5Config, layout: mesh.Rules = mesh.SPLIT
+  ):
+    """Arguments: the sizes, and the rules by which all lies on a mesh."""
     self.config = config
+    self.layout = layout
     self._module = t5.T5(config)
 
   def __eq__(self, other: Any) -> bool:
-    return isinstance(other, Transformer) and self.config == other.config
+    return isinstance(other, Transformer) and self._key() == other._key()
 
   def __hash__(self) -> int:
-    return hash(self.config)
+    return hash(self._key())
+
+  def _key(self) -> tuple[config_lib.T5Config, mesh.Rules]:
+    return self.config, self.layout
 
   def init(self, key: jax.Array, on: jax.sharding.Mesh | None = None) -> Any:
     """Fresh parameters, float32, named as in t5x.
@@ -97,7 +104,8 @@ class Transformer:
 
   def abstract(self) -> Any:
     """The parameters' shapes and dtypes, without making them."""
-    return nn.meta.unbox(self._abstract)
+    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+    return jax.tree.map(lambda box: box.value, self._abstract, is_leaf=is_box)
 
   def logical_axes(self) -> Any:
     """The parameters' logical axes, `PartitionSpec` leaves."""
@@ -105,14 +113,52 @@ class Transformer:
 
   def shardings(self, on: jax.sharding.Mesh) -> Any:
     """The parameters' layout on a mesh, `NamedSharding` leaves."""
-    return mesh.shardings(on, self.abstract(), self.logical_axes())
+    return mesh.shardings(
+        on, self.abstract(), self.logical_axes(), self._rules(on)
+    )
+
+  def _rules(self, on: Any) -> mesh.Rules:
+    """The rules on a mesh; a head is not split over devices."""
+    if not self.config.num_heads % on.shape.get('tensor', 1):
+      return self.layout
+    return tuple(
+        (name, None if name in ('heads', 'joined_kv') else axes)
+        for name, axes in self.layout
+    )
 
   def _boxed(self, key: jax.Array) -> Any:
     tokens = jnp.zeros((1, 1), jnp.int32)
     return self._module.init(key, tokens, tokens, method='everything')['params']
 
   def _apply(self, params: Any, *args: Any, method: str) -> Any:
-    return self._module.apply({'params': params}, *args, method=method)
+    on = jax.sharding.get_abstract_mesh()
+    with nn.logical_axis_rules(() if on.empty else self._rules(on)):
+      return self._module.apply({'params': params}, *args, method=method)
+
+  def for_decoding(self, params: Any) -> Any:
+    """The parameters as a loop over tokens should hold them, for its length.
+
+    Nothing is split over the axis fsdp, whose parts would be gathered anew for
+    every token, and kernels have the dtype that is computed in.
+    """
+    dtype = layers.compute_dtype(self.config)
+
+    def cast(path, array):
+      is_cast = path[-1].key in ('kernel', 'embedding')
+      if is_cast and jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(dtype)
+      return array
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    on = jax.sharding.get_abstract_mesh()
+    if on.empty:
+      return params
+    layout = mesh.gathered(self._rules(on))
+    return jax.tree.map(
+        lambda array, names: mesh.constrain(array, tuple(names), layout),
+        params,
+        self.logical_axes(),
+    )
 
   def encode(
       self,
@@ -242,6 +288,12 @@ class Transformer:
     """
     return self._apply(params, hidden, method='unembed')
 
+  def head(self, params: Any) -> Any:
+    """Those of the parameters that `unembed` reads."""
+    if self.config.logits_via_embedding:
+      return {'token_embedder': params['token_embedder']}
+    return {'decoder': {'logits_dense': params['decoder']['logits_dense']}}
+
   def columns(self, vocabulary: int | None = None) -> columns_lib.Columns:
     """What the columns of `unembed` are; of tokens below `vocabulary` only."""
     return columns_lib.Columns(
@@ -369,14 +421,19 @@ class Transformer:
   def _empty_cache(self, rows: int, slots: int) -> Any:
     config = self.config
     shape = (rows, config.num_heads, slots, config.head_dim)
-    dtype = layers.compute_dtype(config)
+    names = ('batch', 'heads', 'length', 'kv')
     if config.scan_layers:
-      shape = (config.num_decoder_layers, *shape)
-      return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+      shape, names = (config.num_decoder_layers, *shape), ('layers', *names)
+      return self._zeros(shape, names), self._zeros(shape, names)
     return [
-        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        (self._zeros(shape, names), self._zeros(shape, names))
         for _ in range(config.num_decoder_layers)
     ]
+
+  def _zeros(self, shape: tuple[int, ...], names: tuple[str, ...]) -> jax.Array:
+    zeros = jnp.zeros(shape, layers.compute_dtype(self.config))
+    on = jax.sharding.get_abstract_mesh()
+    return mesh.constrain(zeros, names, () if on.empty else self._rules(on))
 
   def _cross(self, params: Any, encoded: jax.Array) -> Any:
     """Keys and values of float[B, S, D] for every decoder layer."""
@@ -455,7 +512,3 @@ def shift_right(labels: jax.Array, segments: jax.Array) -> jax.Array:
   before = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
   return jnp.where(segments == before, earlier, 0)
 
-
-def sharding_rules() -> Any:
-  """Context in which the layers' activations are laid out on the mesh."""
-  return nn.logical_axis_rules(mesh.RULES)

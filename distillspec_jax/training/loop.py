@@ -153,7 +153,6 @@ def train(
 
   with (
       jax.set_mesh(mesh),
-      transformer_lib.sharding_rules(),
       store.Store(folder / 'checkpoints', keep=keep_checkpoints) as checkpoints,
   ):
     state, abstract = _initial_state(trained, transform, mesh, seed)

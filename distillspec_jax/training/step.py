@@ -79,10 +79,9 @@ def make_loss(
           draft, target, target_params, batch.inputs, batch.input_segments
       )
     q_hidden = hidden(draft, params, batch, encoded, dropout_key)
-    unembed = functools.partial(draft.unembed, params)
     if not method.is_distillation:
       metrics = objective.supervised(
-          unembed,
+          jax.tree_util.Partial(draft.unembed, draft.head(params)),
           q_hidden,
           batch.labels,
           batch.mask,
@@ -95,8 +94,14 @@ def make_loss(
       size = min(draft.config.vocab_size, target.config.vocab_size)
       columns = draft.columns(size)
       metrics = objective.distillation(
-          lambda x: target.all_logits(target_params, x, size),
-          lambda x: columns.cut(unembed(x)),
+          jax.tree_util.Partial(
+              functools.partial(target.all_logits, vocabulary=size),
+              target.head(target_params),
+          ),
+          jax.tree_util.Partial(
+              lambda head, x: columns.cut(draft.unembed(head, x)),
+              draft.head(params),
+          ),
           hidden(target, target_params, batch, encoded),
           q_hidden,
           batch.labels,
