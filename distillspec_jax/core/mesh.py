@@ -24,12 +24,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from distillspec_jax.core import errors
 
 AXES = ('data', 'fsdp', 'tensor')
+ROWS = ('data', 'fsdp')
 
 # (logical axis, mesh axes or None for replicated), ...
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 SPLIT: Rules = (
-    ('batch', ('data', 'fsdp')),
+    ('batch', ROWS),
     ('length', None),
     ('embed_activation', None),
     ('embed', 'fsdp'),
@@ -42,19 +43,21 @@ SPLIT: Rules = (
     ('relpos_buckets', None),
     ('layers', None),
 )
-WHOLE: Rules = tuple(
-    (name, axes if name == 'batch' else None) for name, axes in SPLIT
-)
-_LAYOUTS = {'split': SPLIT, 'whole': WHOLE}
+_LAYOUTS: dict[str, Rules] = {
+    'split': SPLIT,
+    'fsdp': tuple((n, None if a == 'tensor' else a) for n, a in SPLIT),
+    'whole': tuple((n, a if n == 'batch' else None) for n, a in SPLIT),
+}
 
 
 def rules(layout: str | Sequence[tuple[str, Any]]) -> Rules:
   """The rules of a layout.
 
   Args:
-    layout: 'split', where parameters lie over the axes fsdp and tensor;
-      'whole', where every device has all of them; or pairs of a logical axis
-      and mesh axes (a name, several, or None) that differ from 'split'.
+    layout: 'split', where parameters lie over the axes fsdp and tensor; 'fsdp',
+      where they lie over that one alone; 'whole', where every device has all of
+      them; or pairs of a logical axis and mesh axes (a name, several, or None)
+      that differ from 'split'.
 
   Raises:
     UserError: an unknown layout, logical axis or mesh axis.
@@ -62,8 +65,8 @@ def rules(layout: str | Sequence[tuple[str, Any]]) -> Rules:
   if isinstance(layout, str):
     if layout not in _LAYOUTS:
       raise errors.UserError(
-          f"Unknown layout {layout!r}; use 'split', 'whole', or pairs such as"
-          " (('embed', None),)."
+          f"Unknown layout {layout!r}; use 'split', 'fsdp', 'whole', or pairs"
+          " such as (('embed', None),)."
       )
     return _LAYOUTS[layout]
   changed: dict[str, Any] = dict(SPLIT)
@@ -142,7 +145,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def rows(mesh: Mesh) -> NamedSharding:
   """For arrays whose first axis is the batch."""
-  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+  return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
@@ -155,42 +158,52 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
     )
 
 
-def row_axes(rows: int) -> tuple[str, ...]:
-  """The axes of the mesh that is set over which so many rows are spread."""
-  sizes = _automatic(jax.sharding.get_abstract_mesh())
-  axes = tuple(a for a in _several(dict(SPLIT)['batch']) if sizes.get(a, 1) > 1)
-  return () if rows % math.prod(sizes[a] for a in axes) else axes
-
-
 def by_rows(
-    function: Callable[[Any, Any], Any], whole: Any, rows: Any
+    function: Callable[[Any, Any], Any],
+    whole: Any,
+    rows: Any,
+    axes: Sequence[str] = ROWS,
 ) -> Any:
   """function(whole, rows), where each device sees its own rows alone.
 
-  What the function does with its rows needs nothing of other devices, so
-  nothing is exchanged while it works: loops end where they end here, and the
-  gradient of `whole` is added up once. Without a mesh it is just called.
+  What the function does with its rows needs nothing of devices with other rows,
+  so nothing is exchanged with them while it works: loops end where they end
+  here, and the gradient of `whole` is added up once. Without a mesh, or where
+  the rows cannot be spread evenly, it is just called.
 
   Args:
     function: returns a tree of arrays that begin with an axis of rows, or, for
       sums, of one row a call.
-    whole: tree of arrays that every device needs wholly; on the axis `tensor`
-      they may stay split.
+    whole: tree of arrays that every device needs wholly.
     rows: tree of arrays [B, ...].
+    axes: of the mesh, on which `function` exchanges nothing; on the others
+      arrays may be split inside it. Loops whose length depends on the rows need
+      all of them.
 
   Returns:
     What the function returns, rows one after the other.
   """
-  axes = row_axes(jax.tree.leaves(rows)[0].shape[0])
-  if not axes:
+  sizes = _automatic(jax.sharding.get_abstract_mesh())
+  axes = tuple(axis for axis in axes if sizes.get(axis, 1) > 1)
+  spread = tuple(axis for axis in axes if axis in ROWS)
+  count = jax.tree.leaves(rows)[0].shape[0]
+  if not axes or count % math.prod(sizes[axis] for axis in spread):
     return function(whole, rows)
   return jax.shard_map(
       function,
-      in_specs=(PartitionSpec(), PartitionSpec(axes)),
-      out_specs=PartitionSpec(axes),
+      in_specs=(PartitionSpec(), PartitionSpec(spread)),
+      out_specs=PartitionSpec(spread),
       axis_names=set(axes),
       check_vma=False,
   )(whole, rows)
+
+
+def lies_on(layout: Rules, axis: str) -> bool:
+  """Whether a layout splits anything on the axis of the mesh that is set."""
+  sizes = _automatic(jax.sharding.get_abstract_mesh())
+  return sizes.get(axis, 1) > 1 and any(
+      axis in _several(axes) for _, axes in layout
+  )
 
 
 def _automatic(mesh: Any) -> dict[str, int]:
@@ -243,11 +256,11 @@ def constrain(
     names: its logical axes.
     layout: the rules; without any the array stays as it is, too.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or not layout:
+  sizes = _automatic(jax.sharding.get_abstract_mesh())
+  if math.prod(sizes.values()) == 1 or not layout:
     return array
   return jax.lax.with_sharding_constraint(
-      array, spec(_automatic(mesh), array.shape, names, layout)
+      array, spec(sizes, array.shape, names, layout)
   )
 
 

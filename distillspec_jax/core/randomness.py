@@ -13,7 +13,9 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-_PIECE = 256  # tokens, of about the square root of a vocabulary
+# Of a vocabulary; about its square root, and what the sizes of vocabularies and
+# of a mesh have in common, so that pieces stay on their devices.
+_PIECES = 128
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
@@ -49,13 +51,13 @@ def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
   """
 
   def one(key, logits):
-    pieces = -(-logits.shape[0] // _PIECE)
+    size = -(-logits.shape[0] // _PIECES)
     weights = jnp.exp(logits.astype(jnp.float32) - jnp.max(logits))
-    weights = jnp.pad(weights, (0, pieces * _PIECE - logits.shape[0]))
-    weights = weights.reshape(pieces, _PIECE)
+    weights = jnp.pad(weights, (0, _PIECES * size - logits.shape[0]))
+    weights = weights.reshape(_PIECES, size)
     u = jax.random.uniform(key, (2,))
     piece = _invert(jnp.sum(weights, axis=1), u[0])
-    return piece * _PIECE + _invert(weights[piece], u[1])
+    return piece * size + _invert(weights[piece], u[1])
 
   return jax.vmap(one)(keys, logits)
 

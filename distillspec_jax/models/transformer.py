@@ -117,6 +117,11 @@ class Transformer:
         on, self.abstract(), self.logical_axes(), self._rules(on)
     )
 
+  @property
+  def is_on_tensor(self) -> bool:
+    """Whether it is split over the axis `tensor` of the mesh that is set."""
+    return mesh.lies_on(self.layout, 'tensor')
+
   def _rules(self, on: Any) -> mesh.Rules:
     """The rules on a mesh; a head is not split over devices."""
     if not self.config.num_heads % on.shape.get('tensor', 1):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.core import mesh
 from distillspec_jax.core import randomness
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import controls as controls_lib
@@ -58,6 +59,35 @@ def generate(
     controls: settings of rows.
     encoded: float[B, S, E] the encoder's output, see `Transformer.hidden`.
   """
+
+  def of_rows(whole, rows):
+    params, stop = whole
+    inputs, segments, keys, controls, encoded = rows
+    return _generate(
+        model, params, inputs, segments, keys, decoding, vocabulary,
+        controls.replace(stop=stop), encoded,
+    )  # fmt: skip
+
+  return mesh.by_rows(
+      of_rows,
+      (model.for_decoding(params), controls.stop),
+      (inputs, input_segments, keys, controls.replace(stop=None), encoded),
+      axes=() if model.is_on_tensor else mesh.AXES,
+  )
+
+
+def _generate(
+    model: transformer.Transformer,
+    params: Any,
+    inputs: jax.Array,
+    input_segments: jax.Array,
+    keys: jax.Array,
+    decoding: decoding_lib.Decoding,
+    vocabulary: int | None,
+    controls: controls_lib.Controls,
+    encoded: jax.Array | None,
+) -> samples_lib.Samples:
+  """`generate`, on one device's rows."""
   batch, length = inputs.shape[0], decoding.max_new_tokens
   state, prefix = model.begin(
       params,

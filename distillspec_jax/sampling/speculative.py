@@ -25,6 +25,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.core import mesh
 from distillspec_jax.core import randomness
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import controls as controls_lib
@@ -98,6 +99,40 @@ def generate(
     decoding: settings, the same for both models.
     controls: settings of rows.
   """
+
+  def of_rows(whole, rows):
+    target_params, draft_params, stop = whole
+    inputs, segments, keys, controls = rows
+    return _generate(
+        target, target_params, draft, draft_params, inputs, segments, keys,
+        decoding, controls.replace(stop=stop),
+    )  # fmt: skip
+
+  is_on_tensor = target.is_on_tensor or draft.is_on_tensor
+  return mesh.by_rows(
+      of_rows,
+      (
+          target.for_decoding(target_params),
+          draft.for_decoding(draft_params),
+          controls.stop,
+      ),
+      (inputs, input_segments, keys, controls.replace(stop=None)),
+      axes=() if is_on_tensor else mesh.AXES,
+  )
+
+
+def _generate(
+    target: transformer.Transformer,
+    target_params: Any,
+    draft: transformer.Transformer,
+    draft_params: Any,
+    inputs: jax.Array,
+    input_segments: jax.Array,
+    keys: jax.Array,
+    decoding: decoding_lib.Decoding,
+    controls: controls_lib.Controls,
+) -> samples_lib.Samples:
+  """`generate`, on one device's rows."""
   # Rows of the larger vocabulary beyond the smaller are padding.
   vocabulary = min(target.config.vocab_size, draft.config.vocab_size)
   batch, size = inputs.shape[0], decoding.block_length
