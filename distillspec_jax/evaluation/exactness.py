@@ -26,6 +26,7 @@ from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import rows as rows_lib
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import warping
@@ -192,21 +193,13 @@ def incremental(
   )
   length = samples.tokens.shape[1]
   real = np.arange(length)[None] < np.asarray(samples.lengths)[:, None]
-  confidence, entropy = _sureness(logits)
+
+  def median(measure):
+    return float(np.median(np.asarray(jax.jit(measure)(logits))[real]))
+
   return Incremental(
-      float(apart),
-      float(np.median(np.asarray(confidence)[real])),
-      float(np.median(np.asarray(entropy)[real])),
+      float(apart), median(rows_lib.confidence), median(rows_lib.entropy)
   )
-
-
-@jax.jit
-def _sureness(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """float32[...]: largest probability, and entropy, of logits [..., V]."""
-  log_q = jax.nn.log_softmax(logits)
-  q = jnp.exp(log_q)
-  entropy = -jnp.sum(jnp.where(q > 0.0, q * log_q, 0.0), axis=-1)
-  return jnp.max(q, axis=-1), entropy
 
 
 def _of_target(decoding: decoding_lib.Decoding) -> decoding_lib.Decoding:
@@ -338,10 +331,11 @@ def _tiny_threshold(
 ) -> float:
   """Where a tiny draft goes on at half of its places, the first not among."""
   _, logits = _all_logits(draft, inputs, _TINY_LENGTH)
-  confidence, entropy = (np.asarray(x) for x in _sureness(logits))
   if name == 'confidence':
-    return float(max(np.median(confidence), 1.0001 * confidence[0, 0]))
-  return float(min(np.median(entropy), 0.9999 * entropy[0, 0]))
+    found = np.asarray(rows_lib.confidence(logits))
+    return float(max(np.median(found), 1.0001 * found[0, 0]))
+  found = np.asarray(rows_lib.entropy(logits))
+  return float(min(np.median(found), 0.9999 * found[0, 0]))
 
 
 def _all_logits(

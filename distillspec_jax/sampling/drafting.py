@@ -229,9 +229,6 @@ def _goes_on(logits: jax.Array, decoding: decoding_lib.Decoding) -> jax.Array:
   if decoding.draft_stop is None:
     return jnp.ones(logits.shape[:-1], bool)
   name, threshold = decoding.draft_stop
-  log_q = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   if name == 'confidence':
-    return jnp.exp(jnp.max(log_q, axis=-1)) > threshold
-  q = jnp.exp(log_q)
-  entropy = -jnp.sum(q * jnp.where(q > 0.0, log_q, 0.0), axis=-1)
-  return entropy <= threshold
+    return rows.confidence(logits) > threshold
+  return rows.entropy(logits) <= threshold

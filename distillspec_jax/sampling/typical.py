@@ -32,11 +32,8 @@ class Typical(NamedTuple):
 
   def threshold(self, p_logits: jax.Array) -> jax.Array:
     """float32[...] that a token must have more than, of logits [..., V]."""
-    log_p = jax.nn.log_softmax(p_logits)
-    p = jnp.exp(log_p)
-    # 0 log 0 is 0, whatever the logarithm.
-    entropy = -jnp.sum(p * jnp.where(p > 0.0, log_p, 0.0), axis=-1)
-    return jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
+    unsure = jnp.exp(-rows.entropy(p_logits))
+    return jnp.minimum(self.epsilon, self.delta * unsure)
 
 
 def token(
