@@ -105,7 +105,7 @@ class Bench:
         temperature=self.options.temperature,
         block_length=length,
         max_new_tokens=self.options.max_new_tokens,
-        eos_ids=(beside.NEVER,),
+        eos_ids=(),
         lenience=('simulated', rate),
     )
 
@@ -117,7 +117,7 @@ class Bench:
     decoding = decoding_lib.Decoding(
         temperature=options.temperature,
         max_new_tokens=options.max_new_tokens,
-        eos_ids=(beside.NEVER,),
+        eos_ids=(),
     )
     keys = jax.block_until_ready(self.keys(number))
     return seconds(

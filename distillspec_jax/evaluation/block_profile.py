@@ -28,8 +28,6 @@ from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
 
-_NEVER = 2**31 - 1  # an EOS that no token is
-
 
 class Part(NamedTuple):
   """A part of a block: seconds of one call, and how many calls a block has."""
@@ -144,7 +142,7 @@ def block(
 ) -> stopwatch.Stopwatch:
   """A block in the loop of `speculative.generate`."""
   rows = inputs.tokens.shape[0]
-  endless = dataclasses.replace(decoding, eos_ids=(_NEVER,))
+  endless = dataclasses.replace(decoding, eos_ids=())
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
       jax.random.key(seed), jnp.arange(rows)
   )

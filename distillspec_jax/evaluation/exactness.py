@@ -361,7 +361,7 @@ def _law(
   p = np.asarray(jax.nn.softmax(warping.warp(logits, decoding)), np.float64)
   law = {}
   for row, tokens in enumerate(outputs):
-    ends = np.flatnonzero(tokens == decoding.eos_ids[0])
+    ends = np.flatnonzero(np.isin(tokens, decoding.eos_ids))
     length = ends[0] + 1 if len(ends) else size
     key = (*tokens[:length].tolist(), *[0] * (size - length))
     law[key] = float(np.prod(p[row, np.arange(length), tokens[:length]]))

@@ -20,7 +20,7 @@ def settings(temperature=0.0, **changes):
           'temperature': temperature,
           'max_new_tokens': L,
           'block_length': 3,
-          'eos_ids': (tiny.NEVER,),
+          'eos_ids': (),
           **changes,
       }
   )
