@@ -21,6 +21,7 @@ import numpy as np
 from scipy import special
 
 from distillspec_jax.core import randomness
+from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
@@ -28,7 +29,6 @@ from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import rows as rows_lib
 from distillspec_jax.sampling import samples as samples_lib
-from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import warping
 
 _BINS = 40
@@ -95,16 +95,8 @@ def speculate(
     seed: int,
 ) -> samples_lib.Samples:
   """Rows of the pair; row i draws from the stream (seed, i)."""
-  return speculative.generate(
-      target.transformer,
-      target.params,
-      draft.transformer,
-      draft.params,
-      inputs,
-      segments,
-      randomness.row_keys(jax.random.key(seed), inputs.shape[0]),
-      decoding,
-  )
+  keys = randomness.row_keys(jax.random.key(seed), inputs.shape[0])
+  return pair_lib.answer(target, draft, inputs, segments, keys, decoding)
 
 
 def greedy(
@@ -117,7 +109,9 @@ def greedy(
   """Compares greedy rows; inputs int32[B, S], segments int32[B, S]."""
   decoding = dataclasses.replace(decoding, temperature=0.0)
   fast = speculate(target, draft, inputs, segments, decoding, 0)
-  vocabulary = _vocabulary(target, draft)
+  vocabulary = transformer_lib.shared_vocabulary(
+      target.transformer, draft.transformer
+  )
   plain = autoregressive.generate(
       target.transformer,
       target.params,
@@ -251,7 +245,7 @@ def uniforms(
       samples.lengths,
       key,
       _of_target(decoding),
-      _vocabulary(target, draft),
+      transformer_lib.shared_vocabulary(target.transformer, draft.transformer),
   )
   real = (
       np.arange(samples.tokens.shape[1]) < np.asarray(samples.lengths)[:, None]
@@ -307,10 +301,6 @@ def chi_squared(observed: np.ndarray, expected: np.ndarray) -> float:
   """The chance that counts of the expected law are as far off, or farther."""
   statistic = float(((observed - expected) ** 2 / expected).sum())
   return float(special.chdtrc(len(observed) - 1, statistic))
-
-
-def _vocabulary(target: pretrained.Model, draft: pretrained.Model) -> int:
-  return min(target.config.vocab_size, draft.config.vocab_size)
 
 
 @functools.cache

@@ -414,6 +414,11 @@ def _join(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
   return tokens, jnp.sum(mask, axis=1, dtype=jnp.int32)
 
 
+def shared_vocabulary(target: Transformer, draft: Transformer) -> int:
+  """Tokens that both know; the larger model's logits beyond are padding."""
+  return min(target.config.vocab_size, draft.config.vocab_size)
+
+
 @functools.partial(jax.jit, static_argnames=('draft', 'target'))
 def shared_encoding(
     draft: Transformer,

@@ -183,7 +183,7 @@ def sample(
     numbers: Sequence[int] | np.ndarray,
     decoding: decoding_lib.Decoding,
     seed: int | np.ndarray,
-    controls: controls_lib.Controls = speculative.NO_CONTROLS,
+    controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
 ) -> samples_lib.Samples:
   """Answers to tokenised inputs, on the host.
 

@@ -36,8 +36,6 @@ from distillspec_jax.sampling import rules
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import verification
 
-NO_CONTROLS = controls_lib.Controls()
-
 
 @flax.struct.dataclass
 class SpeculativeState:
@@ -81,7 +79,7 @@ def generate(
     input_segments: jax.Array,
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
-    controls: controls_lib.Controls = NO_CONTROLS,
+    controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
 ) -> samples_lib.Samples:
   """Rows with the target's distribution, proposed by the draft.
 
@@ -98,8 +96,7 @@ def generate(
     decoding: settings, the same for both models.
     controls: settings of rows.
   """
-  # Rows of the larger vocabulary beyond the smaller are padding.
-  vocabulary = min(target.config.vocab_size, draft.config.vocab_size)
+  vocabulary = transformer.shared_vocabulary(target, draft)
   batch, size = inputs.shape[0], decoding.block_length
   slack = decoding.max_new_tokens + size * decoding.num_drafts + 1
   read = (inputs, input_segments)

@@ -91,8 +91,7 @@ def make_loss(
           columns=draft.columns(),
       )
     else:
-      # Rows beyond the smaller vocabulary are padding in both.
-      size = min(draft.config.vocab_size, target.config.vocab_size)
+      size = transformer.shared_vocabulary(target, draft)
       columns = draft.columns(size)
       metrics = objective.distillation(
           lambda x: target.all_logits(target_params, x, size),

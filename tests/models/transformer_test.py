@@ -442,3 +442,12 @@ def test_arrays_that_disagree_are_named():
   state, _ = jax.eval_shape(begin, params, inputs, input_segments)
   with pytest.raises(ValueError, match='Axis B is 2 in `tokens` but 5'):
     model.advance(params, state, labels[:2])
+
+
+def test_tokens_of_the_larger_vocabulary_are_not_shared():
+  sizes = [
+      transformer.Transformer(config_lib.published('test', size))
+      for size in (V, V + 8)
+  ]
+  assert transformer.shared_vocabulary(*sizes) == V
+  assert transformer.shared_vocabulary(*sizes[::-1]) == V
