@@ -27,7 +27,6 @@ from distillspec_jax.core import results
 from distillspec_jax.models import config as config_lib
 
 HERE = pathlib.Path(__file__).parent
-NEVER = 2**31 - 1  # an EOS that no token is
 
 
 class Peer:

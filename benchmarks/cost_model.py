@@ -78,7 +78,10 @@ class Bench:
     self.inputs = costs_lib.inputs(target, draft, tokens, jnp.ones_like(tokens))
     self.read = self.inputs.tokens, self.inputs.segments
     first = self.decoding(options.rates[0], options.block_lengths[0])
-    size = costs_lib.vocabulary(target, draft)
+    self.vocabulary = transformer_lib.shared_vocabulary(
+        target.transformer, draft.transformer
+    )
+    size = self.vocabulary
     self.base = {
         'begin': costs_lib.begin(target, self.inputs, first),
         'draft_begin': costs_lib.begin(draft, self.inputs, first),
@@ -105,7 +108,7 @@ class Bench:
         temperature=self.options.temperature,
         block_length=length,
         max_new_tokens=self.options.max_new_tokens,
-        eos_ids=(beside.NEVER,),
+        eos_ids=(),
         lenience=('simulated', rate),
     )
 
@@ -117,13 +120,13 @@ class Bench:
     decoding = decoding_lib.Decoding(
         temperature=options.temperature,
         max_new_tokens=options.max_new_tokens,
-        eos_ids=(beside.NEVER,),
+        eos_ids=(),
     )
     keys = jax.block_until_ready(self.keys(number))
     return seconds(
         lambda: autoregressive.generate(
             target.transformer, target.params, *self.read, keys,
-            decoding, costs_lib.vocabulary(*self.models),
+            decoding, self.vocabulary,
         )
     )[0]  # fmt: skip
 

@@ -54,9 +54,7 @@ def save(folder: pathlib.Path, config, params, library: str) -> None:
 
 def ours(model: pretrained.Model, inputs: np.ndarray, length: int):
   """Seconds and tokens of one call."""
-  decoding = decoding_lib.Decoding(
-      max_new_tokens=length, eos_ids=(beside.NEVER,)
-  )
+  decoding = decoding_lib.Decoding(max_new_tokens=length, eos_ids=())
   keys = randomness.row_keys(jax.random.key(0), len(inputs))
   tokens = jax.block_until_ready(jnp.asarray(inputs, jnp.int32))
   start = time.perf_counter()

@@ -63,7 +63,7 @@ class Ours:
         temperature=temperature,
         block_length=block_length or 1,
         max_new_tokens=self.length,
-        eos_ids=(beside.NEVER,),
+        eos_ids=(),
     )
 
   def __call__(

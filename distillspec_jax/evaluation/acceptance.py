@@ -221,7 +221,9 @@ def count(
   """
   rows: list[dict[str, np.ndarray]] = []
   for batch, keys in examples_lib.with_keys(batches, seed):
-    samples = pair_lib.answer(target, draft, batch, keys, decoding)
+    samples = pair_lib.answer(
+        target, draft, batch.inputs, batch.input_segments, keys, decoding
+    )
     found = {
         'expected': _expected_acceptance(
             target.transformer,
@@ -315,7 +317,7 @@ def _expected_acceptance(
   )
   p_hidden = target.hidden(target_params, *read, encoded=encoded)
   q_hidden = draft.hidden(draft_params, *read, encoded=encoded)
-  size = min(target.config.vocab_size, draft.config.vocab_size)
+  size = transformer_lib.shared_vocabulary(target, draft)
   padding = -length % _CHUNK
 
   def split(array):

@@ -17,18 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.evaluation import costs
+from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.evaluation import stopwatch
 from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import drafting
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
-
-_NEVER = 2**31 - 1  # an EOS that no token is
 
 
 class Part(NamedTuple):
@@ -94,7 +95,9 @@ def measure(
     RuntimeError: the machine is too busy to time steps.
   """
   size, rows = decoding.block_length, inputs.tokens.shape[0]
-  vocabulary = costs.vocabulary(target, draft)
+  vocabulary = transformer_lib.shared_vocabulary(
+      target.transformer, draft.transformer
+  )
 
   def read(model, tokens):
     return _read(model, inputs, decoding, tokens, vocabulary)
@@ -144,24 +147,14 @@ def block(
 ) -> stopwatch.Stopwatch:
   """A block in the loop of `speculative.generate`."""
   rows = inputs.tokens.shape[0]
-  endless = dataclasses.replace(decoding, eos_ids=(_NEVER,))
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      jax.random.key(seed), jnp.arange(rows)
-  )
+  endless = dataclasses.replace(decoding, eos_ids=())
+  keys = randomness.row_keys(jax.random.key(seed), rows)
 
   def run(limit: int) -> Callable[[], Any]:
     limits = jnp.full(rows, limit, jnp.int32)
     controls = controls_lib.Controls(max_new_tokens=limits)
-    return lambda: speculative.generate(
-        target.transformer,
-        target.params,
-        draft.transformer,
-        draft.params,
-        inputs.tokens,
-        inputs.segments,
-        keys,
-        endless,
-        controls,
+    return lambda: pair_lib.answer(
+        target, draft, inputs.tokens, inputs.segments, keys, endless, controls
     )
 
   few = run(1)
@@ -254,7 +247,7 @@ def _commit(rows, decoding, vocabulary):
     block = drafting.Block(drafted, None, None, finite, size)
     state = speculative.commit(
         state, jnp.ones(rows, jnp.int32), block, verdict, logits, decoding,
-        speculative.NO_CONTROLS,
+        controls_lib.NO_CONTROLS,
     )  # fmt: skip
     # Rewound, so that there is always room for another block.
     ones = jnp.ones_like(state.total)

@@ -19,6 +19,7 @@ from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.evaluation import exactness
 from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import generation
@@ -309,7 +310,9 @@ def _greedy_metrics(found, holds) -> dict[str, results.Metric]:
 
 def _inputs(models, file, count, length, seed):
   """Tokens and segments int32[count, length]."""
-  vocabulary = min(model.config.vocab_size for model in models)
+  vocabulary = transformer_lib.shared_vocabulary(
+      *(model.transformer for model in models)
+  )
   if file is None:
     if length < 1:
       raise errors.UserError(

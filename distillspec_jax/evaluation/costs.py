@@ -26,8 +26,6 @@ from distillspec_jax.sampling import rows as rows_lib
 from distillspec_jax.sampling import rules
 from distillspec_jax.sampling import warping
 
-_NO_CONTROLS = controls_lib.Controls()
-
 
 class Costs(NamedTuple):
   """Seconds on a batch.
@@ -109,7 +107,9 @@ def measure(
     RuntimeError: the machine is too busy to time steps.
   """
   longest = max(decodings, key=lambda decoding: decoding.block_length)
-  size = vocabulary(target, draft)
+  size = transformer_lib.shared_vocabulary(
+      target.transformer, draft.transformer
+  )
   found = stopwatch.read(
       {
           'begin': begin(target, inputs, longest),
@@ -254,7 +254,11 @@ def judge(drafted, q_logits, p_logits, keys, number, decoding):
   finite = jnp.ones(drafted.shape[0], bool)
   block = drafting.Block(drafted, q_logits, None, finite, drafted.shape[1])
   verdict = rules.verify(
-      randomness.events(keys, number), block, p_logits, decoding, _NO_CONTROLS
+      randomness.events(keys, number),
+      block,
+      p_logits,
+      decoding,
+      controls_lib.NO_CONTROLS,
   )
   return verdict, q_logits
 
@@ -271,8 +275,3 @@ def proposals(
 
 def row_keys(rows: int) -> jax.Array:
   return randomness.row_keys(jax.random.key(0), rows)
-
-
-def vocabulary(target: pretrained.Model, draft: pretrained.Model) -> int:
-  """Logits from here on are padding to both models."""
-  return min(target.config.vocab_size, draft.config.vocab_size)

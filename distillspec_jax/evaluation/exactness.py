@@ -21,13 +21,14 @@ import numpy as np
 from scipy import special
 
 from distillspec_jax.core import randomness
+from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import rows as rows_lib
 from distillspec_jax.sampling import samples as samples_lib
-from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import warping
 
 _BINS = 40
@@ -94,16 +95,8 @@ def speculate(
     seed: int,
 ) -> samples_lib.Samples:
   """Rows of the pair; row i draws from the stream (seed, i)."""
-  return speculative.generate(
-      target.transformer,
-      target.params,
-      draft.transformer,
-      draft.params,
-      inputs,
-      segments,
-      randomness.row_keys(jax.random.key(seed), inputs.shape[0]),
-      decoding,
-  )
+  keys = randomness.row_keys(jax.random.key(seed), inputs.shape[0])
+  return pair_lib.answer(target, draft, inputs, segments, keys, decoding)
 
 
 def greedy(
@@ -116,7 +109,9 @@ def greedy(
   """Compares greedy rows; inputs int32[B, S], segments int32[B, S]."""
   decoding = dataclasses.replace(decoding, temperature=0.0)
   fast = speculate(target, draft, inputs, segments, decoding, 0)
-  vocabulary = _vocabulary(target, draft)
+  vocabulary = transformer_lib.shared_vocabulary(
+      target.transformer, draft.transformer
+  )
   plain = autoregressive.generate(
       target.transformer,
       target.params,
@@ -192,21 +187,13 @@ def incremental(
   )
   length = samples.tokens.shape[1]
   real = np.arange(length)[None] < np.asarray(samples.lengths)[:, None]
-  confidence, entropy = _sureness(logits)
+
+  def median(measure):
+    return float(np.median(np.asarray(jax.jit(measure)(logits))[real]))
+
   return Incremental(
-      float(apart),
-      float(np.median(np.asarray(confidence)[real])),
-      float(np.median(np.asarray(entropy)[real])),
+      float(apart), median(rows_lib.confidence), median(rows_lib.entropy)
   )
-
-
-@jax.jit
-def _sureness(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """float32[...]: largest probability, and entropy, of logits [..., V]."""
-  log_q = jax.nn.log_softmax(logits)
-  q = jnp.exp(log_q)
-  entropy = -jnp.sum(jnp.where(q > 0.0, q * log_q, 0.0), axis=-1)
-  return jnp.max(q, axis=-1), entropy
 
 
 def _of_target(decoding: decoding_lib.Decoding) -> decoding_lib.Decoding:
@@ -258,7 +245,7 @@ def uniforms(
       samples.lengths,
       key,
       _of_target(decoding),
-      _vocabulary(target, draft),
+      transformer_lib.shared_vocabulary(target.transformer, draft.transformer),
   )
   real = (
       np.arange(samples.tokens.shape[1]) < np.asarray(samples.lengths)[:, None]
@@ -316,10 +303,6 @@ def chi_squared(observed: np.ndarray, expected: np.ndarray) -> float:
   return float(special.chdtrc(len(observed) - 1, statistic))
 
 
-def _vocabulary(target: pretrained.Model, draft: pretrained.Model) -> int:
-  return min(target.config.vocab_size, draft.config.vocab_size)
-
-
 @functools.cache
 def _tiny(seed: int) -> pretrained.Model:
   config = config_lib.published(
@@ -338,10 +321,11 @@ def _tiny_threshold(
 ) -> float:
   """Where a tiny draft goes on at half of its places, the first not among."""
   _, logits = _all_logits(draft, inputs, _TINY_LENGTH)
-  confidence, entropy = (np.asarray(x) for x in _sureness(logits))
   if name == 'confidence':
-    return float(max(np.median(confidence), 1.0001 * confidence[0, 0]))
-  return float(min(np.median(entropy), 0.9999 * entropy[0, 0]))
+    found = np.asarray(rows_lib.confidence(logits))
+    return float(max(np.median(found), 1.0001 * found[0, 0]))
+  found = np.asarray(rows_lib.entropy(logits))
+  return float(min(np.median(found), 0.9999 * found[0, 0]))
 
 
 def _all_logits(
@@ -367,7 +351,7 @@ def _law(
   p = np.asarray(jax.nn.softmax(warping.warp(logits, decoding)), np.float64)
   law = {}
   for row, tokens in enumerate(outputs):
-    ends = np.flatnonzero(tokens == decoding.eos_ids[0])
+    ends = np.flatnonzero(np.isin(tokens, decoding.eos_ids))
     length = ends[0] + 1 if len(ends) else size
     key = (*tokens[:length].tolist(), *[0] * (size - length))
     law[key] = float(np.prod(p[row, np.arange(length), tokens[:length]]))

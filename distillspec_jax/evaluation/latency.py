@@ -39,6 +39,7 @@ from distillspec_jax.core import progress
 from distillspec_jax.evaluation import planner
 from distillspec_jax.evaluation import statistics
 from distillspec_jax.models import pretrained
+from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
@@ -232,8 +233,9 @@ def measure(
     keys = randomness.row_keys(jax.random.key(seed), numbers)
     runs.append((batch.inputs, batch.input_segments, keys))
   real = [examples_lib.real_rows(batch) for batch in batches]
-  # Rows of the larger vocabulary beyond the smaller are padding to both ways.
-  vocabulary = min(target.config.vocab_size, draft.config.vocab_size)
+  vocabulary = transformer_lib.shared_vocabulary(
+      target.transformer, draft.transformer
+  )
   plain = _compile(
       autoregressive.generate,
       (target.transformer,),
@@ -286,10 +288,10 @@ def trace(
 ) -> None:
   """Writes a trace of one run on the device, compiled before, into `folder`."""
   for _, keys in examples_lib.with_keys([batch], seed):
-    jax.block_until_ready(pair_lib.answer(target, draft, batch, keys, decoding))
+    read = batch.inputs, batch.input_segments, keys
+    jax.block_until_ready(pair_lib.answer(target, draft, *read, decoding))
     with jax.profiler.trace(str(folder)):
-      out = pair_lib.answer(target, draft, batch, keys, decoding)
-      jax.block_until_ready(out)
+      jax.block_until_ready(pair_lib.answer(target, draft, *read, decoding))
 
 
 class _Compiled(NamedTuple):

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import types
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import pretrained
+from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
@@ -62,20 +62,23 @@ def load(
 def answer(
     target: pretrained.Model,
     draft: pretrained.Model,
-    batch: types.Batch,
+    inputs: jax.Array,
+    segments: jax.Array,
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
+    controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
 ) -> samples_lib.Samples:
-  """The pair's speculative answers to a batch's inputs, with key[B]."""
+  """The pair's speculative answers to int32[B, S] each, with key[B]."""
   return speculative.generate(
       target.transformer,
       target.params,
       draft.transformer,
       draft.params,
-      batch.inputs,
-      batch.input_segments,
+      inputs,
+      segments,
       keys,
       decoding,
+      controls,
   )
 
 

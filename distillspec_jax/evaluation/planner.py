@@ -145,7 +145,7 @@ def plan_block_length(
     top_p: 1 allows all.
     verification: 'token' or 'block'. What block verification accepts at a
       place hangs a little on the block's length, which the plan neglects.
-    eos_ids: tokens that end an answer.
+    eos_ids: tokens that end an answer; () lets none end early.
     batch_size: rows decoded together; fewer if there are fewer inputs.
     seed: of sampling.
 

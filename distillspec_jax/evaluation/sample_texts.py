@@ -50,7 +50,10 @@ def collect(
   """
   found: list[dict[str, Any]] = []
   for batch, keys in examples.with_keys(batches, seed):
-    out = jax.device_get(pair.answer(target, draft, batch, keys, decoding))
+    samples = pair.answer(
+        target, draft, batch.inputs, batch.input_segments, keys, decoding
+    )
+    out = jax.device_get(samples)
     for i in np.flatnonzero(examples.real_rows(batch)):
       if len(found) == count:
         return found

@@ -239,6 +239,7 @@ def _sum_over_chunks(
   length = mask.shape[1]
   chunk = min(chunk, length)
   arrays = (mask, *arrays)
+
   # Slices are cut inside the body. Handing the scan [chunks, B, t, D] would
   # copy every array once more, and with logits for hidden states that is all
   # the memory there was to save.

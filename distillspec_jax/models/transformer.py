@@ -22,6 +22,7 @@ from flax import linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import mesh
@@ -389,8 +390,13 @@ class Transformer:
       state: holds what was before.
       tokens: appended; from slot `fork.start` on the paths take turns.
       fork: None: each token follows the one before it.
+
+    Raises:
+      ValueError: the cache has no room for the tokens. While a program is
+        compiled only their number is known, not what is in use.
     """
     shapes.bind_shapes(tokens=(tokens, 'B N'), length=(state.length, 'B'))
+    _check_room(state, tokens.shape[1])
     hidden, cache = self._apply(
         params,
         tokens,
@@ -455,6 +461,19 @@ class Transformer:
     ]
 
 
+def _check_room(state: DecodeState, number: int) -> None:
+  """Else a late block would be written over what stands before it."""
+  slots = jax.tree.leaves(state.cache)[0].shape[-2]
+  is_known = not isinstance(state.length, jax.core.Tracer)
+  used = int(np.asarray(state.length).max(initial=0)) if is_known else 0
+  if used + number > slots:
+    raise ValueError(
+        f'A block of {number} tokens does not fit: the cache has {slots} slots'
+        f' a row, of which {used} are in use. Give `begin` a larger'
+        ' max_new_tokens.'
+    )
+
+
 def _join(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Ragged rows one after the other: tokens int32[B, N], lengths int32[B].
 
@@ -474,6 +493,11 @@ def _join(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
     )
     mask = jnp.concatenate([mask, real], axis=1)
   return tokens, jnp.sum(mask, axis=1, dtype=jnp.int32)
+
+
+def shared_vocabulary(target: Transformer, draft: Transformer) -> int:
+  """Tokens that both know; the larger model's logits beyond are padding."""
+  return min(target.config.vocab_size, draft.config.vocab_size)
 
 
 @functools.partial(jax.jit, static_argnames=('draft', 'target'))
@@ -516,4 +540,3 @@ def shift_right(labels: jax.Array, segments: jax.Array) -> jax.Array:
   earlier = jnp.pad(labels, ((0, 0), (1, 0)))[:, :-1]
   before = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
   return jnp.where(segments == before, earlier, 0)
-

@@ -17,8 +17,6 @@ from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import warping
 
-NO_CONTROLS = controls_lib.Controls()
-
 
 class _Carry(NamedTuple):
   """State of the loop; see `Samples` and `SpeculativeState`."""
@@ -43,7 +41,7 @@ def generate(
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
     vocabulary: int | None = None,
-    controls: controls_lib.Controls = NO_CONTROLS,
+    controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
     encoded: jax.Array | None = None,
 ) -> samples_lib.Samples:
   """Rows sampled from the warped model, each until its own end.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
+from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import verification
 
 
@@ -45,42 +46,34 @@ def block(
   size = drafted.shape[1]
   p = jax.nn.softmax(p_logits)  # [B, G+1, V]
   q = jax.nn.softmax(q_logits)  # [B, G, V]
-  index = drafted[..., None]
-  p_drafted = jnp.take_along_axis(p[:, :-1], index, -1)[..., 0]  # [B, G]
-  q_drafted = jnp.take_along_axis(q, index, -1)[..., 0]  # [B, G]
+  ratios = rows.pick(p[:, :-1], drafted) / rows.pick(q, drafted)  # [B, G]
 
   def grow(weight, ratio):
     weight = jnp.minimum(1.0, weight * ratio)
     return weight, weight
 
   one = jnp.ones(drafted.shape[0])
-  _, weights = jax.lax.scan(grow, one, (p_drafted / q_drafted).T)
+  _, weights = jax.lax.scan(grow, one, ratios.T)
   weights = jnp.concatenate([one[:, None], weights.T], axis=1)  # [B, G+1]
 
-  # A q of zeros makes the bonus token the same formula.
-  q = jnp.pad(q, ((0, 0), (0, 1), (0, 0)))
-  number = jnp.arange(1, size + 1)[None]
-  last = jnp.full((drafted.shape[0], 1), size)
-  if lengths is not None:
-    last = lengths[:, None]
-    q = jnp.where((jnp.arange(size + 1)[None] < last)[..., None], q, 0.0)
-  residual = jnp.maximum(weights[..., None] * p - q, 0.0)  # [B, G+1, V]
-  mass = jnp.sum(residual[:, 1:-1], axis=-1)  # [B, G-1]
-  left = 1.0 - weights[:, 1:-1]
+  # Where the next token was not drafted, the mass is not used.
+  left = weights[:, 1:-1, None] * p[:, 1:-1] - q[:, 1:]
+  mass = jnp.sum(jnp.maximum(left, 0.0), axis=-1)  # [B, G-1]
+  lost = 1.0 - weights[:, 1:-1]
   # 0 / 0 where p equals q and nothing was lost so far: it passes.
-  sure = mass + left == 0.0
-  chance = jnp.where(sure, 1.0, mass / jnp.where(sure, 1.0, mass + left))
+  sure = mass + lost == 0.0
+  chance = jnp.where(sure, 1.0, mass / jnp.where(sure, 1.0, mass + lost))
   chance = jnp.pad(chance, ((0, 0), (0, 1)))  # [B, G]
+  number = jnp.arange(1, size + 1)[None]
+  last = size if lengths is None else lengths[:, None]
   chance = jnp.where(number < last, chance, weights[:, 1:])
   u = randomness.uniform(randomness.streams(keys, 'accept'), (size,))
   # A later prefix may pass where an earlier one did not.
   passes = (u < chance) & (number <= last)
   num_accepted = jnp.max(jnp.where(passes, number, 0), axis=1)
-  at = verification.at(residual, num_accepted)  # [B, V]
-  # Rounding can leave nothing where p and q are equal; the limit is p.
-  empty = jnp.sum(at, axis=-1, keepdims=True) == 0.0
-  law = jnp.where(empty, verification.at(p, num_accepted), at)
-  next_token = randomness.categorical(
-      randomness.streams(keys, 'next'), jnp.log(law)
+  weight = verification.at(weights, num_accepted)[:, None]
+  law = verification.residual(
+      weight * verification.at(p, num_accepted),
+      verification.proposal_at(q, num_accepted, lengths),
   )
-  return verification.Verdict(num_accepted, next_token)
+  return verification.Verdict(num_accepted, verification.draw_next(keys, law))

@@ -73,6 +73,9 @@ class Controls:
     return jnp.where(early[..., None] & is_eos[None, None], -jnp.inf, logits)
 
 
+NO_CONTROLS = Controls()
+
+
 def ends(tokens: jax.Array, decoding: decoding_lib.Decoding) -> jax.Array:
   """bool[...]: the token is an EOS."""
   found = jnp.zeros(tokens.shape, bool)

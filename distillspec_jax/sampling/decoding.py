@@ -33,7 +33,7 @@ class Decoding:
     lenience: None is lossless; otherwise a lossy rule, see `lossy`:
       (function, epsilon), ('typical', epsilon, delta), ('simulated', rate).
     max_new_tokens: length of the output at most, EOS included.
-    eos_ids: tokens that end a row, any of them.
+    eos_ids: tokens that end a row, any of them; () lets none end early.
     log_probs: whether the target's log-probabilities are returned.
   """
 
@@ -83,9 +83,10 @@ class Decoding:
       )
     if self.draft_stop is not None:
       object.__setattr__(self, 'draft_stop', _draft_stop(self.draft_stop))
-    if not isinstance(self.eos_ids, (tuple, list)) or not self.eos_ids:
+    if not isinstance(self.eos_ids, (tuple, list)):
       raise errors.UserError(
-          f'eos_ids is {self.eos_ids!r}; give at least one token, as in (1,).'
+          f'eos_ids is {self.eos_ids!r}; give tokens, as in (1,), or () for'
+          ' rows that never end early.'
       )
     for eos_id in self.eos_ids:
       if not isinstance(eos_id, numbers.Integral) or eos_id < 0:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import mesh
 from distillspec_jax.core import randomness
 from distillspec_jax.models import forks
 from distillspec_jax.models import transformer
@@ -31,14 +32,14 @@ class Block(NamedTuple):
     logits: float32[B, G, K, V] that they were drawn from; greedy: None.
     lengths: int32[B, K] in [1, G] how many count; None: all G.
     finite: bool[B] the draft's logits were numbers.
-    count: int32[B], or a number: tokens that count, of all paths.
+    count: int32[B] tokens that count, of all paths.
   """
 
   tokens: jax.Array
   logits: jax.Array | None
   lengths: jax.Array | None
   finite: jax.Array
-  count: jax.Array | int
+  count: jax.Array
 
   def along(self, path: jax.Array) -> Block:
     """What path int32[B] alone proposes, without its logits."""
@@ -93,6 +94,36 @@ def draft_block(
     controls: settings of rows.
     vocabulary: logits from here on are padding.
   """
+
+  def of_rows(whole, rows):
+    params, stop = whole
+    *rows, controls = rows
+    return _draft_block(
+        draft, params, *rows, decoding, controls.replace(stop=stop), vocabulary
+    )
+
+  return mesh.by_rows(
+      of_rows,
+      (params, controls.stop),
+      (state, tokens, total, number, done, keys, controls.replace(stop=None)),
+      axes=() if draft.is_on_tensor else mesh.AXES,
+  )
+
+
+def _draft_block(
+    draft: transformer.Transformer,
+    params: Any,
+    state: transformer.DecodeState,
+    tokens: jax.Array,
+    total: jax.Array,
+    number: jax.Array,
+    done: jax.Array,
+    keys: jax.Array,
+    decoding: decoding_lib.Decoding,
+    controls: controls_lib.Controls,
+    vocabulary: int,
+) -> tuple[transformer.DecodeState, Block]:
+  """`draft_block`, of one device's rows."""
   size, paths = decoding.block_length, decoding.num_drafts
   shape = (tokens.shape[0], paths)  # [B, K]
   is_greedy = controls.is_greedy(decoding)
@@ -139,6 +170,8 @@ def draft_block(
 
   def unfinished(carry):
     place, _, _, _, _, is_open, _, _ = carry
+    if decoding.draft_stop is None:
+      return place < size
     return (place < size) & jnp.any(is_open)
 
   def next_token(carry):
@@ -169,7 +202,7 @@ def draft_block(
   _, cache, drafted, proposed, _, _, lengths, finite = carry
   count = jnp.sum(lengths, axis=1)
   if decoding.draft_stop is None:
-    lengths, count = None, size * paths
+    lengths, count = None, jnp.full_like(total, size * paths)
   drafted, proposed = jax.tree.map(
       lambda array: jnp.swapaxes(array, 0, 1), (drafted, proposed)
   )  # [G, B, ...] -> [B, G, ...]
@@ -229,9 +262,6 @@ def _goes_on(logits: jax.Array, decoding: decoding_lib.Decoding) -> jax.Array:
   if decoding.draft_stop is None:
     return jnp.ones(logits.shape[:-1], bool)
   name, threshold = decoding.draft_stop
-  log_q = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   if name == 'confidence':
-    return jnp.exp(jnp.max(log_q, axis=-1)) > threshold
-  q = jnp.exp(log_q)
-  entropy = -jnp.sum(q * jnp.where(q > 0.0, log_q, 0.0), axis=-1)
-  return entropy <= threshold
+    return rows.confidence(logits) > threshold
+  return rows.entropy(logits) <= threshold

@@ -97,7 +97,7 @@ def generate(
       ('typical', epsilon, delta); see `lossy`.
     stop: strings that end an answer, wherever its pieces are cut; the text ends
       before them.
-    eos_ids: tokens that end an answer.
+    eos_ids: tokens that end an answer; () lets none end early.
     prefix: what every answer begins with: one text, one a row, or tokens.
     log_probs: whether to return the log-probabilities of the new tokens.
     seed: row i draws from the stream (seed, i), whatever the batch; with one
@@ -139,7 +139,7 @@ def generate(
       log_probs=log_probs,
   )
   size = target.config.vocab_size
-  if max(decoding.eos_ids) >= size:
+  if max(decoding.eos_ids, default=0) >= size:
     raise errors.UserError(
         f'eos_ids has {max(decoding.eos_ids)}, but {target.name} has {size}'
         ' tokens.'
@@ -183,7 +183,7 @@ def sample(
     numbers: Sequence[int] | np.ndarray,
     decoding: decoding_lib.Decoding,
     seed: int | np.ndarray,
-    controls: controls_lib.Controls = speculative.NO_CONTROLS,
+    controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
 ) -> samples_lib.Samples:
   """Answers to tokenised inputs, on the host.
 

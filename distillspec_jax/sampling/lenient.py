@@ -101,27 +101,20 @@ def token(
   verification.check(keys, drafted, q_logits, p_logits)
   p = jax.nn.softmax(p_logits)  # [B, G+1, V]
   q = jax.nn.softmax(q_logits)  # [B, G, V]
-  index = drafted[..., None]
-  p_drafted = jnp.take_along_axis(p[:, :-1], index, -1)[..., 0]  # [B, G]
-  q_drafted = jnp.take_along_axis(q, index, -1)[..., 0]  # [B, G]
   u = randomness.uniform(
       randomness.streams(keys, 'accept'), (drafted.shape[1],)
   )
-  num_accepted = verification.prefix_length(
-      u * q_drafted < relaxed(p_drafted, lenience), lengths
-  )
-  p_at = verification.at(p, num_accepted)  # [B, V]
+  p_drafted = rows.pick(p[:, :-1], drafted)  # [B, G]
+  passes = u * rows.pick(q, drafted) < relaxed(p_drafted, lenience)
+  num_accepted = verification.prefix_length(passes, lengths)
+  kept = verification.at(p, num_accepted)  # [B, V]
   q_at = verification.proposal_at(q, num_accepted, lengths)
-  kept = p_at
   if lenience.residual == 'relaxed':
     drafts = drafted.shape[1] if lengths is None else lengths
     is_bonus = (num_accepted == drafts)[:, None]
-    kept = jnp.where(is_bonus, p_at, relaxed(p_at, lenience))
-  residual = jnp.maximum(kept - q_at, 0.0)
-  empty = jnp.sum(residual, axis=-1, keepdims=True) == 0.0
-  weights = jnp.log(jnp.where(empty, p_at, residual))
-  next_token = randomness.categorical(randomness.streams(keys, 'next'), weights)
-  return verification.Verdict(num_accepted, next_token)
+    kept = jnp.where(is_bonus, kept, relaxed(kept, lenience))
+  law = verification.residual(kept, q_at)
+  return verification.Verdict(num_accepted, verification.draw_next(keys, law))
 
 
 def greedy(
@@ -141,10 +134,6 @@ def greedy(
   shapes.bind_shapes(
       drafted=(drafted, 'B G'), p_logits=(p_logits[:, :-1], 'B G V')
   )
-  p = jax.nn.softmax(p_logits.astype(jnp.float32))  # [B, G+1, V]
-  best = rows.best(p_logits)  # [B, G+1]
-  p_drafted = jnp.take_along_axis(p[:, :-1], drafted[..., None], -1)[..., 0]
-  passes = relaxed(p_drafted, lenience) >= p[:, :-1].max(axis=-1)
-  passes |= drafted == best[:, :-1]  # whatever rounding says
-  num_accepted = verification.prefix_length(passes, lengths)
-  return verification.Verdict(num_accepted, verification.at(best, num_accepted))
+  p = jax.nn.softmax(p_logits[:, :-1].astype(jnp.float32))  # [B, G, V]
+  near = relaxed(rows.pick(p, drafted), lenience) >= p.max(axis=-1)
+  return verification.greedy(drafted, p_logits, lengths, also=near)

@@ -85,10 +85,7 @@ def paths(
   (p, _, verdict), _ = jax.lax.scan(
       deeper, start, (jnp.arange(depths), *by_depth)
   )
-  next_keys = randomness.streams(keys, 'next')
-  return verdict._replace(
-      next_token=randomness.categorical(next_keys, jnp.log(p))
-  )
+  return verdict._replace(next_token=verification.draw_next(keys, p))
 
 
 def greedy(
@@ -152,16 +149,9 @@ def _try(
     passes = u[:, k] * verification.at(q, x) < verification.at(p, x)
     token = jnp.where(tried & passes, x, token)
     passed |= tried & passes
-    p = jnp.where((tried & ~passes)[:, None], residual(p, q), p)
+    left = verification.residual(p, q)
+    p = jnp.where((tried & ~passes)[:, None], left, p)
   return passed, p, token
-
-
-def residual(p: jax.Array, q: jax.Array) -> jax.Array:
-  """What is left of p float32[B, V] when a candidate from q is rejected."""
-  left = jnp.maximum(p - q, 0.0)
-  mass = jnp.sum(left, axis=-1, keepdims=True)
-  # Where p equals q nothing is left; the limit is p.
-  return jnp.where(mass == 0.0, p, left / jnp.where(mass == 0.0, 1.0, mass))
 
 
 def survivors(

@@ -51,6 +51,19 @@ def is_finite(logits: jax.Array, best: jax.Array) -> jax.Array:
   return jnp.isfinite(pick(logits, best))
 
 
+def confidence(logits: jax.Array) -> jax.Array:
+  """The largest probability, float32[...] of logits float[..., V]."""
+  return jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+  """-sum p log p in nats, float32[...] of logits float[..., V]."""
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  p = jnp.exp(log_p)
+  # 0 log 0 is 0, whatever the logarithm.
+  return -jnp.sum(p * jnp.where(p > 0.0, log_p, 0.0), axis=-1)
+
+
 def log_prob(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   """log softmax(logits)[token], float32[...] of float[..., V], int32[...]."""
   logits = logits.astype(jnp.float32)

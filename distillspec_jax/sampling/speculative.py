@@ -37,8 +37,6 @@ from distillspec_jax.sampling import rules
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import verification
 
-NO_CONTROLS = controls_lib.Controls()
-
 
 @flax.struct.dataclass
 class SpeculativeState:
@@ -82,7 +80,7 @@ def generate(
     input_segments: jax.Array,
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
-    controls: controls_lib.Controls = NO_CONTROLS,
+    controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
 ) -> samples_lib.Samples:
   """Rows with the target's distribution, proposed by the draft.
 
@@ -133,8 +131,7 @@ def _generate(
     controls: controls_lib.Controls,
 ) -> samples_lib.Samples:
   """`generate`, on one device's rows."""
-  # Rows of the larger vocabulary beyond the smaller are padding.
-  vocabulary = min(target.config.vocab_size, draft.config.vocab_size)
+  vocabulary = transformer.shared_vocabulary(target, draft)
   batch, size = inputs.shape[0], decoding.block_length
   slack = decoding.max_new_tokens + size * decoding.num_drafts + 1
   read = (inputs, input_segments)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.core import randomness
 from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import verification
 
@@ -33,11 +32,8 @@ class Typical(NamedTuple):
 
   def threshold(self, p_logits: jax.Array) -> jax.Array:
     """float32[...] that a token must have more than, of logits [..., V]."""
-    log_p = jax.nn.log_softmax(p_logits)
-    p = jnp.exp(log_p)
-    # 0 log 0 is 0, whatever the logarithm.
-    entropy = -jnp.sum(p * jnp.where(p > 0.0, log_p, 0.0), axis=-1)
-    return jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
+    unsure = jnp.exp(-rows.entropy(p_logits))
+    return jnp.minimum(self.epsilon, self.delta * unsure)
 
 
 def token(
@@ -61,10 +57,8 @@ def token(
   del q_logits
   passes = plausible(drafted, p_logits, typical)
   num_accepted = verification.prefix_length(passes, lengths)
-  next_token = randomness.categorical(
-      randomness.streams(keys, 'next'), verification.at(p_logits, num_accepted)
-  )
-  return verification.Verdict(num_accepted, next_token)
+  p_at = jax.nn.softmax(verification.at(p_logits, num_accepted))  # [B, V]
+  return verification.Verdict(num_accepted, verification.draw_next(keys, p_at))
 
 
 def greedy(
@@ -81,11 +75,8 @@ def greedy(
     typical: what is plausible.
     lengths: int32[B] how many are drafted; default: all G.
   """
-  p_logits = p_logits.astype(jnp.float32)
-  best = rows.best(p_logits)  # [B, G+1]
-  passes = plausible(drafted, p_logits, typical) | (drafted == best[:, :-1])
-  num_accepted = verification.prefix_length(passes, lengths)
-  return verification.Verdict(num_accepted, verification.at(best, num_accepted))
+  also = plausible(drafted, p_logits.astype(jnp.float32), typical)
+  return verification.greedy(drafted, p_logits, lengths, also)
 
 
 def plausible(
@@ -93,5 +84,4 @@ def plausible(
 ) -> jax.Array:
   """bool[B, G]: p of each drafted token is above the threshold."""
   p = jax.nn.softmax(p_logits[:, :-1])
-  p_drafted = jnp.take_along_axis(p, drafted[..., None], -1)[..., 0]
-  return p_drafted > typical.threshold(p_logits[:, :-1])
+  return rows.pick(p, drafted) > typical.threshold(p_logits[:, :-1])

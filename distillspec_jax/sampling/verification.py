@@ -53,32 +53,25 @@ def token(
   check(keys, drafted, q_logits, p_logits)
   p = jax.nn.softmax(p_logits)  # [B, G+1, V]
   q = jax.nn.softmax(q_logits)  # [B, G, V]
-  index = drafted[..., None]
-  p_drafted = jnp.take_along_axis(p[:, :-1], index, -1)[..., 0]  # [B, G]
-  q_drafted = jnp.take_along_axis(q, index, -1)[..., 0]  # [B, G]
   u = randomness.uniform(
       randomness.streams(keys, 'accept'), (drafted.shape[1],)
   )
-  passes = u * q_drafted < p_drafted  # u in [0, 1): q > 0, p = 0 never passes
+  # u in [0, 1): q > 0, p = 0 never passes.
+  passes = u * rows.pick(q, drafted) < rows.pick(p[:, :-1], drafted)
   num_accepted = prefix_length(passes, lengths)
 
   # Only the one position after the accepted prefix is needed. A q of zeros
   # makes the bonus token the same formula, max(p - 0, 0).
   p_at = at(p, num_accepted)  # [B, V]
   q_at = proposal_at(q, num_accepted, lengths)
-  residual = jnp.maximum(p_at - q_at, 0.0)
-  # Where p equals q the residual is empty, and sampling from all -inf would
-  # return token 0, which is padding. The limit of the formula is p.
-  empty = jnp.sum(residual, axis=-1, keepdims=True) == 0.0
-  weights = jnp.log(jnp.where(empty, p_at, residual))
-  next_token = randomness.categorical(randomness.streams(keys, 'next'), weights)
-  return Verdict(num_accepted, next_token)
+  return Verdict(num_accepted, draw_next(keys, residual(p_at, q_at)))
 
 
 def greedy(
     drafted: jax.Array,
     p_logits: jax.Array,
     lengths: jax.Array | None = None,
+    also: jax.Array | None = None,
 ) -> Verdict:
   """Accepts what the target would have said itself; the limit of `token`.
 
@@ -86,13 +79,42 @@ def greedy(
     drafted: int32[B, G].
     p_logits: float[B, G+1, V] target logits, not warped.
     lengths: as in `token`.
+    also: bool[B, G], which tokens pass besides the target's best; lossy.
   """
   shapes.bind_shapes(
       drafted=(drafted, 'B G'), p_logits=(p_logits[:, :-1], 'B G V')
   )
   best = rows.best(p_logits)  # [B, G+1]
-  num_accepted = prefix_length(drafted == best[:, :-1], lengths)
+  passes = drafted == best[:, :-1]
+  if also is not None:
+    passes |= also
+  num_accepted = prefix_length(passes, lengths)
   return Verdict(num_accepted, at(best, num_accepted))
+
+
+def residual(p: jax.Array, q: jax.Array) -> jax.Array:
+  """What is left of p when a token from q is rejected: float32[B, V].
+
+  max(p - q, 0), normalised. Where p equals q nothing is left, and sampling from
+  all zeros would return token 0, which is padding; the limit is p.
+
+  Args:
+    p: float32[B, V].
+    q: float32[B, V]; zeros leave p.
+  """
+  left = jnp.maximum(p - q, 0.0)
+  mass = jnp.sum(left, axis=-1, keepdims=True)
+  return jnp.where(mass == 0.0, p, left / jnp.where(mass == 0.0, 1.0, mass))
+
+
+def draw_next(keys: jax.Array, law: jax.Array) -> jax.Array:
+  """int32[B] the token after the accepted prefix, of key[B].
+
+  Args:
+    keys: key[B] of the block.
+    law: float32[B, V] its probabilities, up to a factor.
+  """
+  return randomness.categorical(randomness.streams(keys, 'next'), jnp.log(law))
 
 
 def prefix_length(

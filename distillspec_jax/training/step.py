@@ -90,8 +90,7 @@ def make_loss(
           columns=draft.columns(),
       )
     else:
-      # Rows beyond the smaller vocabulary are padding in both.
-      size = min(draft.config.vocab_size, target.config.vocab_size)
+      size = transformer.shared_vocabulary(target, draft)
       columns = draft.columns(size)
       metrics = objective.distillation(
           jax.tree_util.Partial(

@@ -90,10 +90,12 @@ def test_acceptance_of_a_draft_of_some_tokens_is_what_is_accepted(temperature):
   metrics = acceptance.measure(
       tiny.target(), tiny.cut_draft(), [tiny.batch(ROWS)], decoding, seed=3
   )
+  batch = tiny.batch(ROWS)
   samples = pair_lib.answer(
       tiny.target(),
       tiny.cut_draft(),
-      tiny.batch(ROWS),
+      batch.inputs,
+      batch.input_segments,
       randomness.row_keys(jax.random.key(3), ROWS),
       decoding,
   )

@@ -82,7 +82,10 @@ def test_collected_answers_are_the_models(vocabulary):
     assert sources <= {'accepted', 'corrected', 'bonus'}
   # The third answer is the first row of the second batch, the fifth of all.
   keys = randomness.row_keys(jax.random.key(5), 4 + np.arange(4))
-  samples = pair.answer(target, draft, batches[1], keys, DECODING)
+  second = batches[1]
+  samples = pair.answer(
+      target, draft, second.inputs, second.input_segments, keys, DECODING
+  )
   tokens = np.asarray(samples.tokens)[0, : int(samples.lengths[0])]
   text = ''.join(piece['text'] for piece in found[2]['pieces'])
   assert text == generation.detokenize(vocabulary, tokens)

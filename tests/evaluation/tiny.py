@@ -13,7 +13,6 @@ from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer
 
 V = 40
-NEVER = 2**31 - 1  # an EOS that no token is
 WORDS = 'ab cd ef gh ij kl'.split()
 
 

@@ -161,14 +161,13 @@ def draft_of(vocab_size):
   return transformer, transformer.init(jax.random.key(0))
 
 
-NEVER = 2**31 - 1  # an EOS that no token is
 alone = jax.jit(autoregressive.generate, static_argnums=(0, 5))
 drafted = jax.jit(speculative.generate, static_argnums=(0, 2, 7))
 
 
-def generated(model, recorded, prefix, length, eos, is_speculative):
+def generated(model, recorded, prefix, length, eos_ids, is_speculative):
   decoding = decoding_lib.Decoding(
-      max_new_tokens=length, block_length=4, eos_ids=(eos,)
+      max_new_tokens=length, block_length=4, eos_ids=eos_ids
   )
   tokens = integers(recorded, f'{prefix}input_ids')
   segments = integers(recorded, f'{prefix}attention_mask')
@@ -195,7 +194,7 @@ def test_greedy_tokens(full, name, prefix, is_speculative):
   model, recorded = full
   expected = recorded[name][:, 1:]
   length = expected.shape[1]
-  found = generated(model, recorded, prefix, length, NEVER, is_speculative)
+  found = generated(model, recorded, prefix, length, (), is_speculative)
   np.testing.assert_array_equal(found, expected)
   if not prefix:  # recorded by another call, of fewer tokens
     fewer = recorded['greedy_sequences'][:, 1:]
@@ -206,9 +205,7 @@ def test_greedy_tokens(full, name, prefix, is_speculative):
 def test_greedy_tokens_of_bfloat16_parameters(folder, is_speculative):
   model, recorded = load(folder, 't5_v11_bf16_sharded')
   expected = recorded['greedy_sequences'][:, 1:]
-  found = generated(
-      model, recorded, '', expected.shape[1], NEVER, is_speculative
-  )
+  found = generated(model, recorded, '', expected.shape[1], (), is_speculative)
   np.testing.assert_array_equal(found, expected)
 
 
@@ -218,7 +215,9 @@ def test_greedy_tokens_end_with_eos(full, is_speculative):
   expected = recorded['greedy_eos_sequences'][:, 1:]
   eos = int(recorded['greedy_eos_id'])
   assert (expected == eos).any()
-  found = generated(model, recorded, '', expected.shape[1], eos, is_speculative)
+  found = generated(
+      model, recorded, '', expected.shape[1], (eos,), is_speculative
+  )
   np.testing.assert_array_equal(found, expected)
 
 

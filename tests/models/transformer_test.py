@@ -442,3 +442,35 @@ def test_arrays_that_disagree_are_named():
   state, _ = jax.eval_shape(begin, params, inputs, input_segments)
   with pytest.raises(ValueError, match='Axis B is 2 in `tokens` but 5'):
     model.advance(params, state, labels[:2])
+
+
+@pytest.mark.parametrize('name', ['decoder_only', 'scanned'])
+def test_a_block_without_room_is_refused(name):
+  model, params = make(name)
+  inputs, input_segments, *_ = ragged_batch(8)
+  begin = functools.partial(model.begin, max_new_tokens=3)
+  state, prefix = jax.eval_shape(begin, params, inputs, input_segments)
+  slots = prefix.tokens.shape[1] + 3
+  state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+  state = state.replace(length=jnp.full(B, slots - 4).at[2].set(slots - 3))
+
+  def advance(size, state=state):
+    tokens = jnp.zeros((B, size), jnp.int32)
+    return jax.eval_shape(lambda: model.advance(params, state, tokens))
+
+  advance(3)
+  used = f'cache has {slots} slots a row, of which {slots - 3} are in use'
+  with pytest.raises(ValueError, match=f'of 4 tokens does not fit.*{used}'):
+    advance(4)
+  # As far as is known while a program is compiled.
+  with pytest.raises(ValueError, match=f'block of {slots + 1} tokens'):
+    jax.eval_shape(lambda state: advance(slots + 1, state), state)
+
+
+def test_tokens_of_the_larger_vocabulary_are_not_shared():
+  sizes = [
+      transformer.Transformer(config_lib.published('test', size))
+      for size in (V, V + 8)
+  ]
+  assert transformer.shared_vocabulary(*sizes) == V
+  assert transformer.shared_vocabulary(*sizes[::-1]) == V

@@ -1,5 +1,7 @@
 """Texts or tokens in, texts and tokens out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,8 +87,7 @@ def test_text_has_no_end_in_it(model):
         (TEXTS, {'seed': 2**32}, 'seed is 4294967296'),
         (TEXTS, {'temperature': -1.0}, 'temperature is -1.0'),
         (TEXTS, {'seed': [1, 2]}, 'seed has 2 values for 3 inputs'),
-        (TEXTS, {'eos_ids': 1}, 'eos_ids is 1; give at least one'),
-        (TEXTS, {'eos_ids': ()}, r'eos_ids is \(\); give at least one'),
+        (TEXTS, {'eos_ids': 1}, r'eos_ids is 1; give tokens, .* or \(\) for'),
         (TEXTS, {'eos_ids': (1, -2)}, 'eos_ids has -2; tokens are numbers'),
         (TEXTS, {'eos_ids': (1.5,)}, 'eos_ids has 1.5; tokens are numbers'),
         (TEXTS, {'eos_ids': (384,)}, 'eos_ids has 384, but .* 384 tokens'),
@@ -117,6 +118,22 @@ def _draft(model):
   )
   params = jax.tree.map(noise, model.params)
   return pretrained.Model(model.transformer, params, None, 'the draft')
+
+
+@pytest.mark.parametrize('with_draft', [False, True])
+def test_without_an_eos_no_row_ends_early(model, draft, with_draft):
+  generate = functools.partial(
+      generation.generate,
+      model,
+      TEXTS,
+      draft=draft if with_draft else None,
+      block_length=3,
+      max_new_tokens=6,
+  )
+  free = generate(eos_ids=())
+  assert (free.lengths == 6).all()
+  ended = generate(eos_ids=(int(free.tokens[0, 2]),))
+  assert ended.lengths[0] <= 3
 
 
 @pytest.mark.parametrize('with_draft', [False, True])

@@ -289,13 +289,13 @@ def test_emitted_tokens_have_the_enumerated_frequencies(seed, number, sparse):
 
 
 def p_is_not_reduced(monkeypatch):
-  monkeypatch.setattr(multi_draft, 'residual', lambda p, q: p)
+  monkeypatch.setattr(verification, 'residual', lambda p, q: p)
 
 
 def q_is_subtracted_from_less(monkeypatch):
   """The residual is not normalised before the next candidate is tried."""
   monkeypatch.setattr(
-      multi_draft, 'residual', lambda p, q: jnp.maximum(p - q, 0.0)
+      verification, 'residual', lambda p, q: jnp.maximum(p - q, 0.0)
   )
 
 
