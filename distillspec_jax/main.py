@@ -3,7 +3,10 @@
 This file alone knows of gin. It reads flags and gin files, finds the function
 of the command, and turns errors into one line and an exit code:
 
-  0 done   1 failed   2 bad arguments or configuration   130 interrupted
+  0 done   1 failed   2 bad arguments or configuration
+  69 another host was lost   130 interrupted   143 terminated (SIGTERM)
+
+Of several hosts all end with the code of the one that failed first.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any, NamedTuple
 
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
+from distillspec_jax.core import hosts
 from distillspec_jax import flags
 
 
@@ -37,6 +41,7 @@ class Command(NamedTuple):
   gin_file: str | None = None  # read first
   uses_gin: bool = True  # otherwise the function's parameters are flags
   uses_jax: bool = True
+  several_hosts: bool = False  # may run on
 
 
 COMMANDS = {
@@ -46,12 +51,14 @@ COMMANDS = {
         ' target and a draft, distil, measure, report',
         'distillspec quickstart --run=runs/quickstart',
         'experiments/quickstart.gin',
+        several_hosts=True,
     ),
     'experiment': Command(
         'distillspec_jax.pipeline:run_experiment',
         'all stages of an experiment file; finished ones are not done again',
         'distillspec experiment --gin_file=experiments/gsm8k.gin'
         ' --run=runs/gsm8k',
+        several_hosts=True,
     ),
     'train': Command(
         'distillspec_jax.training.loop:train',
@@ -60,6 +67,7 @@ COMMANDS = {
         'distillspec train --gin_file=models/micro.gin'
         ' --gin_file=tasks/python.gin --gin_file=methods/fine_tune.gin'
         ' --gin_file=runs/train.gin --gin.NUM_STEPS=500 --run=runs/target',
+        several_hosts=True,
     ),
     'evaluate': Command(
         'distillspec_jax.evaluation.acceptance:evaluate',
@@ -67,6 +75,7 @@ COMMANDS = {
         'distillspec evaluate --gin_file=tasks/python.gin'
         ' --gin_file=runs/evaluate.gin --run=runs/measured'
         ' --gin.TARGET=runs/target --gin.DRAFT=runs/draft',
+        several_hosts=True,
     ),
     'benchmark': Command(
         'distillspec_jax.evaluation.latency:benchmark',
@@ -75,6 +84,7 @@ COMMANDS = {
         'distillspec benchmark --gin_file=tasks/python.gin'
         ' --gin_file=runs/benchmark.gin --run=runs/measured'
         ' --gin.TARGET=runs/target --gin.DRAFT=runs/draft',
+        several_hosts=True,
     ),
     'report': Command(
         'distillspec_jax.reporting.report:report',
@@ -115,37 +125,60 @@ def main(arguments: Sequence[str]) -> int:
   """Runs a command line; returns the exit code."""
   try:
     command, options, bindings = _parse(arguments)
+    shows = True
     if COMMANDS[command].uses_gin:
-      made = _configured(COMMANDS[command], options, bindings)()
+      function = _configured(COMMANDS[command], options, bindings)
+      if COMMANDS[command].several_hosts:
+        shows = _start_hosts(options)
+      made = function()
     else:
       if COMMANDS[command].uses_jax:
         _use_compilation_cache()
       made = flags.call(_function(COMMANDS[command]), options)
-    if isinstance(made, (str, os.PathLike)):
+    if isinstance(made, (str, os.PathLike)) and shows:
       print(made)  # the folder or page that the command leaves
   except errors.UserError as error:
-    print(f'distillspec: {_one_line(error)}', file=sys.stderr)
-    return 2
+    return _ended(2, _one_line(error))
   except errors.Failed as error:
-    print(f'distillspec: {_one_line(error)}', file=sys.stderr)
-    return 1
+    return _ended(1, _one_line(error))
+  except errors.Terminated:
+    return _ended(143, 'terminated')
   except KeyboardInterrupt:
-    print('distillspec: interrupted', file=sys.stderr)
-    return 130
+    return _ended(130, 'interrupted')
   except OSError as error:  # its text names the path
-    text = re.sub(r'^\[Errno \d+\] ', '', _one_line(error))
-    print(f'distillspec: {text}', file=sys.stderr)
-    return 1
+    return _ended(1, re.sub(r'^\[Errno \d+\] ', '', _one_line(error)))
   except SystemExit as stop:
     return int(stop.code or 0)
   except Exception as error:
     missing = _missing_arguments(error)
     if missing:
-      print(f'distillspec: {missing}', file=sys.stderr)
-      return 2
+      return _ended(2, missing)
+    hosts.await_reason()
     traceback.print_exc()  # a failure of ours: the traceback is the message
+    hosts.leave(1, f'{type(error).__name__}: {_one_line(error)[:500]}')
     return 1
+  hosts.leave(0)
   return 0
+
+
+def _ended(code: int, text: str) -> int:
+  """Says why the program ends, to people and to the other hosts."""
+  print(f'distillspec: {hosts.prefix()}{text}', file=sys.stderr)
+  hosts.leave(code, text)
+  return code
+
+
+def _start_hosts(options: argparse.Namespace) -> bool:
+  """Waits for the other hosts, if there are any; whether this is the first."""
+  place = hosts.find(
+      options.coordinator,
+      options.process_count,
+      options.process_index,
+      options.start_timeout,
+  )
+  if place is not None:
+    hosts.start(place, options.start_timeout, options.heartbeat_timeout)
+  return place is None or place.index == 0
 
 
 def _parse(
@@ -198,6 +231,8 @@ def _parse(
           help='where gin files are looked for; the files that come with the'
           ' package are always found',
       )
+      if command.several_hosts:
+        _add_hosts(sub)
     elif name in rest:  # only then its module is imported
       flags.add(sub, _function(command))
   options, unknown = parser.parse_known_args(rest)
@@ -212,6 +247,49 @@ def _parse(
         f'{options.command} takes no gin bindings: {bindings[0]!r}.'
     )
   return options.command, options, bindings
+
+
+def _add_hosts(parser: argparse.ArgumentParser) -> None:
+  """Gives the parser the flags of several hosts."""
+  group = parser.add_argument_group(
+      'several hosts',
+      'Start the same command on each. On TPU slices and under Slurm and Open'
+      ' MPI they find each other; elsewhere give the first three.',
+  )
+  group.add_argument(
+      '--coordinator',
+      metavar='HOST:PORT',
+      help='address of process 0, that the others can reach; default:'
+      ' JAX_COORDINATOR_ADDRESS',
+  )
+  group.add_argument(
+      '--process_count',
+      type=int,
+      metavar='N',
+      help='how many processes, one a host; default: JAX_NUM_PROCESSES. 1 is'
+      ' this host alone',
+  )
+  group.add_argument(
+      '--process_index',
+      type=int,
+      metavar='I',
+      help='which of them this is, from 0; default: JAX_PROCESS_ID',
+  )
+  group.add_argument(
+      '--start_timeout',
+      type=float,
+      default=300.0,
+      metavar='SECONDS',
+      help='how long to wait for the other hosts (%(default)g)',
+  )
+  group.add_argument(
+      '--heartbeat_timeout',
+      type=float,
+      default=100.0,
+      metavar='SECONDS',
+      help='a host that is silent for so long is lost, and all others end with'
+      ' exit code 69; one whose process dies is noticed at once (%(default)g)',
+  )
 
 
 class _Parser(argparse.ArgumentParser):

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
+from distillspec_jax.core import hosts
 from distillspec_jax.data import batches as batches_lib
 from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import sample_texts
@@ -68,7 +69,8 @@ def run_experiment(
     raise errors.UserError('seeds is empty; give at least one, e.g. (0,).')
   folder = pathlib.Path(run)
   folder.mkdir(parents=True, exist_ok=True)
-  configuration.write(folder)
+  if hosts.is_first():
+    configuration.write(folder)
   fine_tune_target(run=str(folder / 'target'), task=task, seed=seeds[0])
   target = str(folder / 'target')
   shared = {'target': target, 'shared_encoder': True} if shared_encoder else {}
@@ -118,9 +120,11 @@ def run_experiment(
             task=task,
             seed=seed,
         )
-  if samples:
-    _write_samples(folder, task, target, folder / f'seed_{seeds[0]}', samples)
-  return str(report_lib.report(run=str(folder)))
+  if hosts.is_first():  # the others wait for it where they leave
+    if samples:
+      _write_samples(folder, task, target, folder / f'seed_{seeds[0]}', samples)
+    report_lib.report(run=str(folder))
+  return str(folder / 'report.html')
 
 
 def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):
@@ -129,11 +133,14 @@ def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):
     return
   # The name of the folder stays, because it stands in the results.
   beside = folder.parent / '.incomplete' / folder.name
-  shutil.rmtree(beside, ignore_errors=True)
-  beside.mkdir(parents=True)
+  if hosts.is_first():
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+  hosts.wait_for_all('there is room for results')
   stage(run=str(beside), **kwargs)
-  os.replace(beside, folder)
-  beside.parent.rmdir()
+  if hosts.is_first():
+    os.replace(beside, folder)
+    beside.parent.rmdir()
 
 
 def _write_samples(

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from distillspec_jax.checkpoints import orbax_arrays
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
+from distillspec_jax.core import hosts
 
 
 def is_one(folder: epath.Path) -> bool:
@@ -78,6 +79,8 @@ def save_model(
 ) -> None:
   """Writes a model folder, which is afterwards complete; replaces an old one.
 
+  All processes write their part of the parameters, the first all else.
+
   Args:
     folder: where to.
     config: plain data.
@@ -89,15 +92,19 @@ def save_model(
   folder = pathlib.Path(folder).absolute()
   beside = folder.with_name(f'.{folder.name}.new')
   before = folder.with_name(f'.{folder.name}.old')
-  for left_over in (beside, before):
-    shutil.rmtree(left_over, ignore_errors=True)
+  if hosts.is_first():
+    for left_over in (beside, before):
+      shutil.rmtree(left_over, ignore_errors=True)
+  hosts.wait_for_all('there is room for the model')
   write(epath.Path(beside), config, params, step, metrics)
-  if also is not None:
-    also(epath.Path(beside))
-  if folder.exists():
-    os.replace(folder, before)
-  os.replace(beside, folder)
-  shutil.rmtree(before, ignore_errors=True)
+  if hosts.is_first():
+    if also is not None:
+      also(epath.Path(beside))
+    if folder.exists():
+      os.replace(folder, before)
+    os.replace(beside, folder)
+    shutil.rmtree(before, ignore_errors=True)
+  hosts.wait_for_all('the model is in its place')
 
 
 def write(
@@ -110,7 +117,8 @@ def write(
   """Writes params/ and model.json into a folder; arguments as above."""
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder / 'params', params)
-  write_config(folder, config, step=step, metrics=metrics or {})
+  if hosts.is_first():
+    write_config(folder, config, step=step, metrics=metrics or {})
 
 
 def read(

@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import secrets
 import tempfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import hosts
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
@@ -31,6 +35,27 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         f'Nothing can be written to the folder {folder}: {error.strerror}.'
         ' Name another folder, or make room or rights there.'
     ) from error
+
+
+def check_shared(folder: str | os.PathLike[str]) -> None:
+  """Raises UserError where not all processes see the same folder."""
+  if jax.process_count() == 1:
+    return
+  number = multihost_utils.broadcast_one_to_all(
+      np.int32(secrets.randbelow(2**31))
+  )
+  mark = pathlib.Path(folder) / f'.seen_by_all_{int(number)}'
+  if hosts.is_first():
+    mark.touch()
+  hosts.wait_for_all('a mark is in the folder')
+  if not mark.exists():
+    raise errors.UserError(
+        f'{folder} is not the folder that process 0 has under this name. Name'
+        ' one that all hosts share: a network disk, or a bucket mounted on all.'
+    )
+  hosts.wait_for_all('the mark was seen')
+  if hosts.is_first():
+    mark.unlink()
 
 
 class Store:

@@ -11,5 +11,9 @@ class UserError(ValueError):
   """Bad input; the message names the thing, value, limit and remedy."""
 
 
+class Terminated(KeyboardInterrupt):
+  """SIGTERM, the notice of preemption; a checkpoint was written: code 143."""
+
+
 class Failed(RuntimeError):
   """The work was done, and what it found is not right: exit code 1."""

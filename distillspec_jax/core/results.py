@@ -73,7 +73,7 @@ def write(
     seed: int,
     config_hash: str = '',
 ) -> dict[str, Any]:
-  """Appends one line and returns it.
+  """Appends one line and returns it; of several processes, the first does.
 
   Raises:
     ValueError: unknown kind, no metrics, or a value that is not a number.
@@ -101,6 +101,8 @@ def write(
       },
       'provenance': provenance(seed, config_hash),
   }
+  if not _writes():
+    return line
   text = json.dumps(line)
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +147,8 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def drop_after(path: str | os.PathLike[str], run: str, step: int) -> None:
   """Removes the training lines of `run` after `step`; they are to be redone."""
+  if not _writes():
+    return
   path = pathlib.Path(path)
   kept = [
       line
@@ -173,6 +177,12 @@ def provenance(seed: int, config_hash: str = '') -> dict[str, Any]:
       'jax': jax.__version__,
       'time_utc': now.strftime('%Y-%m-%dT%H:%M:%SZ'),
   }
+
+
+def _writes() -> bool:
+  import jax  # reporting reads results without it
+
+  return jax.process_index() == 0
 
 
 @functools.cache

@@ -2,13 +2,13 @@
 
 The order of an epoch is a permutation drawn from (seed, epoch) alone. Batch
 number n is therefore the same whoever asks for it and whenever, on any number
-of hosts: each host takes its rows of the same global batch.
+of hosts: each makes its rows of the same global batch.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -94,38 +94,36 @@ def batches(
     pack: bool = False,
     start: int = 0,
     num_epochs: int | None = None,
-    host_index: int = 0,
-    host_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[types.Batch]:
   """Batches of numpy arrays.
 
   Args:
     task: whose examples.
     split: of the task.
-    batch_size: rows over all hosts.
+    batch_size: rows, over all hosts.
     seed: of the order.
     shuffle: False keeps the order of the source.
     pack: several examples a row, as many as fit.
     start: batches that were consumed already.
     num_epochs: None goes on for ever; otherwise the last batch is filled up
       with empty rows.
-    host_index: this host.
-    host_count: rows host_index, host_index + host_count, ... are taken.
+    rows: numbers of those that are made, in this order; None: all.
 
   Raises:
-    UserError: nothing to batch, or rows that do not divide among hosts.
+    UserError: nothing to batch, or a batch of no rows.
   """
-  if batch_size < 1 or batch_size % host_count:
+  if batch_size < 1:
     raise errors.UserError(
-        f'A batch of {batch_size} rows cannot be divided among {host_count}'
-        ' hosts; use a positive multiple.'
+        f'batch_size is {batch_size}; it must be at least 1.'
     )
   # Errors are raised here, not when the first batch is asked for.
   examples = [_cut(task, example) for example in _usable(task, split)]
-  rows = _rows(
+  ordered = _rows(
       task, examples, seed, shuffle, pack, num_epochs, batch_size * start
   )
-  return _batched(task, rows, batch_size, host_index, host_count)
+  chosen = range(batch_size) if rows is None else rows
+  return _batched(task, ordered, batch_size, chosen)
 
 
 Row = list[tuple[np.ndarray, np.ndarray]]
@@ -191,14 +189,14 @@ def _packed(task, examples) -> Iterator[Row]:
 
 
 def _batched(
-    task, rows: Iterator[Row], batch_size, host_index, host_count
+    task, rows: Iterator[Row], batch_size: int, chosen: Sequence[int]
 ) -> Iterator[types.Batch]:
   while True:
     group = [row for _, row in zip(range(batch_size), rows)]
     if not group:
       return
     group += [[]] * (batch_size - len(group))
-    yield _batch(task, group[host_index::host_count])
+    yield _batch(task, [group[number] for number in chosen])
 
 
 def _batch(task: tasks.Task, rows: list[Row]) -> types.Batch:

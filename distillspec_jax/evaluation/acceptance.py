@@ -24,6 +24,7 @@ import rich.table
 from distillspec_jax.checkpoints import store
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
+from distillspec_jax.core import hosts
 from distillspec_jax.core import results
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
@@ -170,7 +171,7 @@ def evaluate(
       metrics = quality.measure(model, task, shown, decoding, seed, target)
       described = decoding.describe(speculative=False, batch_size=batch_size)
       write('task_quality', {**described, 'model': who}, metrics)
-  rich.console.Console(stderr=True).print(table)
+  rich.console.Console(stderr=True, quiet=not hosts.is_first()).print(table)
   return lines
 
 

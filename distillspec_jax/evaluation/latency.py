@@ -26,6 +26,7 @@ import rich.table
 from distillspec_jax.checkpoints import store
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
+from distillspec_jax.core import hosts
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import types
@@ -193,7 +194,7 @@ def benchmark(
             f'{_speedup(metrics):.2f}',
         )
       plans.add_row(*here, *_show_plan(found, best.block_length))
-  console = rich.console.Console(stderr=True)
+  console = rich.console.Console(stderr=True, quiet=not hosts.is_first())
   for table in (speeds, plans, *map(_profile_table, profiles)):
     console.print(table)
   return lines

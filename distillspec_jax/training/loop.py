@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import signal
 import sys
@@ -23,6 +24,7 @@ from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
+from distillspec_jax.core import hosts
 from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
@@ -35,6 +37,7 @@ from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import shared_encoder as shared_encoder_lib
 from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.training import feeding
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
 from distillspec_jax.training import progress as progress_lib
@@ -148,8 +151,10 @@ def train(
   moments = _moments(initial, num_steps) if initial_optimizer else None
   # All that can fail on the data fails here, before anything is written.
   held_out = _first(task, 'validation', validation_examples, batch_size, mesh)
+  feeding.batches(mesh, task, 'train', batch_size, seed=seed)
   _describe_data(task, folder.name)
   store.check_writable(folder)
+  store.check_shared(folder)
 
   with (
       jax.set_mesh(mesh),
@@ -170,8 +175,9 @@ def train(
       best = extra['best']
     start = int(state.step)
     recorder = _Recorder(folder, task, trained, target_model, seed, start)
-    model_folder.write_config(folder, trained.config.to_dict())
-    configuration.write(folder)
+    if hosts.is_first():
+      model_folder.write_config(folder, trained.config.to_dict())
+      configuration.write(folder)
 
     update = jax.jit(
         step_lib.make_step(
@@ -206,15 +212,8 @@ def train(
 
     if latest is None:
       keep_if_best(start)
-    data = batches_lib.batches(
-        task,
-        'train',
-        batch_size,
-        seed=seed,
-        pack=pack,
-        start=start,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+    data = feeding.batches(
+        mesh, task, 'train', batch_size, seed=seed, pack=pack, start=start
     )
     with (
         _interruptions() as interrupted,
@@ -222,8 +221,7 @@ def train(
         progress_lib.Progress(num_steps, start, folder.name) as progress,
     ):
       for number in range(start, num_steps):
-        batch = _put(next(data), mesh)
-        state, metrics = update(state, target_params, batch)
+        state, metrics = update(state, target_params, next(data))
         done = number + 1
         recorder.step(done, metrics)
         if done % log_every == 0 or done == num_steps:
@@ -231,13 +229,15 @@ def train(
           progress.update(done, values)
         if done % validation_every == 0 or done == num_steps:
           keep_if_best(done)
-        stop = bool(interrupted)
+        stop = hosts.stop_here(bool(interrupted))
         if done % checkpoint_every == 0 or done == num_steps or stop:
           recorder.flush(done, float(schedule(number)))
           checkpoints.save(done, state, {'best': best, 'seed': seed})
         if stop:
           checkpoints.wait()
-          raise KeyboardInterrupt
+          if interrupted == [signal.SIGINT]:
+            raise KeyboardInterrupt
+          raise errors.Terminated
   return str(folder / 'best')
 
 
@@ -366,34 +366,22 @@ def _initial_state(trained, transform, mesh, seed):
   return state, abstract
 
 
-def _put(batch: types.Batch, mesh: Any) -> types.Batch:
-  """The batch on the mesh, rows spread over it."""
-  sharding = mesh_lib.rows(mesh)
-  return jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(sharding, x), batch
-  )
-
-
 def _first(
     task: tasks.Task, split: str, examples: int, batch_size: int, mesh: Any
 ) -> list[types.Batch]:
   """The first examples of a split, in batches of one shape."""
-  found: list[types.Batch] = []
   rows = min(batch_size, examples)
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   rows = -(-rows // ways) * ways
-  for batch in batches_lib.batches(
-      task, split, rows, seed=0, shuffle=False, num_epochs=1
-  ):
-    found.append(_put(batch, mesh))
-    if len(found) * rows >= examples:
-      break
-  return found
+  found = feeding.batches(
+      mesh, task, split, rows, seed=0, shuffle=False, num_epochs=1
+  )
+  return list(itertools.islice(found, -(-examples // rows)))
 
 
 def _describe_data(task: tasks.Task, name: str) -> None:
   """Says what is trained on, and what is cut off or left out."""
-  if jax.process_index() == 0:
+  if hosts.is_first():
     for split in ('train', 'validation'):
       described = batches_lib.statistics(task, split).describe()
       print(f'{name}: {split}: {described}', file=sys.stderr, flush=True)
@@ -424,8 +412,8 @@ def _save_best(folder, trained, params, step, score) -> None:
 def _interruptions():
   """Yields a list that is no longer empty once the run is asked to stop.
 
-  SIGINT and SIGTERM end the run after the step under way, with a checkpoint. A
-  second one stops at once.
+  SIGINT and SIGTERM end the run after the step under way, with a checkpoint; on
+  several hosts all stop after the same step. A second one stops at once.
   """
   asked: list[int] = []
 
@@ -529,8 +517,6 @@ class _Recorder:
     self._time = time.perf_counter()
 
   def _write(self, number, metrics, split):
-    if jax.process_index():
-      return
     results.write(
         self._path,
         'training',

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from distillspec_jax.core import randomness
 from distillspec_jax.core import types
@@ -96,13 +95,14 @@ def block_efficiency(
         keys,
         decoding,
     )
-    real = np.asarray(jnp.any(batch.segments > 0, axis=1))
-    emitted += int(np.sum(np.asarray(samples.statistics.emitted)[real]))
-    blocks += int(np.sum(np.asarray(samples.statistics.blocks)[real]))
+    # Summed where the rows are: no process has all of them.
+    real = jnp.any(batch.segments > 0, axis=1)
+    emitted += int(jnp.sum(samples.statistics.emitted, where=real))
+    blocks += int(jnp.sum(samples.statistics.blocks, where=real))
   value = emitted / max(blocks, 1)
   examples = sum(_examples(batch) for batch in batches)
   return Score('block_efficiency', value, 'tokens/block', value, examples)
 
 
 def _examples(batch: types.Batch) -> int:
-  return int(np.sum(np.any(np.asarray(batch.segments) > 0, axis=1)))
+  return int(jnp.sum(jnp.any(batch.segments > 0, axis=1)))
