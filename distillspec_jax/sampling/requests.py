@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -166,12 +167,37 @@ def stop_automaton(
         f' stop string {strings[0]!r}; load it with one, or end rows by'
         ' eos_ids.'
     )
-  later, first = vocabulary_kinds.surfaces(target.vocabulary)
+  return _automaton(_Own(target.vocabulary), target.config.vocab_size, strings)
+
+
+class _Own:
+  """A vocabulary as a key: vocabularies compare but have no hash."""
+
+  def __init__(self, vocabulary: Any):
+    self.vocabulary = vocabulary
+
+  def __eq__(self, other: Any) -> bool:
+    return self.vocabulary is other.vocabulary
+
+  def __hash__(self) -> int:
+    return id(self.vocabulary)
+
+
+@functools.lru_cache(maxsize=8)
+def _automaton(
+    own: _Own, size: int, strings: tuple[str, ...]
+) -> stopping.Automaton:
+  later, first = _surfaces(own)
   # Rows beyond the vocabulary are padding and spell nothing.
-  padding = max(target.config.vocab_size - len(later), 0)
+  padding = max(size - len(later), 0)
   return stopping.automaton(
       strings, [*later, *[b''] * padding], [*first, *[None] * padding]
   )
+
+
+@functools.lru_cache(maxsize=2)
+def _surfaces(own: _Own) -> vocabulary_kinds.Surfaces:
+  return vocabulary_kinds.surfaces(own.vocabulary)
 
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

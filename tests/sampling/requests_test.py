@@ -1,10 +1,13 @@
 """What is asked of each row, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
+from distillspec_jax.data import vocabulary_kinds
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer
@@ -128,6 +131,26 @@ def test_a_number_for_all_is_one_for_each_where_it_must_be():
 def test_one_prefix_is_for_all():
   assert check(prefix='ab').prefix == [[100, 101]] * 3
   assert check(prefix=np.array([[5, 6]] * 3)).prefix == [[5, 6]] * 3
+
+
+def test_a_vocabulary_is_spelt_once(monkeypatch):
+  calls = []
+  surfaces = vocabulary_kinds.surfaces
+
+  def counted(vocabulary):
+    calls.append(vocabulary)
+    return surfaces(vocabulary)
+
+  monkeypatch.setattr(vocabulary_kinds, 'surfaces', counted)
+  reader = dataclasses.replace(READER, vocabulary=vocabularies.load('bytes'))
+  one, again = check(reader, stop=['ab', 'c']), check(reader, stop=('ab', 'c'))
+  assert one.stop is again.stop
+  other = check(reader, stop='ab').stop
+  assert other.table.shape != one.stop.table.shape
+  assert calls == [reader.vocabulary]
+  another = vocabularies.load('bytes')
+  check(dataclasses.replace(READER, vocabulary=another), stop='ab')
+  assert len(calls) == 2
 
 
 def test_rows_beyond_the_vocabulary_spell_nothing():
