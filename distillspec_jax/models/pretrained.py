@@ -17,6 +17,7 @@ from distillspec_jax.core import sources
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
+from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
@@ -92,6 +93,7 @@ def load(
     vocabulary: str | os.PathLike[str] | None = None,
     weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    layout: mesh_lib.Rules = mesh_lib.SPLIT,
     allow_nonfinite: bool = False,
 ) -> Model:
   """The model in a folder, of whatever kind.
@@ -114,6 +116,7 @@ def load(
       can be neither trained nor saved. Default: as saved.
     mesh: lays the parameters out on it, each device reading its own part;
       default: all on the first device.
+    layout: by which rules, see `core.mesh.rules`.
     allow_nonfinite: takes parameters that are NaN or infinite, too.
 
   Raises:
@@ -129,6 +132,7 @@ def load(
       param_dtype=param_dtype,
       weights=weights,
       mesh=mesh,
+      layout=layout,
       allow_nonfinite=allow_nonfinite,
   )
   found = find_vocabulary(folder, model.config.vocab_size, vocabulary)
@@ -143,6 +147,7 @@ def place(
     param_dtype: str | None = None,
     weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    layout: mesh_lib.Rules = mesh_lib.SPLIT,
     allow_nonfinite: bool = False,
 ) -> Model:
   """A checkpoint's model, without vocabulary; arguments as in `load`."""
@@ -166,7 +171,7 @@ def place(
         f'The parameters in {name} do not fit its configuration: {wrong}.'
     )
   transformer = transformer_lib.Transformer(
-      dataclasses.replace(config, weights=weights)
+      dataclasses.replace(config, weights=weights), layout
   )
   shardings = made = None
   if mesh is not None:

@@ -61,7 +61,9 @@ def from_draft(
           ' target and a draft that are encoder-decoder models.'
       )
   draft.config.require_float('trained')
-  transformer = transformer_lib.Transformer(config(draft.config, target.config))
+  transformer = transformer_lib.Transformer(
+      config(draft.config, target.config), draft.transformer.layout
+  )
   kernel = jnp.asarray(_fit(draft, target, inputs), jnp.float32)
   if mesh is not None:
     layout = transformer.shardings(mesh)['encoder_projection']['kernel']

@@ -75,6 +75,12 @@ def train(
     mesh_data: int = -1,
     mesh_fsdp: int = 1,
     mesh_tensor: int = 1,
+    layout: str | tuple = 'split',
+    target_layout: str | tuple = 'split',
+    dtype: str | None = None,
+    remat: str | None = None,
+    target_dtype: str | None = None,
+    target_weights: str | None = None,
 ) -> str:
   """Trains a model in the folder `run`; goes on where it left off.
 
@@ -108,6 +114,17 @@ def train(
     mesh_data: size of the data axis, -1: all devices that are left.
     mesh_fsdp: size of the fsdp axis.
     mesh_tensor: size of the tensor axis.
+    layout: how the trained model lies on the mesh: 'split' over the axes fsdp
+      and tensor, over 'fsdp' alone, or 'whole' on every device; or pairs, see
+      `core.mesh.rules`.
+    target_layout: the same for the target.
+    dtype: what the trained model computes in, 'float32' or 'bfloat16'; its
+      parameters are float32 all the same. Default: as its configuration says.
+    remat: what its backward pass computes again, to save memory: 'none', 'dots'
+      (all but matrix products) or 'full'. Default: as its configuration says.
+    target_dtype: what the target is held and computed in. Default: as saved.
+    target_weights: 'int8' or 'int8_weight_only' hold the target in a quarter of
+      the memory, see `models.pretrained.load`. Default: as saved.
 
   Returns:
     The folder of the best model, RUN/best.
@@ -137,10 +154,21 @@ def train(
   mesh_lib.check_batch(mesh, batch_size // micro_batches)
   target_model = None
   if target is not None:
-    target_model = pretrained.load(target, mesh=mesh)
+    target_model = pretrained.load(
+        target,
+        mesh=mesh,
+        layout=mesh_lib.rules(target_layout),
+        dtype=target_dtype,
+        param_dtype=target_dtype,
+        weights=target_weights,
+    )
     task.adopt(target_model.vocabulary, str(target))
   shared = target_model if shared_encoder else None
-  trained = _model_to_train(model, initial, shared, task, seed, mesh)
+  changes = {'dtype': dtype, 'remat': remat}
+  changes = {name: v for name, v in changes.items() if v is not None}
+  trained = _model_to_train(
+      model, initial, shared, task, seed, mesh, mesh_lib.rules(layout), changes
+  )
   if target_model is not None:
     pretrained.check_pair(target_model, trained)
   elif trained.config.shares_encoder:
@@ -188,6 +216,10 @@ def train(
             micro_batches,
         ),
         donate_argnums=0,
+        out_shardings=(
+            jax.tree.map(lambda leaf: leaf.sharding, abstract),
+            mesh_lib.replicated(mesh),
+        ),
     )
 
     def judge(params) -> validation.Score:
@@ -273,8 +305,10 @@ def _model_to_train(
     task: tasks.Task,
     seed: int,
     mesh: Any,
+    layout: mesh_lib.Rules,
+    changes: dict[str, str],
 ) -> pretrained.Model:
-  """The model to train, with its starting parameters on the host or device.
+  """The model to train, with its starting parameters on the mesh.
 
   Args:
     model: as in `train`.
@@ -283,6 +317,8 @@ def _model_to_train(
     task: its vocabulary becomes that of the model.
     seed: of new parameters.
     mesh: where they are.
+    layout: and how.
+    changes: of its configuration that concern the computation alone.
   """
   if (model is None) == (initial is None):
     raise errors.UserError(
@@ -290,7 +326,15 @@ def _model_to_train(
         ' configuration of a new model, or the folder of one to start from.'
     )
   if initial is not None:
-    trained = pretrained.load(initial, param_dtype='float32', mesh=mesh)
+    trained = pretrained.load(
+        initial, param_dtype='float32', mesh=mesh, layout=layout
+    )
+    trained = dataclasses.replace(
+        trained,
+        transformer=transformer_lib.Transformer(
+            dataclasses.replace(trained.config, **changes), layout
+        ),
+    )
     task.adopt(trained.vocabulary, str(initial))
     if trained.vocabulary is None:
       trained = dataclasses.replace(trained, vocabulary=task.vocabulary)
@@ -321,7 +365,8 @@ def _model_to_train(
     )
   if shared is not None:
     model = shared_encoder_lib.config(model, shared.config)
-  transformer = transformer_lib.Transformer(model)
+  model = dataclasses.replace(model, **changes)
+  transformer = transformer_lib.Transformer(model, layout)
   key = randomness.stream(jax.random.key(seed), 'init')
   params = transformer.init(key, mesh)
   return pretrained.Model(transformer, params, vocabulary, 'new')
@@ -349,21 +394,18 @@ def _moments(initial: str | None, num_steps: int) -> optimizers.Moments:
 
 def _initial_state(trained, transform, mesh, seed):
   """The state at step 0, and its shapes with shardings for restoring."""
-  params = trained.params  # the step donates them
+  abstract = step_lib.abstract_state(trained.params, transform, mesh)
   key = randomness.stream(jax.random.key(seed), 'training')
-  key = jax.device_put(key, mesh_lib.replicated(mesh))
-  state = step_lib.initial_state(params, transform, key)
-  state = jax.tree.map(
-      lambda x: x
-      if isinstance(x.sharding, jax.sharding.NamedSharding)
-      else jax.device_put(x, mesh_lib.replicated(mesh)),
-      state,
+  make = jax.jit(
+      lambda params, key: (jnp.int32(0), transform.init(params), key),
+      out_shardings=jax.tree.map(
+          lambda leaf: leaf.sharding,
+          (abstract.step, abstract.optimizer, abstract.key),
+      ),
   )
-  abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      state,
-  )
-  return state, abstract
+  step, optimizer, key = make(trained.params, key)
+  # The step donates the parameters that the model came with.
+  return step_lib.TrainState(step, trained.params, optimizer, key), abstract
 
 
 def _first(

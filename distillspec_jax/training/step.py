@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.core import randomness
 from distillspec_jax.core import types
 from distillspec_jax.losses import objective
@@ -48,6 +49,43 @@ def initial_state(
     params: Any, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
   return TrainState(jnp.int32(0), params, optimizer.init(params), key)
+
+
+def abstract_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """The state as shapes that say where everything lies; nothing is made.
+
+  What the optimizer keeps of a parameter in its own shape lies where that does;
+  the rest, which is small, lies on every device.
+
+  Args:
+    params: arrays or `ShapeDtypeStruct` with shardings.
+    optimizer: whose state it is.
+    mesh: of the shardings.
+  """
+  replicated = mesh_lib.replicated(mesh)
+
+  def put(leaf, sharding=replicated):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  def like(leaf, param):
+    is_same = leaf.shape == param.shape
+    return put(leaf, param.sharding if is_same else replicated)
+
+  state = jax.eval_shape(
+      lambda params: initial_state(params, optimizer, jax.random.key(0)), params
+  )
+  return TrainState(
+      step=put(state.step),
+      params=jax.tree.map(like, state.params, params),
+      optimizer=optax.tree.map_params(
+          optimizer, like, state.optimizer, params, transform_non_params=put
+      ),
+      key=put(state.key),
+  )
 
 
 def make_loss(

@@ -1,0 +1,144 @@
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from distillspec_jax.core import errors
+from distillspec_jax.core import mesh as mesh_lib
+
+
+@pytest.mark.parametrize(
+    'sizes, message',
+    [
+        ({'data': 3}, 'The mesh is data 3 x fsdp 1 x tensor 1 = 3 devices'),
+        ({'fsdp': 3}, 'but there are 8'),
+        ({'fsdp': 0}, 'The mesh axis fsdp is 0; it must be at least 1'),
+        ({'tensor': -1}, 'The mesh axis tensor is -1'),
+        ({'data': 0}, 'The mesh axis data is 0'),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_devices(sizes, message):
+  with pytest.raises(errors.UserError, match=message):
+    mesh_lib.make_mesh(**sizes)
+
+
+def test_what_is_left_goes_to_the_rows():
+  mesh = mesh_lib.make_mesh(fsdp=2, tensor=2)
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  some = mesh_lib.make_mesh(devices=jax.devices()[:2])
+  assert dict(some.shape) == {'data': 2, 'fsdp': 1, 'tensor': 1}
+
+
+def test_a_batch_that_does_not_divide_the_mesh():
+  mesh = mesh_lib.make_mesh(fsdp=2, tensor=2)
+  mesh_lib.check_batch(mesh, 12)
+  with pytest.raises(errors.UserError, match='6 rows .* make 4; use a multipl'):
+    mesh_lib.check_batch(mesh, 6)
+
+
+SIZES = {'data': 2, 'fsdp': 2, 'tensor': 4}
+
+
+@pytest.mark.parametrize(
+    'shape, names, layout, expected',
+    [
+        ((8, 16), ('embed', 'mlp'), 'split', P('fsdp', 'tensor')),
+        ((8, 16), ('embed', 'mlp'), 'fsdp', P('fsdp', None)),
+        ((8, 16), ('embed', 'mlp'), 'whole', P(None, None)),
+        ((8, 6), ('embed', 'heads'), 'split', P('fsdp', None)),  # 6 / 4
+        ((8, 8), ('heads', 'mlp'), 'split', P('tensor', None)),  # once only
+        ((8, 3), ('batch', 'length'), 'whole', P(('data', 'fsdp'), None)),
+        ((6, 3), ('batch', 'length'), 'split', P('data', None)),  # 6 / 2
+        ((3, 3), ('batch', 'length'), 'split', P(None, None)),
+        ((8, 8, 8), ('batch',), 'split', P(('data', 'fsdp'), None, None)),
+        ((8, 16), ('embed', 'mlp'), (('embed', 'data'),), P('data', 'tensor')),
+        (
+            (16, 2),
+            ('mlp', 'kv'),
+            [['mlp', ['fsdp', 'tensor']]],
+            P(('fsdp', 'tensor'), None),
+        ),
+    ],
+)
+def test_axes_lie_where_the_rules_say(shape, names, layout, expected):
+  rules = mesh_lib.rules(layout)
+  hash(rules)  # models are static arguments
+  assert mesh_lib.spec(SIZES, shape, names, rules) == expected
+
+
+def test_decoding_gathers_what_lies_on_fsdp():
+  rules = mesh_lib.gathered(mesh_lib.rules((('mlp', ('fsdp', 'tensor')),)))
+  spec = mesh_lib.spec(SIZES, (16, 16), ('embed', 'mlp'), rules)
+  assert spec == P(None, 'tensor')
+  rows = mesh_lib.spec(SIZES, (16,), ('batch',), rules)
+  assert rows == P(('data', 'fsdp'))
+
+
+@pytest.mark.parametrize(
+    'layout, message',
+    [
+        ('sharded', "Unknown layout 'sharded'; use 'split', 'fsdp', 'whole'"),
+        ((('embedding', None),), "has \\('embedding', None\\)"),
+        ((('embed', 'model'),), "'embed' on the mesh axis 'model'"),
+    ],
+)
+def test_unknown_layouts(layout, message):
+  with pytest.raises(errors.UserError, match=message):
+    mesh_lib.rules(layout)
+
+
+@pytest.mark.parametrize('axes', [mesh_lib.ROWS, mesh_lib.AXES])
+def test_each_device_sees_its_own_rows(axes):
+  def function(weight, rows):
+    seen.append(rows.shape)
+    return rows * weight
+
+  rows = jnp.arange(16.0).reshape(8, 2)
+  weight = jnp.float32(3)
+  seen = []
+  with jax.set_mesh(mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)):
+    run = jax.jit(lambda w, r: mesh_lib.by_rows(function, w, r, axes))
+    np.testing.assert_array_equal(run(weight, rows), 3 * rows)
+    assert seen == [(2, 2)]
+    seen.clear()
+    np.testing.assert_array_equal(run(weight, rows[:6]), 3 * rows[:6])
+    assert seen == [(6, 2)]  # 6 rows are not spread over 4 devices
+  seen.clear()
+  np.testing.assert_array_equal(
+      mesh_lib.by_rows(function, weight, rows, axes), 3 * rows
+  )
+  assert seen == [(8, 2)]
+
+
+def test_gradients_of_what_is_whole_are_added_up():
+  def loss(weight, rows):
+    each = mesh_lib.by_rows(
+        lambda weight, rows: jnp.sum(jnp.sin(rows @ weight))[None], weight, rows
+    )
+    return jnp.sum(each)
+
+  rng = np.random.default_rng(0)
+  rows, weight = rng.standard_normal((8, 4)), rng.standard_normal((4, 6))
+  expected = jax.grad(loss)(weight, rows)
+  with jax.set_mesh(mesh_lib.make_mesh(data=4, tensor=2)):
+    actual = jax.jit(jax.grad(loss))(weight, rows)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_loops_end_where_their_rows_end():
+  def steps(_, rows):
+    count, _ = jax.lax.while_loop(
+        lambda c: jnp.any(c[1] > 0),
+        lambda c: (c[0] + 1, c[1] - 1),
+        (jnp.int32(0), rows),
+    )
+    return jnp.broadcast_to(count, rows.shape)
+
+  rows = jnp.arange(8)
+  with jax.set_mesh(mesh_lib.make_mesh()):
+    counts = jax.jit(
+        lambda rows: mesh_lib.by_rows(steps, None, rows, mesh_lib.AXES)
+    )(rows)
+  np.testing.assert_array_equal(counts, rows)
+  np.testing.assert_array_equal(mesh_lib.by_rows(steps, None, rows), 7)

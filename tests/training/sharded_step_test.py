@@ -1,0 +1,159 @@
+"""A step on any mesh is the step on one device, and moves no logits."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.core import types
+from distillspec_jax.models import transformer
+from distillspec_jax.training import method as method_lib
+from distillspec_jax.training import optimizers
+from distillspec_jax.training import step as step_lib
+from tests import meshes
+from tests.training import tiny
+
+V, B, S, T = 1024, 8, 6, 10
+METHODS = {
+    'fine-tuning': method_lib.Method(z_loss=1e-3, label_smoothing=0.1),
+    'on-policy': method_lib.Method(divergence='jsd', fixed_fraction=0.0),
+}
+# Updates are as large as gradients, so that they can be compared.
+OPTIMIZER = optax.sgd(1.0)
+
+
+def config(**changes):
+  return tiny.config(
+      vocab_size=V, num_heads=8, head_dim=4, emb_dim=32, mlp_dim=64, **changes
+  )
+
+
+@functools.cache
+def parameters():
+  draft = transformer.Transformer(config(num_decoder_layers=1))
+  target = transformer.Transformer(config())
+  return draft.init(jax.random.key(0)), target.init(jax.random.key(1))
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  inputs = rng.integers(3, V, (B, S)).astype(np.int32)
+  labels = rng.integers(3, V, (B, T)).astype(np.int32)
+  segments = (np.arange(T) < rng.integers(1, T + 1, B)[:, None]).astype(
+      np.int32
+  )
+  return types.Batch(
+      inputs, np.ones_like(inputs), labels * segments, segments, segments > 0
+  )
+
+
+def compiled(mesh, method, layout='split', micro_batches=1, scan=False):
+  """The step's program and its arguments on a mesh."""
+  rules = mesh_lib.rules(layout)
+  draft = transformer.Transformer(config(num_decoder_layers=1), rules)
+  target = transformer.Transformer(config())
+  draft_params, target_params = parameters()
+  params = jax.device_put(draft_params, draft.shardings(mesh))
+  arguments = (
+      step_lib.initial_state(params, OPTIMIZER, jax.random.key(4)),
+      jax.device_put(target_params, target.shardings(mesh)),
+      meshes.put(mesh, batch()),
+  )
+  with jax.set_mesh(mesh):
+    step = step_lib.make_step(method, OPTIMIZER, draft, target, micro_batches)
+    return jax.jit(step).lower(*arguments).compile(), arguments
+
+
+@functools.cache
+def on_one_device(name):
+  program, arguments = compiled(meshes.make((1, 1, 1)), METHODS[name])
+  return jax.device_get(program(*arguments))
+
+
+def assert_same_step(actual, expected):
+  state, metrics = jax.device_get(actual)
+  expected_state, expected_metrics = expected
+  for name, mean in expected_metrics.items():
+    np.testing.assert_allclose(metrics[name].value(), mean.value(), rtol=1e-5)
+  jax.tree.map(
+      functools.partial(np.testing.assert_allclose, atol=2e-6),
+      state.params,
+      expected_state.params,
+  )
+
+
+@meshes.every
+@pytest.mark.parametrize('name', METHODS)
+def test_a_step_on_a_mesh_is_that_on_one_device(name, shape):
+  program, arguments = compiled(meshes.make(shape), METHODS[name])
+  assert_same_step(program(*arguments), on_one_device(name))
+
+
+@pytest.mark.parametrize('layout', ['fsdp', 'whole'])
+def test_a_draft_may_lie_otherwise_than_its_target(layout):
+  mesh = meshes.make((2, 2, 2))
+  program, arguments = compiled(
+      mesh, METHODS['on-policy'], layout, micro_batches=2
+  )
+  assert_same_step(program(*arguments), on_one_device('on-policy'))
+
+
+def logits_that_move(program):
+  """Of all logits of a chunk: what has V columns and is neither a kernel."""
+  wide = [
+      shapes for _, shapes in meshes.exchanges(program) if f',{V}]' in shapes
+  ]
+  return [shapes for shapes in wide if f'f32[32,{V}]' not in shapes]
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_logits_stay_where_they_are(shape):
+  program, _ = compiled(meshes.make(shape), METHODS['on-policy'])
+  assert not logits_that_move(program)
+
+
+def test_logits_that_are_gathered_are_seen(monkeypatch):
+  gathered = lambda x, *_: jax.lax.with_sharding_constraint(
+      x, jax.sharding.PartitionSpec(None, None, None)
+  )
+  original = transformer.Transformer.unembed
+  monkeypatch.setattr(
+      transformer.Transformer,
+      'unembed',
+      lambda self, *args: gathered(original(self, *args)),
+  )
+  program, _ = compiled(meshes.make((1, 1, 8)), METHODS['fine-tuning'])
+  assert logits_that_move(program)
+
+
+@pytest.mark.parametrize('name', ['adafactor', 'adamw'])
+def test_the_optimizer_lies_with_its_parameters(name):
+  mesh = meshes.make((1, 4, 2))
+  draft = transformer.Transformer(config())
+  params = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      draft.abstract(),
+      draft.shardings(mesh),
+  )
+  optimizer = optimizers.Optimizer(name=name).build(10)
+  state = step_lib.abstract_state(params, optimizer, mesh)
+  real = step_lib.initial_state(parameters()[1], optimizer, jax.random.key(0))
+  jax.tree.map(lambda a, b: a.update(shape=b.shape), state, real)
+  assert jax.tree.structure(state) == jax.tree.structure(real)
+  split = [
+      leaf
+      for leaf in jax.tree.leaves(state.optimizer)
+      if not leaf.sharding.is_fully_replicated
+  ]
+  kinds = {'adafactor': 1, 'adamw': 2}  # of arrays of a parameter's shape
+  of_params = [
+      leaf
+      for leaf in jax.tree.leaves(params)
+      if not leaf.sharding.is_fully_replicated
+  ]
+  assert len(split) == kinds[name] * len(of_params)
