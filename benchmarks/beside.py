@@ -1,4 +1,4 @@
-"""What a comparison with a peer needs: the peer's process, turns, and ratios.
+"""What a comparison with a peer needs: options, models, turns, and ratios.
 
 The peer runs in an environment of its own, as a server that reads a JSON object
 a line and answers each with one. Calls of both sides take turns in one run, and
@@ -6,6 +6,7 @@ a ratio is made of each pair of neighbours, so that a machine that becomes
 slower does so for both.
 """
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
@@ -21,12 +22,29 @@ import jax
 import numpy as np
 
 from distillspec_jax.checkpoints import hugging_face
+from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import progress
 from distillspec_jax.core import results
 from distillspec_jax.models import config as config_lib
 
 HERE = pathlib.Path(__file__).parent
+
+
+def parser(doc: str, library: str) -> argparse.ArgumentParser:
+  """The options that all comparisons have."""
+  made = argparse.ArgumentParser(description=doc.splitlines()[0])
+  made.add_argument('--peer', required=True, help=f'python with {library}')
+  made.add_argument('--run', help='folder whose results.jsonl gets the lines')
+  made.add_argument('--rounds', type=int, default=5)
+  made.add_argument('--pause', type=float, default=0.5, help='seconds')
+  made.add_argument('--input_length', type=int, default=64)
+  return made
+
+
+def numbers(kind: type) -> Callable[[str], tuple]:
+  """Reads an option that is a list, such as 1,8."""
+  return lambda text: tuple(kind(part) for part in text.split(','))
 
 
 class Peer:
@@ -122,6 +140,27 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
   return Ratio(statistics.median(found), found[0], found[-1])
 
 
+class Sides(NamedTuple):
+  """What two sides take: median seconds of either, and the ratio."""
+
+  ours: float
+  theirs: float
+  ratio: Ratio
+
+
+def both(
+    ours: Callable[[int], float],
+    theirs: Callable[[int], float],
+    options: argparse.Namespace,
+    name: str,
+) -> Sides:
+  """What a call of ours and one of theirs take, in turns; see `take_turns`."""
+  calls = {'ours': ours, 'theirs': theirs}
+  times = take_turns(calls, options.rounds, options.pause, name)
+  medians = {side: statistics.median(times[side]) for side in calls}
+  return Sides(**medians, ratio=ratio(times['theirs'], times['ours']))
+
+
 def ratio_metrics(name: str, found: Ratio, rounds: int):
   """The three numbers of a ratio as metrics of a line of results."""
   return {
@@ -134,28 +173,42 @@ def ratio_metrics(name: str, found: Ratio, rounds: int):
   }
 
 
-def write(run: str | None, **line) -> None:
-  """A line of results of a comparison with peers; nothing without a run."""
+def write(run: str | None, split: str = 'peers', **line) -> None:
+  """A line of results of times; nothing without a run."""
   if run is not None:
     path = pathlib.Path(run)
     results.write(
         path / 'results.jsonl',
+        'latency',
         run=path.name,
-        split='peers',
+        split=split,
         seed=0,
         **line,
     )
 
 
-def save(folder: pathlib.Path, config: config_lib.T5Config, params) -> None:
-  """A model as a Hugging Face folder, which both sides can load."""
+def save(
+    folder: pathlib.Path,
+    config: config_lib.T5Config,
+    params,
+    library: str = 'transformers',
+) -> None:
+  """A model as the library reads it, and we as well."""
   folder.mkdir(parents=True, exist_ok=True)
   flat = tensors.flatten(params)
-  hugging_face.write(
-      epath.Path(folder),
-      config.to_dict(),
-      {path: tensors.from_array(array) for path, array in flat.items()},
-  )
+  made = {path: tensors.from_array(array) for path, array in flat.items()}
+  if library == 'transformers':
+    hugging_face.write(epath.Path(folder), config.to_dict(), made)
+  else:
+    t5x.write(epath.Path(folder), made, 0)
+
+
+def save_pair(root: str, configs, params) -> list[pathlib.Path]:
+  """Folders of target and draft, whose parameters are made one by one."""
+  folders = [pathlib.Path(root, part) for part in ('target', 'draft')]
+  for folder, config, made in zip(folders, configs, params):
+    save(folder, config, made)
+  return folders
 
 
 def random_inputs(rounds: int, batch: int, length: int) -> list[np.ndarray]:

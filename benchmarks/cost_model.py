@@ -20,7 +20,6 @@ caches of the very sizes, taken in the same rounds; none is of a whole decoding.
 
 import argparse
 import dataclasses
-import pathlib
 import statistics
 import sys
 import time
@@ -220,9 +219,6 @@ def print_costs(batch, length, seen) -> None:
 
 
 def write(bench, options, rate, length, one, seen, ratios) -> None:
-  if options.run is None:
-    return
-
   def metric(values, unit):
     return results.Metric(statistics.median(values), None, options.rounds, unit)
 
@@ -233,14 +229,12 @@ def write(bench, options, rate, length, one, seen, ratios) -> None:
     return cost(lambda costs: 1e3 * value(costs), 'ms')
 
   target, draft = bench.models
-  results.write(
-      pathlib.Path(options.run) / 'results.jsonl',
-      'latency',
-      run=pathlib.Path(options.run).name,
+  beside.write(
+      options.run,
+      'simulated acceptance',
       target=target.name,
       draft=draft.name,
       task='random tokens',
-      split='simulated acceptance',
       decoding=bench.decoding(rate, length).describe(
           speculative=True, batch_size=bench.batch
       ),
@@ -261,12 +255,7 @@ def write(bench, options, rate, length, one, seen, ratios) -> None:
           'encoder_ms': ms(lambda c: c.begin),
           'draft_encoder_ms': ms(lambda c: c.draft_begin),
       },
-      seed=0,
   )  # fmt: skip
-
-
-def numbers(kind):
-  return lambda text: tuple(kind(part) for part in text.split(','))
 
 
 def main() -> int:
@@ -274,9 +263,10 @@ def main() -> int:
   parser.add_argument('--run', help='folder whose results.jsonl gets the lines')
   parser.add_argument('--target', default='t5_1_1_base')
   parser.add_argument('--draft', default='t5_1_1_small')
-  parser.add_argument('--batches', type=numbers(int), default=(1, 8))
-  parser.add_argument('--rates', type=numbers(float), default=(0.5, 0.7, 0.9))
-  parser.add_argument('--block_lengths', type=numbers(int), default=(3, 5, 7))
+  ints, floats = beside.numbers(int), beside.numbers(float)
+  parser.add_argument('--batches', type=ints, default=(1, 8))
+  parser.add_argument('--rates', type=floats, default=(0.5, 0.7, 0.9))
+  parser.add_argument('--block_lengths', type=ints, default=(3, 5, 7))
   parser.add_argument('--temperature', type=float, default=0.0)
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--input_length', type=int, default=64)

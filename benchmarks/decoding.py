@@ -12,20 +12,16 @@ With --library=t5x the peer is t5x's own decoder, in an environment that has it
 (see t5x/requirements.txt).
 """
 
-import argparse
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
 
 import beside
-from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
@@ -40,16 +36,6 @@ SERVERS = {
     't5x': 't5x/decode_server.py',
 }
 CACHES = {'transformers': (None, 'static'), 't5x': (None,)}
-
-
-def save(folder: pathlib.Path, config, params, library: str) -> None:
-  """A model as the library reads it, and we as well."""
-  if library == 'transformers':
-    beside.save(folder, config, params)
-    return
-  flat = tensors.flatten(params)
-  made = {path: tensors.from_array(array) for path, array in flat.items()}
-  t5x.write(epath.Path(folder), made, 0)
 
 
 def ours(model: pretrained.Model, inputs: np.ndarray, length: int):
@@ -128,27 +114,22 @@ def compare(peer, model, size, batch, options) -> None:
     said['theirs'].append(np.array(answer['tokens']))
     return answer['seconds']
 
-  calls = {'ours': call_ours, 'theirs': call_theirs}
-  times = beside.take_turns(calls, rounds, options.pause, f'{size}, {batch}')
+  sides = beside.both(call_ours, call_theirs, options, f'{size}, {batch}')
   rows = batch * rounds
   same = sum(
       int((a == b).all(axis=1).sum())
       for a, b in zip(said['ours'][1:], said['theirs'][1:])
   )
-  speed, other = (
-      batch * length / statistics.median(times[side]) for side in calls
-  )
-  ratio = beside.ratio(times['theirs'], times['ours'])
+  speed, other = batch * length / sides.ours, batch * length / sides.theirs
   share = bytes_a_token(model) * speed / batch / options.bandwidth
   print(
       f'{size:6} batch {batch}: {speed:7.1f} tokens/s, {options.library}'
-      f' {other:7.1f} ({cache or "its own"} cache), ratio {ratio},'
+      f' {other:7.1f} ({cache or "its own"} cache), ratio {sides.ratio},'
       f' {share:.0%} of the bandwidth, {same} of {rows} rows the same'
   )
   metric = lambda value, unit: results.Metric(value, None, rounds, unit)
   beside.write(
       options.run,
-      kind='latency',
       target=f't5_1_1_{size}',
       draft=None,
       task='random tokens',
@@ -159,7 +140,7 @@ def compare(peer, model, size, batch, options) -> None:
           'tokens_per_second': metric(speed, 'tokens/s'),
           f'{options.library}_tokens_per_second': metric(other, 'tokens/s'),
           **beside.ratio_metrics(
-              f'ratio_to_{options.library}', ratio, rounds
+              f'ratio_to_{options.library}', sides.ratio, rounds
           ),
           'share_of_bandwidth': metric(share, '1'),
           'equal_rows': results.Metric(same / rows, None, rows, '1'),
@@ -168,17 +149,12 @@ def compare(peer, model, size, batch, options) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--peer', required=True, help='python with the library')
+  parser = beside.parser(__doc__, 'the library')
   parser.add_argument(
       '--library', choices=tuple(SERVERS), default='transformers'
   )
-  parser.add_argument('--run', help='folder whose results.jsonl gets the lines')
   parser.add_argument('--sizes', default='small,base')
-  parser.add_argument('--batches', default='1,8')
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--pause', type=float, default=0.5, help='seconds')
-  parser.add_argument('--input_length', type=int, default=64)
+  parser.add_argument('--batches', type=beside.numbers(int), default=(1, 8))
   parser.add_argument('--max_new_tokens', type=int, default=64)
   options = parser.parse_args()
   beside.warn_if_busy()
@@ -190,14 +166,14 @@ def main() -> None:
       with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         params = transformer_lib.Transformer(config).init(jax.random.key(0))
-        save(folder, config, params, options.library)
+        beside.save(folder, config, params, options.library)
         del params
         model = pretrained.load(folder)
         about = peer.ask(model=name, config=config.to_dict())
       if number == 0:
         print(beside.about(about))
-      for batch in options.batches.split(','):
-        compare(peer, model, size, int(batch), options)
+      for batch in options.batches:
+        compare(peer, model, size, batch, options)
 
 
 if __name__ == '__main__':

@@ -14,21 +14,16 @@ not installed but lies in a folder is found by PYTHONPATH, which its process
 inherits.
 """
 
-import argparse
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
 
 import beside
-from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distillspec_jax.checkpoints import t5x
-from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import results
 from distillspec_jax.core import types
 from distillspec_jax.models import config as config_lib
@@ -90,8 +85,7 @@ def compare(peer, ours: Ours, config, options) -> None:
     losses['theirs'].append(answer['loss'])
     return answer['seconds']
 
-  calls = {'ours': call_ours, 'theirs': call_theirs}
-  times = beside.take_turns(calls, rounds, options.pause, 'steps')
+  sides = beside.both(call_ours, call_theirs, options, 'steps')
   apart = max(abs(a - b) / b for a, b in zip(losses['ours'], losses['theirs']))
   count = options.batch * options.label_length
   for number, (own, other) in enumerate(zip(*losses.values())):
@@ -101,36 +95,32 @@ def compare(peer, ours: Ours, config, options) -> None:
     )
   if not config.dropout_rate and not apart < TOLERANCE:
     raise RuntimeError(f'The losses are {apart:.2e} apart; they must be equal.')
-  ratio = beside.ratio(times['theirs'], times['ours'])
-  own, other = (statistics.median(times[side]) for side in calls)
-  print(f'step: ours {own:.3f} s, t5x {other:.3f} s, ratio {ratio}')
+  print(
+      f'step: ours {sides.ours:.3f} s, t5x {sides.theirs:.3f} s, ratio'
+      f' {sides.ratio}'
+  )
   beside.write(
       options.run,
-      kind='latency',
       target=f't5_1_1_{options.size}',
       draft=None,
       task=f'fine-tuning step, dropout {config.dropout_rate:g}',
       decoding=None,
       metrics={
-          'step_s': results.Metric(own, None, rounds, 's'),
-          't5x_step_s': results.Metric(other, None, rounds, 's'),
-          **beside.ratio_metrics('ratio_to_t5x', ratio, rounds),
+          'step_s': results.Metric(sides.ours, None, rounds, 's'),
+          't5x_step_s': results.Metric(sides.theirs, None, rounds, 's'),
+          **beside.ratio_metrics('ratio_to_t5x', sides.ratio, rounds),
           'loss_difference': results.Metric(apart, None, rounds + 1, '1'),
       },
   )
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--peer', required=True, help='python with t5x')
-  parser.add_argument('--run', help='folder whose results.jsonl gets the line')
+  parser = beside.parser(__doc__, 't5x')
+  parser.set_defaults(input_length=128)
   parser.add_argument('--size', default='small')
   parser.add_argument('--dropout_rate', type=float, default=0.0)
   parser.add_argument('--batch', type=int, default=8)
-  parser.add_argument('--input_length', type=int, default=128)
   parser.add_argument('--label_length', type=int, default=64)
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--pause', type=float, default=0.5, help='seconds')
   options = parser.parse_args()
   beside.warn_if_busy()
   config = config_lib.published(
@@ -139,9 +129,7 @@ def main() -> None:
   params = transformer_lib.Transformer(config).init(jax.random.key(0))
   with beside.Peer(options.peer, 't5x/train_server.py') as peer:
     with tempfile.TemporaryDirectory() as name:
-      flat = tensors.flatten(params)
-      made = {path: tensors.from_array(x) for path, x in flat.items()}
-      t5x.write(epath.Path(pathlib.Path(name)), made, 0)
+      beside.save(pathlib.Path(name), config, params, 't5x')
       answer = peer.ask(
           model=name,
           config=config.to_dict(),

@@ -16,9 +16,7 @@ Greedy, all of them must say the same tokens, which is counted.
         --run=runs/peers [--target=base] [--draft=small] [--rounds=3]
 """
 
-import argparse
 import functools
-import pathlib
 import statistics
 import sys
 import tempfile
@@ -265,7 +263,6 @@ def report(found, name: str, temperature: float, options) -> None:
   decoding = mine.way.call.decoding(temperature, mine.way.block_length)
   beside.write(
       options.run,
-      kind='latency',
       target=f't5_1_1_{options.target}',
       draft=f't5_1_1_{options.draft}',
       task='controlled pair',
@@ -284,26 +281,19 @@ def equal_rows(several, single: Found) -> results.Metric:
   return results.Metric(float(np.mean(equal)), None, len(equal), '1')
 
 
-def lengths(text: str) -> tuple[int, ...]:
-  return tuple(int(number) for number in text.split(','))
-
-
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--peer', required=True, help='python with transformers')
-  parser.add_argument('--run', help='folder whose results.jsonl gets the lines')
+  parser = beside.parser(__doc__, 'transformers')
+  parser.set_defaults(rounds=3, pause=0.3)
   parser.add_argument('--target', default='base')
   parser.add_argument('--draft', default='small')
   parser.add_argument('--agreement', type=float, default=0.8)
   parser.add_argument('--certainty', type=float, default=0.95)
   parser.add_argument('--modes', default='greedy,sampled')
   parser.add_argument('--batch', type=int, default=8)
+  lengths = beside.numbers(int)
   parser.add_argument('--blocks', type=lengths, default=(2, 3, 5))
   parser.add_argument('--peer_blocks', type=lengths, default=(1, 2, 3, 5))
   parser.add_argument('--plain_blocks', type=lengths, default=(1, 2))
-  parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--pause', type=float, default=0.3, help='seconds')
-  parser.add_argument('--input_length', type=int, default=64)
   parser.add_argument('--max_new_tokens', type=int, default=64)
   options = parser.parse_args()
   beside.warn_if_busy()
@@ -315,13 +305,9 @@ def main() -> None:
       beside.Peer(options.peer, 'hugging_face/decode_server.py') as peer,
       tempfile.TemporaryDirectory() as name,
   ):
-    folders = [pathlib.Path(name, part) for part in ('target', 'draft')]
-    params = controlled_pair.pair(
-        *configs, options.agreement, options.certainty
-    )
-    for folder, config, made in zip(folders, configs, params):
-      beside.save(folder, config, made)
-    del params
+    made = controlled_pair.pair(*configs, options.agreement, options.certainty)
+    folders = beside.save_pair(name, configs, made)
+    del made
     answer = peer.ask(model=str(folders[0]), draft=str(folders[1]))
     print(beside.about(answer))
     ours = Ours(folders, options.max_new_tokens)

@@ -12,8 +12,6 @@ their own, which hide nothing of each other, so that they add up to more.
         --run=runs/peers [--target=base] [--draft=small] [--rounds=5]
 """
 
-import argparse
-import pathlib
 import statistics
 import sys
 import tempfile
@@ -196,13 +194,12 @@ def compare(peer, ours: Ours, options) -> None:
     theirs_parts.append(answer['parts'])
     return answer['seconds']
 
-  calls = {
-      'ours': lambda i: ours.step(make_batch(inputs[i], length)),
-      'theirs': call_theirs,
-  }
-  times = beside.take_turns(calls, rounds, options.pause, 'steps')
-  ratio = beside.ratio(times['theirs'], times['ours'])
-  seconds = {side: statistics.median(times[side]) for side in calls}
+  sides = beside.both(
+      lambda i: ours.step(make_batch(inputs[i], length)),
+      call_theirs,
+      options,
+      'steps',
+  )
   parts = {
       'ours': ours.parts(make_batch(inputs[0], length), rounds),
       'theirs': {
@@ -224,22 +221,19 @@ def compare(peer, ours: Ours, options) -> None:
       )
     print(row)
   print(
-      f'whole step: ours {seconds["ours"]:.3f} s, PyTorch'
-      f' {seconds["theirs"]:.3f} s, ratio {ratio}'
+      f'whole step: ours {sides.ours:.3f} s, PyTorch {sides.theirs:.3f} s,'
+      f' ratio {sides.ratio}'
   )
   beside.write(
       options.run,
-      kind='latency',
       target=f't5_1_1_{options.target}',
       draft=f't5_1_1_{options.draft}',
       task='on-policy distillation step',
       decoding=None,
       metrics={
-          'step_s': results.Metric(seconds['ours'], None, rounds, 's'),
-          'pytorch_step_s': results.Metric(
-              seconds['theirs'], None, rounds, 's'
-          ),
-          **beside.ratio_metrics('ratio_to_pytorch', ratio, rounds),
+          'step_s': results.Metric(sides.ours, None, rounds, 's'),
+          'pytorch_step_s': results.Metric(sides.theirs, None, rounds, 's'),
+          **beside.ratio_metrics('ratio_to_pytorch', sides.ratio, rounds),
           'loss_difference': results.Metric(apart, None, 1, '1'),
           **metrics,
       },
@@ -247,29 +241,27 @@ def compare(peer, ours: Ours, options) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--peer', required=True, help='python with transformers')
-  parser.add_argument('--run', help='folder whose results.jsonl gets the line')
+  parser = beside.parser(__doc__, 'transformers')
+  parser.set_defaults(input_length=128)
   parser.add_argument('--target', default='base')
   parser.add_argument('--draft', default='small')
   parser.add_argument('--batch', type=int, default=8)
-  parser.add_argument('--input_length', type=int, default=128)
   parser.add_argument('--length', type=int, default=64, help='sampled tokens')
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--pause', type=float, default=0.5, help='seconds')
   options = parser.parse_args()
   beside.warn_if_busy()
   with (
       beside.Peer(options.peer, 'hugging_face/train_server.py') as peer,
       tempfile.TemporaryDirectory() as name,
   ):
-    folders = []
-    for number, part in enumerate(('target', 'draft')):
-      config = config_lib.published(f't5_1_1_{getattr(options, part)}')
-      made = transformer_lib.Transformer(config).init(jax.random.key(number))
-      folders.append(pathlib.Path(name, part))
-      beside.save(folders[-1], config, made)
-      del made
+    configs = [
+        config_lib.published(f't5_1_1_{size}')
+        for size in (options.target, options.draft)
+    ]
+    made = (
+        transformer_lib.Transformer(config).init(jax.random.key(number))
+        for number, config in enumerate(configs)
+    )
+    folders = beside.save_pair(name, configs, made)
     answer = peer.ask(
         target=str(folders[0]), draft=str(folders[1]), learning_rate=RATE
     )

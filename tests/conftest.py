@@ -35,6 +35,7 @@ def shared() -> pathlib.Path:
   folder = pathlib.Path(os.environ.get('DISTILLSPEC_SHARED', beside))
   if not folder.is_dir():
     pytest.skip(
-        f'no reference data at {folder}; set DISTILLSPEC_SHARED to its folder'
+        f'no reference data at {folder}, which is not part of the repository;'
+        ' set DISTILLSPEC_SHARED to the folder that has it'
     )
   return folder

@@ -50,7 +50,8 @@ def test_what_is_written_is_read(tmp_path, dtype):
 @pytest.mark.parametrize('dtype', [np.float32, np.float16])
 def test_files_are_those_of_the_formats_own_package(tmp_path, dtype):
   official = pytest.importorskip(
-      'safetensors.numpy', reason='the package safetensors is not installed'
+      'safetensors.numpy',
+      reason="needs safetensors: pip install 'distillspec_jax[test]'",
   )
   arrays = some_arrays(dtype)
   save(tmp_path / 'ours', arrays)
@@ -152,7 +153,8 @@ def test_tensors_may_lie_in_any_order(tmp_path):
 )
 def test_the_formats_own_package_refuses_it_too(tmp_path, header, data):
   official = pytest.importorskip(
-      'safetensors', reason='the package safetensors is not installed'
+      'safetensors',
+      reason="needs safetensors: pip install 'distillspec_jax[test]'",
   )
   with_header(tmp_path / 'x', header, data)
   with pytest.raises(errors.UserError):

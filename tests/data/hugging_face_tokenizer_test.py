@@ -137,7 +137,10 @@ def test_tokens_that_were_added_need_the_tokenizer_json(tmp_path):
 
 
 def test_of_two_tokenizers_the_one_with_all_tokens_is_taken(tmp_path):
-  package = pytest.importorskip('tokenizers', reason='tokenizers not installed')
+  package = pytest.importorskip(
+      'tokenizers',
+      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
+  )
   folder = tiny_tokenizers.tokenizer_json(tmp_path / 'model')
   (folder / 'spiece.model').write_bytes(UNIGRAM)
   assert hasattr(vocabularies.load_from(folder), 'model')
@@ -197,7 +200,10 @@ def test_damaged_settings_are_named(tmp_path, name, content, message):
 
 
 def test_a_damaged_tokenizer_json_is_named(tmp_path):
-  pytest.importorskip('tokenizers', reason='tokenizers not installed')
+  pytest.importorskip(
+      'tokenizers',
+      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
+  )
   for content in ('{', '{}', '{"model": {"vocab": {}}, "added_tokens": []}'):
     (tmp_path / 'tokenizer.json').write_text(content)
     with pytest.raises(errors.UserError, match='is not a tokenizer.json that'):

@@ -84,7 +84,8 @@ def byt5(folder):
 def tokenizer_json(folder, **config):
   """As transformers 5 saves a T5: its pieces are in tokenizer.json alone."""
   package = pytest.importorskip(
-      'tokenizers', reason='the optional package tokenizers is not installed'
+      'tokenizers',
+      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
   )
   proto = sentencepiece_model_pb2.ModelProto.FromString(unigram())
   pieces = [(piece.piece, piece.score) for piece in proto.pieces]

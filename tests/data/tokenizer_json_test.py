@@ -31,7 +31,10 @@ def ours(texts, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def written(ours):
-  package = pytest.importorskip('tokenizers', reason='tokenizers not installed')
+  package = pytest.importorskip(
+      'tokenizers',
+      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
+  )
   text = tokenizer_json.from_sentencepiece(proto_of(ours.model), 0)
   return package.Tokenizer.from_str(text)
 
@@ -53,7 +56,10 @@ def test_our_models_cut_any_text_the_same_there(ours, written, text):
 
 
 def test_unigram_models_with_bytes_are_written(tmp_path):
-  package = pytest.importorskip('tokenizers', reason='tokenizers not installed')
+  package = pytest.importorskip(
+      'tokenizers',
+      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
+  )
   proto = proto_of(tiny_tokenizers.unigram(byte_fallback=True))
   assert not tokenizer_json.is_like_t5(proto)
   written = package.Tokenizer.from_str(

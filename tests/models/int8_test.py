@@ -24,7 +24,7 @@ from distillspec_jax.training import step
 
 needs_qwix = pytest.mark.skipif(
     importlib.util.find_spec('qwix') is None,
-    reason="qwix is not installed: pip install 'distillspec_jax[int8]'",
+    reason="needs qwix: pip install 'distillspec_jax[int8]'",
 )
 QUANTIZED = int8.KINDS[1:]
 SIZES = {'vocab_size': 256, 'emb_dim': 64, 'mlp_dim': 128}

@@ -19,9 +19,9 @@ from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import stopping
-from tests.sampling import tiny
+from tests.sampling import pairs
 
-B, L, P = tiny.B, 14, 8
+B, L, P = 4, 14, 8
 EOS = (1, 23, 33, 40)
 DECODING = decoding_lib.Decoding(
     temperature=1.0,
@@ -32,7 +32,7 @@ DECODING = decoding_lib.Decoding(
 )
 METHODS = ['autoregressive', 'speculative']
 # Tokens spell letters; some spell several.
-LETTERS = [chr(97 + i % 7) * (1 + i // 40) for i in range(tiny.V)]
+LETTERS = [chr(97 + i % 7) * (1 + i // 40) for i in range(pairs.V)]
 SURFACES = [letter.encode() for letter in LETTERS]
 
 
@@ -56,16 +56,16 @@ def controls(
 
 def run(method, kind, settings, scale=0.1, params=None, draft_params=None):
   """Samples of a method; of speculation, after checking its counters."""
-  model, own = tiny.make(kind)
+  model, own = pairs.make(kind)
   params = own if params is None else params
-  rows = (*tiny.inputs(), tiny.keys())
+  rows = (*pairs.ragged_inputs(B), pairs.keys_of(B))
   if method == 'autoregressive':
     samples = autoregressive.generate(
         model, params, *rows, DECODING, controls=settings
     )
   else:
     if draft_params is None:
-      draft_params = tiny.perturbed(scale, kind)
+      draft_params = pairs.perturbed(own, scale)
     samples = speculative.generate(
         model, params, model, draft_params, *rows, DECODING, settings
     )
@@ -74,19 +74,19 @@ def run(method, kind, settings, scale=0.1, params=None, draft_params=None):
 
 @functools.cache
 def _logits(kind):
-  model, _ = tiny.make(kind)
+  model, _ = pairs.make(kind)
   return jax.jit(model.logits)
 
 
 def forced_logits(kind, labels):
   """Teacher-forced logits [B, P + L, V] of labels after the prefix."""
-  _, params = tiny.make(kind)
+  _, params = pairs.make(kind)
   labels = jnp.asarray(labels, jnp.int32)
   segments = jnp.ones_like(labels)
   return np.asarray(
       _logits(kind)(
           params,
-          *tiny.inputs(),
+          *pairs.ragged_inputs(B),
           transformer_lib.shift_right(labels, segments),
           segments,
       )
@@ -150,13 +150,13 @@ CASES = {
 }
 
 
-def frequent_pair(kind):
-  """A string of three letters that several rows say."""
+def early_word(kind):
+  """A string of three letters after which rows say most, and their texts."""
   said, _ = reference(kind)
   texts = [''.join(LETTERS[token] for token in row) for row in said]
   words = [text[i : i + 3] for text in texts for i in range(len(text) - 2)]
-  in_texts = lambda word: (sum(word in t for t in texts), word)
-  return max(words, key=in_texts), texts
+  said_after = lambda word: sum(len(t.partition(word)[2]) for t in texts)
+  return max(words, key=lambda word: (said_after(word), word)), texts
 
 
 @functools.cache
@@ -167,40 +167,40 @@ def expected(kind, case):
 def settings_of(kind, case):
   settings = dict(CASES[case])
   if 'stop' in settings:
-    settings['stop'] = [frequent_pair(kind)[0]]
+    settings['stop'] = [early_word(kind)[0]]
   return settings
 
 
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('case', CASES)
-@pytest.mark.parametrize('kind', tiny.KINDS)
+@pytest.mark.parametrize('kind', pairs.KINDS)
 def test_greedy_rows_are_those_of_a_plain_loop(kind, case, method):
   settings = settings_of(kind, case)
   samples = run(method, kind, controls(**settings))
   check(samples, expected(kind, case))
   if method == 'speculative':
-    limit = settings.get('most', L)
-    tiny.check_statistics(samples, DECODING, limit)
+    limit, may_stop = settings.get('most', L), 'stop' in settings
+    pairs.check_statistics(samples, DECODING, limit, may_stop)
     for scale in (0.0, 0.3):  # everything is accepted, and little is
       samples = run(method, kind, controls(**settings), scale)
       check(samples, expected(kind, case))
-      tiny.check_statistics(samples, DECODING, limit)
+      pairs.check_statistics(samples, DECODING, limit, may_stop)
 
 
-@pytest.mark.parametrize('kind', tiny.KINDS)
+@pytest.mark.parametrize('kind', pairs.KINDS)
 def test_the_cases_are_not_empty(kind):
   plain, _ = expected(kind, 'nothing')
   assert min(map(len, plain)) < L  # rows end at an EOS
   assert len({row[-1] for row in plain} & set(EOS)) > 1  # at several
   longer, _ = expected(kind, 'least')
   assert any(len(a) > len(b) for a, b in zip(longer, plain))
-  word, texts = frequent_pair(kind)
+  word, texts = early_word(kind)
   stopped, _ = expected(kind, 'stop')
   assert any(word in text for text in texts)
   assert any(len(a) < len(b) for a, b in zip(stopped, plain))
 
 
-@pytest.mark.parametrize('kind', tiny.KINDS)
+@pytest.mark.parametrize('kind', pairs.KINDS)
 def test_a_stop_string_may_end_inside_an_accepted_block(kind):
   settings = settings_of(kind, 'stop')
   samples = run('speculative', kind, controls(**settings), scale=0.0)
@@ -235,7 +235,7 @@ def test_rows_of_a_mixed_batch_are_as_in_batches_of_one_temperature(method):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('kind', tiny.KINDS)
+@pytest.mark.parametrize('kind', pairs.KINDS)
 def test_log_probabilities_are_the_targets_at_temperature_one(kind, method):
   prefix = CASES['prefix']['prefix']
   settings = controls([1.0, 0.0, 0.5, 2.0], prefix=prefix, least=[0, 5, 3, 0])
@@ -260,7 +260,7 @@ def test_log_probabilities_are_the_targets_at_temperature_one(kind, method):
 
 def with_nan(kind, token, params=None):
   """Parameters whose embedding of one token is nan."""
-  params = tiny.make(kind)[1] if params is None else params
+  params = pairs.make(kind)[1] if params is None else params
   table = params['token_embedder']['embedding']
   table = table.at[token].set(jnp.nan)
   return {**params, 'token_embedder': {'embedding': table}}
@@ -269,7 +269,7 @@ def with_nan(kind, token, params=None):
 def said_by_one_row(kind):
   """A token that one row alone reads, the row, and where it says it."""
   said, _ = expected(kind, 'nothing')
-  inputs = np.asarray(tiny.inputs()[0])
+  inputs = np.asarray(pairs.ragged_inputs(B)[0])
   for row in range(B):
     for at, token in enumerate(said[row][:-1]):
       others = [said[b] for b in range(B) if b != row]
@@ -279,7 +279,7 @@ def said_by_one_row(kind):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('kind', tiny.KINDS)
+@pytest.mark.parametrize('kind', pairs.KINDS)
 def test_a_row_whose_targets_logits_are_no_numbers_ends_there(kind, method):
   token, row, at = said_by_one_row(kind)
   # The draft proposes to no other row what would spoil its block.
@@ -300,10 +300,11 @@ def test_a_row_whose_targets_logits_are_no_numbers_ends_there(kind, method):
     assert samples.tokens[b, : samples.lengths[b]].tolist() == said[b]
 
 
-@pytest.mark.parametrize('kind', tiny.KINDS)
+@pytest.mark.parametrize('kind', pairs.KINDS)
 def test_a_row_whose_drafts_logits_are_no_numbers_ends_there(kind):
   token, row, at = said_by_one_row(kind)
-  broken = with_nan(kind, token, tiny.perturbed(0.1, kind))
+  noisy = pairs.perturbed(pairs.make(kind)[1], 0.1)
+  broken = with_nan(kind, token, noisy)
   samples = run('speculative', kind, controls(), draft_params=broken)
   said, _ = expected(kind, 'nothing')
   others = np.arange(B) != row
@@ -319,7 +320,7 @@ def test_a_row_whose_drafts_logits_are_no_numbers_ends_there(kind):
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 def test_logits_of_every_kind_of_nonsense_are_seen(value):
   """In the output layer, so that all rows break at once."""
-  model, params = tiny.make('decoder_only')
+  model, params = pairs.make('decoder_only')
   kernel = params['decoder']['logits_dense']['kernel']
   spoilt = kernel.at[:, 30].set(value)
   if value == -np.inf:  # times a negative activation it is +inf
@@ -339,14 +340,20 @@ def test_logits_of_every_kind_of_nonsense_are_seen(value):
 def test_a_nan_that_the_draft_shares_is_not_accepted():
   # Greedy, both take the nan for the largest logit.
   kind = 'decoder_only'
-  model, params = tiny.make(kind)
+  model, params = pairs.make(kind)
   kernel = params['decoder']['logits_dense']['kernel']
   spoilt = kernel.at[:, 30].set(jnp.nan)
   decoder = {**params['decoder'], 'logits_dense': {'kernel': spoilt}}
   params = {**params, 'decoder': decoder}
   greedy = dataclasses.replace(DECODING, temperature=0.0, log_probs=False)
   samples = speculative.generate(
-      model, params, model, params, *tiny.inputs(), tiny.keys(), greedy
+      model,
+      params,
+      model,
+      params,
+      *pairs.ragged_inputs(B),
+      pairs.keys_of(B),
+      greedy,
   )
   np.testing.assert_array_equal(samples.broken, 0)
   np.testing.assert_array_equal(samples.lengths, 0)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from tests.sampling import laws
-from tests.sampling import speculative_test as pairs
+from tests.sampling import pairs
 
 B, L, V = pairs.B, pairs.L, pairs.V
 EVERY_THIRD = tuple(sorted({0, 1, *range(2, V, 3)}))
@@ -206,8 +205,8 @@ def test_samples_have_the_targets_law(name, rule):
   samples = speculate(decoding)
   pairs.check_statistics(samples, decoding)
   law = pairs.exact_law(decoding)
-  assert pairs.law_p_value(samples.tokens, law) > pairs.FALSE_ALARM
-  histogram = np.array(pairs.accepted_histogram(samples.statistics))
+  assert pairs.law_p_value(samples.tokens, law) > laws.FALSE_ALARM
+  histogram = pairs.accepted_histogram(samples.statistics)
   assert (histogram > pairs.ROWS / 100).all()
 
 
@@ -215,7 +214,7 @@ def test_several_drafts_have_the_targets_law():
   decoding = dataclasses.replace(pairs.law_decoding('plain', 2), num_drafts=3)
   samples = speculate(decoding)
   law = pairs.exact_law(decoding)
-  assert pairs.law_p_value(samples.tokens, law) > pairs.FALSE_ALARM
+  assert pairs.law_p_value(samples.tokens, law) > laws.FALSE_ALARM
   one = speculate(pairs.law_decoding('plain', 2)).statistics
   assert samples.statistics.block_efficiency > one.block_efficiency
 
@@ -229,13 +228,9 @@ def test_spreading_to_wrong_tokens_is_caught(monkeypatch):
 
   monkeypatch.setattr(columns_lib.Columns, 'spread', shifted)
   decoding = pairs.law_decoding('plain', 2)
-  mutant = jax.jit(
-      lambda *args: speculative.generate.__wrapped__(*args),
-      static_argnums=(0, 2, 7),
-  )
-  samples = speculate(decoding, mutant)
+  samples = speculate(decoding, pairs.fresh())
   law = pairs.exact_law(decoding)
-  assert pairs.law_p_value(samples.tokens, law) < pairs.FALSE_ALARM
+  assert pairs.law_p_value(samples.tokens, law) < laws.FALSE_ALARM
 
 
 def test_alone_it_has_its_own_law():
@@ -247,18 +242,10 @@ def test_alone_it_has_its_own_law():
   samples = autoregressive.generate(
       draft, params, *pairs.law_inputs(rows), pairs.keys_of(rows, 4), decoding
   )
-  outputs = np.array(list(itertools.product(range(pairs.LAW_V), repeat=2)))
-  labels = jnp.asarray(outputs, jnp.int32)
-  ones = jnp.ones_like(labels)
-  logits = draft.logits(
-      params,
-      *pairs.law_inputs(len(outputs)),
-      transformer.shift_right(labels, ones),
-      ones,
-  )
+  outputs, logits = pairs.all_outputs(draft, params, 2)
   q = np.asarray(jax.nn.softmax(logits), np.float64)
   law = {}
   for row, (a, b) in enumerate(outputs.tolist()):
     chance = q[row, 0, a]
     law[(a, 0) if a == 1 else (a, b)] = chance * (a == 1 or q[row, 1, b])
-  assert pairs.law_p_value(samples.tokens, law) > pairs.FALSE_ALARM
+  assert pairs.law_p_value(samples.tokens, law) > laws.FALSE_ALARM

@@ -18,7 +18,7 @@ from distillspec_jax.sampling import drafting
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
 from tests.sampling import laws
-from tests.sampling import tiny
+from tests.sampling import pairs
 
 LAWS = {'token': laws.token_law, 'block': laws.block_law}
 RULES = {'token': verification.token, 'block': block_verification.block}
@@ -226,28 +226,28 @@ L, BLOCK = 20, 4
 @functools.cache
 def plain():
   """The target's own greedy tokens."""
-  model, params = tiny.make()
+  model, params = pairs.make()
   decoding = decoding_lib.Decoding(max_new_tokens=L, block_length=BLOCK)
   return autoregressive.generate(
-      model, params, *tiny.inputs(), tiny.keys(), decoding
+      model, params, *pairs.ragged_inputs(4), pairs.keys_of(4), decoding
   )
 
 
 @pytest.mark.parametrize('draft_stop', [('confidence', 0.2), ('entropy', 3.5)])
 def test_greedy_tokens_are_the_targets(draft_stop):
-  model, params = tiny.make()
+  model, params = pairs.make()
   decoding = decoding_lib.Decoding(
       max_new_tokens=L, block_length=BLOCK, draft_stop=draft_stop
   )
   for scale in (0.0, 0.1, 0.3):
     samples = speculative.generate(
-        model, params, model, tiny.perturbed(scale), *tiny.inputs(),
-        tiny.keys(), decoding,
+        model, params, model, pairs.perturbed(params, scale),
+        *pairs.ragged_inputs(4), pairs.keys_of(4), decoding,
     )  # fmt: skip
     np.testing.assert_array_equal(samples.tokens, plain().tokens)
     np.testing.assert_array_equal(samples.lengths, plain().lengths)
     counts = jax.tree.map(np.asarray, samples.statistics)
-    tiny.check_statistics(samples, decoding)
+    pairs.check_statistics(samples, decoding)
     # Some blocks are short, and some are not.
     assert (counts.drafted > counts.blocks).any()
     assert (counts.drafted < BLOCK * counts.blocks).any()
@@ -269,20 +269,15 @@ class Counting(transformer_lib.Transformer):
 
 def draft_steps(draft_stop):
   """Calls of the draft, and the counters, of a greedy run."""
-  model, params = tiny.make()
+  model, params = pairs.make()
   draft = Counting(model.config)
   decoding = decoding_lib.Decoding(
       max_new_tokens=L, block_length=BLOCK, draft_stop=draft_stop
   )
-  # Compiled afresh: a draft that counts is equal to one that does not.
-  generate = jax.jit(
-      lambda *args: speculative.generate.__wrapped__(*args),
-      static_argnums=(0, 2, 7),
-  )
-  inputs, segments = tiny.inputs()
+  generate = pairs.fresh()  # a draft that counts equals one that does not
   samples = generate(
-      model, params, draft, tiny.perturbed(0.1), inputs[:1], segments[:1],
-      tiny.keys()[:1], decoding,
+      model, params, draft, pairs.perturbed(params, 0.1),
+      *pairs.ragged_inputs(1), pairs.keys_of(1), decoding,
   )  # fmt: skip
   jax.effects_barrier()
   return len(draft.calls), samples.statistics

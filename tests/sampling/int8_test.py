@@ -3,20 +3,18 @@
 import dataclasses
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distillspec_jax.checkpoints import tensors
-from distillspec_jax.core import randomness
 from distillspec_jax.models import int8
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
-from tests.sampling import speculative_test as pairs
+from tests.sampling import laws
+from tests.sampling import pairs
 
 pytest.importorskip(
     'qwix', reason="needs qwix: pip install 'distillspec_jax[int8]'"
@@ -103,27 +101,15 @@ def test_samples_have_the_targets_law(rule, weights):
   )
   samples = speculate(decoding, weights)
   pairs.check_statistics(samples, decoding)
-  histogram = np.array(pairs.accepted_histogram(samples.statistics))
+  histogram = pairs.accepted_histogram(samples.statistics)
   assert (histogram > pairs.ROWS / 20).all()
   law = pairs.exact_law(decoding)
-  assert pairs.law_p_value(samples.tokens, law) > pairs.FALSE_ALARM
+  assert pairs.law_p_value(samples.tokens, law) > laws.FALSE_ALARM
 
 
 def test_a_verifier_that_resamples_the_target_is_caught(monkeypatch):
-  exact = verification.token
-
-  def biased(keys, drafted, q_logits, p_logits, lengths=None):
-    verdict = exact(keys, drafted, q_logits, p_logits)
-    weights = p_logits[jnp.arange(len(drafted)), verdict.num_accepted]
-    again = randomness.categorical(randomness.streams(keys, 'next'), weights)
-    return verdict._replace(next_token=again)
-
-  monkeypatch.setattr(verification, 'token', biased)
-  mutant = jax.jit(
-      lambda *args: speculative.generate.__wrapped__(*args),
-      static_argnums=(0, 2, 7),
-  )
+  monkeypatch.setattr(verification, 'token', laws.resamples_target)
   decoding = pairs.law_decoding('plain', 2)
-  samples = speculate(decoding, generate=mutant)
+  samples = speculate(decoding, generate=pairs.fresh())
   law = pairs.exact_law(decoding)
-  assert pairs.law_p_value(samples.tokens, law) < pairs.FALSE_ALARM
+  assert pairs.law_p_value(samples.tokens, law) < laws.FALSE_ALARM

@@ -1,6 +1,6 @@
 """Generation with several drafts: the same tokens, the same law, fewer blocks.
 
-The pairs and the exact laws are those of `speculative_test`.
+The pairs and the exact laws are those of `pairs`.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import drafting
 from distillspec_jax.sampling import multi_draft
 from distillspec_jax.sampling import speculative
-from tests.sampling import speculative_test as pairs
+from tests.sampling import laws
+from tests.sampling import pairs
 
-FALSE_ALARM = pairs.FALSE_ALARM
+FALSE_ALARM = laws.FALSE_ALARM
 B, L, V = pairs.B, pairs.L, pairs.V
 
 
@@ -39,17 +40,6 @@ def speculate(kind, scale, decoding, controls=None, generate=None):
       decoding,
       controls or controls_lib.Controls(),
   )
-
-
-def check_statistics(samples, decoding):
-  """As of one draft; what was drafted are all of them."""
-  statistics = samples.statistics
-  if decoding.draft_stop is None:
-    drafted = statistics.blocks * decoding.block_length * decoding.num_drafts
-    np.testing.assert_array_equal(statistics.drafted, drafted)
-    drafted = statistics.drafted // decoding.num_drafts
-    samples = samples.replace(statistics=statistics.replace(drafted=drafted))
-    pairs.check_statistics(samples, decoding)
 
 
 # Greedy: the target's own tokens.
@@ -69,7 +59,7 @@ def test_greedy_tokens_are_those_of_autoregressive_decoding(
     samples = speculate(kind, scale, several)
     np.testing.assert_array_equal(samples.tokens, expected.tokens)
     np.testing.assert_array_equal(samples.lengths, expected.lengths)
-    check_statistics(samples, several)
+    pairs.check_statistics(samples, several)
     single = speculate(kind, scale, one)
     # Greedy, the first of the drafts is the only one of one.
     assert samples.statistics.blocks.sum() <= single.statistics.blocks.sum()
@@ -100,17 +90,9 @@ def test_caches_that_keep_another_path_are_caught(mutate, monkeypatch):
   decoding = decoding_lib.Decoding(
       block_length=3, max_new_tokens=L, num_drafts=2
   )
-  samples = speculate('decoder_only', 0.2, decoding, generate=fresh())
+  samples = speculate('decoder_only', 0.2, decoding, generate=pairs.fresh())
   expected = pairs.greedy_reference('decoder_only', B)
   assert (samples.tokens != expected.tokens).any()
-
-
-def fresh():
-  """Compiled afresh: what was compiled before does not hold the change."""
-  return jax.jit(
-      lambda *args: speculative.generate.__wrapped__(*args),
-      static_argnums=(0, 2, 7),
-  )
 
 
 # Sampled: the target's own law.
@@ -125,7 +107,7 @@ def test_sampled_tokens_have_the_targets_law(name, block, number):
       pairs.law_decoding(name, block), num_drafts=number
   )
   samples = pairs.speculate(decoding)
-  check_statistics(samples, decoding)
+  pairs.check_statistics(samples, decoding)
   law = pairs.exact_law(pairs.law_decoding(name, 1))
   assert pairs.law_p_value(samples.tokens, law) > FALSE_ALARM
   if name == 'plain':
@@ -160,7 +142,7 @@ def drafts_are_one(monkeypatch):
 def test_a_mutated_rule_is_caught_in_the_law(mutate, monkeypatch):
   mutate(monkeypatch)
   decoding = dataclasses.replace(pairs.law_decoding('plain', 2), num_drafts=3)
-  samples = pairs.speculate(decoding, fresh())
+  samples = pairs.speculate(decoding, pairs.fresh())
   law = pairs.exact_law(pairs.law_decoding('plain', 1))
   assert pairs.law_p_value(samples.tokens, law) < FALSE_ALARM
 

@@ -12,7 +12,8 @@ from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
-from tests.sampling import speculative_test as base
+from tests.sampling import laws
+from tests.sampling import pairs
 
 KIND = 'encoder_decoder'
 
@@ -24,50 +25,54 @@ def sharing(model, params, noise):
   )
   params = {k: v for k, v in params.items() if k != 'encoder'}
   params['encoder_projection'] = {'kernel': jnp.eye(config.emb_dim)}
-  return transformer.Transformer(config), base.perturbed(params, noise)
+  return transformer.Transformer(config), pairs.perturbed(params, noise)
 
 
 def generate(draft, decoding):
   return speculative.generate(
-      *base.make(KIND), *draft, *base.ragged_inputs(), base.keys_of(8), decoding
+      *pairs.make(KIND),
+      *draft,
+      *pairs.ragged_inputs(),
+      pairs.keys_of(8),
+      decoding,
   )
 
 
 @pytest.mark.parametrize('block', [1, 4])
 def test_greedy_tokens_are_the_targets(block):
-  decoding = decoding_lib.Decoding(block_length=block, max_new_tokens=base.L)
-  expected = base.greedy_reference(KIND, 8).tokens
+  decoding = decoding_lib.Decoding(block_length=block, max_new_tokens=pairs.L)
+  expected = pairs.greedy_reference(KIND, 8).tokens
   rates = []
   for noise in (0.0, 0.1, 2.0):
-    samples = generate(sharing(*base.make(KIND), noise), decoding)
+    samples = generate(sharing(*pairs.make(KIND), noise), decoding)
     np.testing.assert_array_equal(samples.tokens, expected)
-    base.check_statistics(samples, decoding)
+    pairs.check_statistics(samples, decoding)
     rates.append(float(samples.statistics.acceptance_rate))
   assert rates[0] == 1.0 and 0.1 < rates[1] < 1.0
 
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_a_draft_of_another_width_changes_no_greedy_token(scan):
-  draft = base.make(
+  draft = pairs.make(
       KIND, seed=5, num_encoder_layers=0, encoded_dim=16, emb_dim=8,
       num_decoder_layers=2, scan_layers=scan,
   )  # fmt: skip
-  decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=base.L)
+  decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=pairs.L)
   samples = generate(draft, decoding)
   np.testing.assert_array_equal(
-      samples.tokens, base.greedy_reference(KIND, 8).tokens
+      samples.tokens, pairs.greedy_reference(KIND, 8).tokens
   )
-  base.check_statistics(samples, decoding)
+  pairs.check_statistics(samples, decoding)
 
 
 def test_both_begin_with_a_prefix():
-  model, params = base.make(KIND)
+  model, params = pairs.make(KIND)
   decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=12)
   prefix = jnp.array([[5, 9, 7, 0]] * 4 + [[8, 0, 0, 0]] * 4, jnp.int32)
   controls = controls_lib.Controls(
       prefix=prefix, prefix_segments=(prefix > 0).astype(jnp.int32)
   )
-  rest = (*base.ragged_inputs(), base.keys_of(8), decoding)
+  rest = (*pairs.ragged_inputs(), pairs.keys_of(8), decoding)
   expected = autoregressive.generate(model, params, *rest, controls=controls)
   without = autoregressive.generate(model, params, *rest)
   assert not np.array_equal(expected.tokens, without.tokens)
@@ -83,25 +88,25 @@ def test_both_begin_with_a_prefix():
 
 @pytest.mark.parametrize('rule', ['token', 'block'])
 def test_samples_have_the_targets_law(rule):
-  model, params, draft_params = base.law_models()
+  model, params, draft_params = pairs.law_models()
   # The target's encoder stands behind a decoder of another model.
   draft, draft_params = sharing(model, draft_params, 0.1)
   decoding = dataclasses.replace(
-      base.law_decoding('top_p', 2), verification=rule
+      pairs.law_decoding('top_p', 2), verification=rule
   )
   samples = speculative.generate(
-      model, params, draft, draft_params, *base.law_inputs(base.ROWS),
-      base.keys_of(base.ROWS, 11), decoding,
+      model, params, draft, draft_params, *pairs.law_inputs(pairs.ROWS),
+      pairs.keys_of(pairs.ROWS, 11), decoding,
   )  # fmt: skip
-  base.check_statistics(samples, decoding)
-  histogram = np.array(base.accepted_histogram(samples.statistics))
-  assert (histogram > base.ROWS / 50).all()
-  law = base.exact_law(decoding)
-  assert base.law_p_value(samples.tokens, law) > base.FALSE_ALARM
+  pairs.check_statistics(samples, decoding)
+  histogram = pairs.accepted_histogram(samples.statistics)
+  assert (histogram > pairs.ROWS / 50).all()
+  law = pairs.exact_law(decoding)
+  assert pairs.law_p_value(samples.tokens, law) > laws.FALSE_ALARM
 
 
 def test_the_encoder_runs_once(monkeypatch):
-  model, params = base.make(KIND)
+  model, params = pairs.make(KIND)
   draft = sharing(model, params, 0.1)
   runs = []
   encode = transformer.Transformer.encode
@@ -115,7 +120,7 @@ def test_the_encoder_runs_once(monkeypatch):
   inputs = jnp.ones((3, 11), jnp.int32)  # a shape that nothing has cached
   jax.eval_shape(
       lambda: speculative.generate(
-          model, params, *draft, inputs, inputs, base.keys_of(3), decoding
+          model, params, *draft, inputs, inputs, pairs.keys_of(3), decoding
       )
   )
   assert runs == [model]

@@ -131,15 +131,6 @@ def test_verdicts_have_the_enumerated_frequencies(seed):
   assert laws.verdict_p_values(seed, verification.token).min() > FALSE_ALARM
 
 
-def resamples_target(keys, drafted, q_logits, p_logits):
-  """The correction comes from p and not from the residual."""
-  verdict = verification.token(keys, drafted, q_logits, p_logits)
-  rows = jnp.arange(len(drafted))
-  weights = p_logits[rows, verdict.num_accepted]
-  again = randomness.categorical(randomness.streams(keys, 'next'), weights)
-  return verdict._replace(next_token=again)
-
-
 def resamples_draft(keys, drafted, q_logits, p_logits):
   """The correction comes from q; the bonus is right."""
   verdict = verification.token(keys, drafted, q_logits, p_logits)
@@ -165,7 +156,7 @@ def always_first(keys, drafted, q_logits, p_logits):
   )
 
 
-WRONG_RESIDUALS = [resamples_target, resamples_draft, always_first]
+WRONG_RESIDUALS = [laws.resamples_target, resamples_draft, always_first]
 
 
 @pytest.mark.parametrize('wrong', WRONG_RESIDUALS)
