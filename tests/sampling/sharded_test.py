@@ -13,7 +13,7 @@ from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from tests import meshes
-from tests.sampling import tiny
+from tests.sampling import pairs
 
 V, B, S = 1024, 8, 6
 SIZES = {'num_heads': 8, 'head_dim': 4, 'emb_dim': 32, 'mlp_dim': 64}
@@ -22,7 +22,7 @@ KEYS = 7
 
 @functools.cache
 def parameters():
-  _, target = tiny.make(vocabulary=V, **SIZES)
+  _, target = pairs.make(vocabulary=V, **SIZES)
   rng = np.random.default_rng(1)
   draft = jax.tree.map(
       lambda x: np.float32(x + 0.3 * np.std(x) * rng.standard_normal(x.shape)),
@@ -42,7 +42,7 @@ def inputs():
 def compiled(shape, temperature, layout='split', draft_stop=None):
   """The speculative program on a mesh, and its arguments."""
   mesh = meshes.make(shape)
-  target = tiny.make(vocabulary=V, **SIZES)[0]
+  target = pairs.make(vocabulary=V, **SIZES)[0]
   draft = transformer.Transformer(target.config, mesh_lib.rules(layout))
   target_params, draft_params = parameters()
   keys = randomness.row_keys(jax.random.key(KEYS), B)
@@ -105,7 +105,7 @@ def test_devices_with_rows_of_their_own_exchange_nothing(shape):
     'layout, exchanges', [('whole', False), ('split', True)]
 )
 def test_a_whole_draft_drafts_without_the_others(layout, exchanges):
-  target = tiny.make(vocabulary=V, **SIZES)[0]
+  target = pairs.make(vocabulary=V, **SIZES)[0]
   draft = transformer.Transformer(target.config, mesh_lib.rules(layout))
   mesh = meshes.make((2, 1, 4))
   params = jax.device_put(parameters()[1], draft.shardings(mesh))
@@ -122,7 +122,7 @@ def test_a_whole_draft_drafts_without_the_others(layout, exchanges):
 
 def test_rows_that_the_mesh_does_not_divide():
   mesh = meshes.make((8, 1, 1))
-  model, params = tiny.make(vocabulary=V, **SIZES)
+  model, params = pairs.make(vocabulary=V, **SIZES)
   params = jax.device_put(params, model.shardings(mesh))
   decoding = decoding_lib.Decoding(max_new_tokens=5)
   rows = (*inputs(), randomness.row_keys(jax.random.key(0), B))
