@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -42,6 +43,7 @@ class Command(NamedTuple):
   uses_gin: bool = True  # otherwise the function's parameters are flags
   uses_jax: bool = True
   several_hosts: bool = False  # may run on
+  on_mesh: bool = False  # the models may lie on several devices
 
 
 COMMANDS = {
@@ -76,6 +78,7 @@ COMMANDS = {
         ' --gin_file=runs/evaluate.gin --run=runs/measured'
         ' --gin.TARGET=runs/target --gin.DRAFT=runs/draft',
         several_hosts=True,
+        on_mesh=True,
     ),
     'benchmark': Command(
         'distillspec_jax.evaluation.latency:benchmark',
@@ -85,6 +88,7 @@ COMMANDS = {
         ' --gin_file=runs/benchmark.gin --run=runs/measured'
         ' --gin.TARGET=runs/target --gin.DRAFT=runs/draft',
         several_hosts=True,
+        on_mesh=True,
     ),
     'report': Command(
         'distillspec_jax.reporting.report:report',
@@ -99,6 +103,7 @@ COMMANDS = {
         'text in, text out: arguments, a file, standard input, or a prompt',
         "distillspec decode --target=flan-t5-large --draft=runs/draft 'Who?'",
         uses_gin=False,
+        on_mesh=True,
     ),
     'certify': Command(
         'distillspec_jax.evaluation.certificate:certify',
@@ -106,6 +111,7 @@ COMMANDS = {
         ' code 1 if not',
         'distillspec certify --target=flan-t5-large --draft=runs/draft',
         uses_gin=False,
+        on_mesh=True,
     ),
     'convert': Command(
         'distillspec_jax.models.convert:convert',
@@ -130,11 +136,13 @@ def main(arguments: Sequence[str]) -> int:
       function = _configured(COMMANDS[command], options, bindings)
       if COMMANDS[command].several_hosts:
         shows = _start_hosts(options)
-      made = function()
+      with _mesh(options):
+        made = function()
     else:
       if COMMANDS[command].uses_jax:
         _use_compilation_cache()
-      made = flags.call(_function(COMMANDS[command]), options)
+      with _mesh(options):
+        made = flags.call(_function(COMMANDS[command]), options)
     if isinstance(made, (str, os.PathLike)) and shows:
       print(made)  # the folder or page that the command leaves
   except errors.UserError as error:
@@ -166,6 +174,15 @@ def _ended(code: int, text: str) -> int:
   print(f'distillspec: {hosts.prefix()}{text}', file=sys.stderr)
   hosts.leave(code, text)
   return code
+
+
+def _mesh(options: argparse.Namespace) -> contextlib.AbstractContextManager:
+  """Within it, models are laid out on the mesh of --mesh."""
+  if getattr(options, 'mesh', None) is None:
+    return contextlib.nullcontext()
+  from distillspec_jax.core import mesh
+
+  return mesh.using(options.mesh)
 
 
 def _start_hosts(options: argparse.Namespace) -> bool:
@@ -235,6 +252,13 @@ def _parse(
         _add_hosts(sub)
     elif name in rest:  # only then its module is imported
       flags.add(sub, _function(command))
+    if command.on_mesh:
+      sub.add_argument(
+          '--mesh',
+          metavar='DATA,FSDP,TENSOR',
+          help='spreads models and rows over all devices: sizes of the mesh,'
+          ' DATA -1 for what is left; default: one device',
+      )
   options, unknown = parser.parse_known_args(rest)
   if unknown:
     sub = subparsers.choices[options.command] if options.command else parser

@@ -15,6 +15,7 @@ a large target may be split where its small draft is whole on every device.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import math
 from typing import Any
 
@@ -137,6 +138,28 @@ def make_mesh(
       axis_types=(AxisType.Auto,) * 3,
       devices=devices,
   )
+
+
+def using(sizes: str) -> contextlib.AbstractContextManager:
+  """The mesh over all devices, within which models are loaded onto it.
+
+  Args:
+    sizes: 'DATA,FSDP,TENSOR'; DATA may be -1, see `make_mesh`.
+
+  Raises:
+    UserError: not three whole numbers, or not those of a mesh.
+  """
+  parts = sizes.split(',')
+  try:
+    numbers = [int(part) for part in parts]
+  except ValueError:
+    numbers = []
+  if len(numbers) != len(AXES):
+    raise errors.UserError(
+        f'The mesh is {sizes!r}; write the sizes of data, fsdp and tensor, as'
+        " '1,8,1' or '-1,1,1'."
+    )
+  return jax.set_mesh(make_mesh(*numbers))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -115,7 +115,8 @@ def load(
       Either is another model, near the saved one, that decodes and scores but
       can be neither trained nor saved. Default: as saved.
     mesh: lays the parameters out on it, each device reading its own part;
-      default: all on the first device.
+      default: the one that is set (`jax.set_mesh`), or else all on the first
+      device.
     layout: by which rules, see `core.mesh.rules`.
     allow_nonfinite: takes parameters that are NaN or infinite, too.
 
@@ -174,6 +175,8 @@ def place(
       dataclasses.replace(config, weights=weights), layout
   )
   shardings = made = None
+  if mesh is None and not jax.sharding.get_mesh().empty:
+    mesh = jax.sharding.get_mesh()
   if mesh is not None:
     shardings = tensors.flatten(transformer.shardings(mesh))
   if weights != 'float':
