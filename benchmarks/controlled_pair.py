@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.core import randomness
+from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
-from distillspec_jax.sampling import speculative
 
 SPECIAL = 2  # padding and EOS, which are never said
 # Root mean square of embeddings. A layer adds about 1 to a random network's
@@ -126,15 +126,9 @@ def pair(
 def acceptance(target, draft, inputs, decoding) -> float:
   """Accepted over judged tokens of one speculative call."""
   tokens = jnp.asarray(inputs, jnp.int32)
-  samples = speculative.generate(
-      target.transformer,
-      target.params,
-      draft.transformer,
-      draft.params,
-      tokens,
-      jnp.ones_like(tokens),
-      randomness.row_keys(jax.random.key(0), len(inputs)),
-      decoding,
+  keys = randomness.row_keys(jax.random.key(0), len(inputs))
+  samples = pair_lib.answer(
+      target, draft, tokens, jnp.ones_like(tokens), keys, decoding
   )
   return float(samples.statistics.acceptance_rate)
 

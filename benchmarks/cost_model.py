@@ -32,12 +32,12 @@ import numpy as np
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.evaluation import costs as costs_lib
+from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
-from distillspec_jax.sampling import speculative
 
 WANTED = 0.10  # how far from 1 measured over predicted may be
 
@@ -133,11 +133,10 @@ class Bench:
     target, draft = self.models
     keys = jax.block_until_ready(self.keys(number))
     return seconds(
-        lambda: speculative.generate(
-            target.transformer, target.params, draft.transformer, draft.params,
-            *self.read, keys, self.decoding(rate, length),
+        lambda: pair_lib.answer(
+            target, draft, *self.read, keys, self.decoding(rate, length)
         )
-    )  # fmt: skip
+    )
 
   def round(self, number, found) -> costs_lib.Costs:
     """Every program once; adds to what was found before."""
