@@ -13,6 +13,7 @@ A parameter or activation names its axes (embed, mlp, heads, ...), as in t5x;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,28 +40,39 @@ RULES = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """The mesh over all devices.
 
   Args:
     data: size of the data axis; -1 takes the devices that are left.
     fsdp: size of the fsdp axis.
     tensor: size of the tensor axis.
+    devices: to lay it over; default: all there are.
 
   Raises:
     UserError: the sizes do not multiply to the number of devices.
   """
-  devices = jax.device_count()
+  if devices is None:
+    devices = jax.devices()
+  count = len(devices)
   if data == -1:
-    data = max(1, devices // (fsdp * tensor))
-  if data * fsdp * tensor != devices:
+    data = max(1, count // (fsdp * tensor))
+  if data * fsdp * tensor != count:
     raise errors.UserError(
         f'The mesh is data {data} x fsdp {fsdp} x tensor {tensor} ='
-        f' {data * fsdp * tensor} devices, but there are {devices}. Set sizes'
+        f' {data * fsdp * tensor} devices, but there are {count}. Set sizes'
         ' whose product is that, or data = -1.'
     )
   return jax.make_mesh(
-      (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3
+      (data, fsdp, tensor),
+      AXES,
+      axis_types=(AxisType.Auto,) * 3,
+      devices=devices,
   )
 
 

@@ -1,0 +1,148 @@
+"""Asks the process with the TPU compiler, and remembers what it answered.
+
+An answer is kept in a file, under a hash of all that it follows from: the
+setting, the package's source, and the versions of JAX and of the compiler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+from typing import NamedTuple
+
+from distillspec_jax.core import errors
+from distillspec_jax.planning import compiled as compiled_lib
+from distillspec_jax.planning import setting as setting_lib
+
+PROGRAMS = ('step', 'speculative', 'autoregressive', 'encoder')
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# Stages whose code is in the programs.
+_SOURCES = ('core', 'models', 'sampling', 'losses', 'training', 'planning')
+
+
+class Request(NamedTuple):
+  """What is to be done for a setting.
+
+  Attributes:
+    setting: of the run.
+    compile: names of programs, see `Run.lowered`; () only counts bytes.
+    activations: whether to count those, too, which takes some seconds.
+  """
+
+  setting: setting_lib.Setting
+  compile: tuple[str, ...] = ()
+  activations: bool = True
+
+
+class Answer(NamedTuple):
+  """Of a setting: bytes a chip by what they are for; what was compiled."""
+
+  bytes: dict[str, int]
+  compiled: dict[str, compiled_lib.Compiled]
+
+
+def ask(request: Request) -> Answer:
+  """The answer, from disk if it was given before.
+
+  Raises:
+    UserError: there is no compiler, or the mesh does not fit the slice.
+    RuntimeError: the compiler failed.
+  """
+  path = _folder() / f'{_key(request)}.json'
+  if path.exists():
+    return _read(path)
+  answer = _start(request)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  beside = path.with_name(f'{path.name}.{os.getpid()}')
+  beside.write_text(
+      json.dumps(
+          {
+              'bytes': answer.bytes,
+              'compiled': {k: v.to_dict() for k, v in answer.compiled.items()},
+          }
+      )
+  )
+  os.replace(beside, path)
+  return answer
+
+
+def _read(path: pathlib.Path) -> Answer:
+  values = json.loads(path.read_text())
+  return Answer(
+      values['bytes'],
+      {
+          name: compiled_lib.Compiled.from_dict(each)
+          for name, each in values['compiled'].items()
+      },
+  )
+
+
+def _start(request: Request) -> Answer:
+  if importlib.util.find_spec('libtpu') is None:
+    raise errors.UserError(
+        'plan needs the TPU compiler, which is not installed here; no TPU is'
+        " needed. Install it: pip install 'distillspec_jax[tpu]'."
+    )
+  done = subprocess.run(
+      [sys.executable, '-m', 'distillspec_jax.planning.worker'],
+      input=pickle.dumps(request),
+      capture_output=True,
+      env=_environment(),
+      check=False,
+  )
+  if done.returncode:
+    said = done.stderr.decode(errors='replace')
+    raise RuntimeError(f'The TPU compiler failed:\n{said[-4000:]}')
+  made = pickle.loads(done.stdout)
+  if isinstance(made, errors.UserError):
+    raise made
+  return made
+
+
+def _environment() -> dict[str, str]:
+  """Of the process: the compiler, and no TPU."""
+  return {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'TPU_SKIP_MDS_QUERY': '1',  # nobody is asked which TPU this is
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # it opens none
+      'TF_CPP_MIN_LOG_LEVEL': '3',
+  }
+
+
+def _key(request: Request) -> str:
+  versions = [
+      importlib.metadata.version(name)
+      for name in ('jax', 'jaxlib', 'flax', 'optax')
+  ]
+  try:
+    versions.append(importlib.metadata.version('libtpu'))
+  except importlib.metadata.PackageNotFoundError:
+    pass  # `_start` says so, if what is asked for is not known
+  setting = dataclasses.asdict(request.setting)
+  asked = json.dumps([setting, request[1:], versions], default=repr)
+  parts = (asked.encode(), _source())
+  return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:32]
+
+
+@functools.cache
+def _source() -> bytes:
+  digest = hashlib.sha256()
+  for stage in _SOURCES:
+    for path in sorted((_PACKAGE / stage).glob('*.py')):
+      digest.update(path.read_bytes())
+  return digest.digest()
+
+
+def _folder() -> pathlib.Path:
+  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(base) / 'distillspec_jax' / 'plans'
