@@ -67,8 +67,12 @@ def _block(values: dict[str, Any]) -> hlo.Block:
       hlo.Collective(kind, shape, size, tuple(group), hidden, op_name)
       for kind, shape, size, group, hidden, op_name in values['collectives']
   ]
-  inner = [_block(each) for each in values['inner']]
-  return hlo.Block(**{**values, 'collectives': collectives, 'inner': inner})
+  made = {
+      'work': [hlo.Work(*each) for each in values['work']],
+      'collectives': collectives,
+      'inner': [_block(each) for each in values['inner']],
+  }
+  return hlo.Block(**{**values, **made})
 
 
 def read(

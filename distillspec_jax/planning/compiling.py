@@ -23,44 +23,51 @@ from distillspec_jax.core import errors
 from distillspec_jax.planning import compiled as compiled_lib
 from distillspec_jax.planning import setting as setting_lib
 
-PROGRAMS = ('step', 'speculative', 'autoregressive', 'encoder')
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-# Stages whose code is in the programs.
-_SOURCES = ('core', 'models', 'sampling', 'losses', 'training', 'planning')
-
-
-class Request(NamedTuple):
-  """What is to be done for a setting.
-
-  Attributes:
-    setting: of the run.
-    compile: names of programs, see `Run.lowered`; () only counts bytes.
-    activations: whether to count those, too, which takes some seconds.
-  """
-
-  setting: setting_lib.Setting
-  compile: tuple[str, ...] = ()
-  activations: bool = True
+# The code that is in the programs, and that which reads them.
+_SOURCES = (
+    *(
+        f'{s}/*.py'
+        for s in ('core', 'models', 'sampling', 'losses', 'training')
+    ),
+    *(f'planning/{f}.py' for f in ('compiled', 'hlo', 'programs', 'worker')),
+)
 
 
 class Answer(NamedTuple):
-  """Of a setting: bytes a chip by what they are for; what was compiled."""
+  """What is known of a setting.
+
+  Attributes:
+    bytes: a chip, by what they are for, see `programs.Run`.
+    compiled: program -> what the compiler says of it.
+  """
 
   bytes: dict[str, int]
   compiled: dict[str, compiled_lib.Compiled]
 
 
-def ask(request: Request) -> Answer:
-  """The answer, from disk if it was given before.
+def programs(setting: setting_lib.Setting) -> tuple[str, ...]:
+  """Names of the programs that a run consists of, see `Run.lower`."""
+  if setting.target is None:
+    return ('step',)
+  return ('step', 'speculative', 'autoregressive', 'encoder')
+
+
+def ask(setting: setting_lib.Setting, programs: tuple[str, ...] = ()) -> Answer:
+  """Counts bytes and compiles, or reads what came of it before.
+
+  Args:
+    setting: of the run.
+    programs: names of what to compile, see `programs`.
 
   Raises:
     UserError: there is no compiler, or the mesh does not fit the slice.
     RuntimeError: the compiler failed.
   """
-  path = _folder() / f'{_key(request)}.json'
+  path = _folder() / f'{_key(setting, programs)}.json'
   if path.exists():
     return _read(path)
-  answer = _start(request)
+  answer = _start(setting, programs)
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_name(f'{path.name}.{os.getpid()}')
   beside.write_text(
@@ -86,7 +93,7 @@ def _read(path: pathlib.Path) -> Answer:
   )
 
 
-def _start(request: Request) -> Answer:
+def _start(setting: setting_lib.Setting, programs: tuple[str, ...]) -> Answer:
   if importlib.util.find_spec('libtpu') is None:
     raise errors.UserError(
         'plan needs the TPU compiler, which is not installed here; no TPU is'
@@ -94,7 +101,7 @@ def _start(request: Request) -> Answer:
     )
   done = subprocess.run(
       [sys.executable, '-m', 'distillspec_jax.planning.worker'],
-      input=pickle.dumps(request),
+      input=pickle.dumps((setting, programs)),
       capture_output=True,
       env=_environment(),
       check=False,
@@ -119,7 +126,7 @@ def _environment() -> dict[str, str]:
   }
 
 
-def _key(request: Request) -> str:
+def _key(setting: setting_lib.Setting, programs: tuple[str, ...]) -> str:
   versions = [
       importlib.metadata.version(name)
       for name in ('jax', 'jaxlib', 'flax', 'optax')
@@ -128,8 +135,8 @@ def _key(request: Request) -> str:
     versions.append(importlib.metadata.version('libtpu'))
   except importlib.metadata.PackageNotFoundError:
     pass  # `_start` says so, if what is asked for is not known
-  setting = dataclasses.asdict(request.setting)
-  asked = json.dumps([setting, request[1:], versions], default=repr)
+  values = dataclasses.asdict(setting)
+  asked = json.dumps([values, programs, versions], default=repr)
   parts = (asked.encode(), _source())
   return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:32]
 
@@ -137,8 +144,8 @@ def _key(request: Request) -> str:
 @functools.cache
 def _source() -> bytes:
   digest = hashlib.sha256()
-  for stage in _SOURCES:
-    for path in sorted((_PACKAGE / stage).glob('*.py')):
+  for pattern in _SOURCES:
+    for path in sorted(_PACKAGE.glob(pattern)):
       digest.update(path.read_bytes())
   return digest.digest()
 

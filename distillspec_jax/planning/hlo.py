@@ -41,6 +41,8 @@ _FREE = frozenset(
         'custom-call', 'iota',
     )
 )  # fmt: skip
+_FROM_HOST = frozenset(('infeed', 'outfeed', 'send', 'recv'))
+_WORK = 4  # instructions of a block that are kept
 _SLICING = frozenset(('dynamic-slice', 'slice', 'gather'))
 
 
@@ -121,6 +123,14 @@ class Module(NamedTuple):
   entry: str
 
 
+class Work(NamedTuple):
+  """An instruction that takes long: its cycles, what it makes, from where."""
+
+  cycles: int
+  shape: str
+  op_name: str
+
+
 class Collective(NamedTuple):
   """Data that chips exchange.
 
@@ -153,6 +163,8 @@ class Block:
     hbm_bytes: read and written.
     prefetched_bytes: of them, copied beside computation.
     instructions: that compute or move something.
+    host_transfers: instructions that wait for the host.
+    work: the instructions that take longest, without inner loops.
     collectives: of this block.
     inner: loops in it.
   """
@@ -164,6 +176,8 @@ class Block:
   hbm_bytes: int = 0
   prefetched_bytes: int = 0
   instructions: int = 0
+  host_transfers: int = 0
+  work: list[Work] = dataclasses.field(default_factory=list)
   collectives: list[Collective] = dataclasses.field(default_factory=list)
   inner: list[Block] = dataclasses.field(default_factory=list)
 
@@ -256,6 +270,7 @@ def _block(module: Module, name: str, op_name: str, trips: int | None) -> Block:
       made.inner.append(max(parts, key=_cycles))
       continue
     made.cycles += instruction.cycles
+    made.work.append(_work(instruction))
     made.flops += _flops(module, computation, instruction)
     moved = _hbm_bytes(module, computation, instruction)
     made.hbm_bytes += moved
@@ -263,7 +278,14 @@ def _block(module: Module, name: str, op_name: str, trips: int | None) -> Block:
       made.prefetched_bytes += moved
     made.collectives += _collectives(module, computation, instruction)
     made.instructions += opcode not in _FREE
+    made.host_transfers += opcode in _FROM_HOST
+  made.work = sorted(made.work, reverse=True)[:_WORK]
   return made
+
+
+def _work(instruction: Instruction) -> Work:
+  shape = ' '.join(map(str, instruction.arrays[:3]))
+  return Work(instruction.cycles, shape, instruction.op_name)
 
 
 def _cycles(each: Block) -> int:

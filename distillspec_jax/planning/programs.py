@@ -6,7 +6,6 @@ of arrays that exist as shapes with a layout only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import math
 from typing import Any
 
@@ -83,20 +82,19 @@ class Run:
     mask = self.rows(setting.batch_size, setting.output_length, dtype=bool)
     return types.Batch(inputs, inputs, labels, labels, mask)
 
-  def lowered(self) -> dict[str, Callable[[], Any]]:
-    """Name -> what lowers the program of that name."""
-    names = {'step': self._step}
-    if self.target is not None:
-      names['speculative'] = self._speculative
-      names['autoregressive'] = self._autoregressive
-      if self.target.config.num_encoder_layers:
-        names['encoder'] = self._encoder
-    return names
-
   def lower(self, name: str) -> Any:
-    """The program of a name, of `lowered`."""
+    """The program 'step', 'speculative', 'autoregressive' or 'encoder'.
+
+    All but the step, which trains, belong to the samplers.
+    """
+    traces = {
+        'step': self._step,
+        'speculative': self._speculative,
+        'autoregressive': self._autoregressive,
+        'encoder': self._encoder,
+    }
     with jax.set_mesh(self.mesh), transformer_lib.sharding_rules():
-      return self.lowered()[name]().lower()
+      return traces[name]().lower()
 
   def _step(self) -> Any:
     step = step_lib.make_step(
@@ -139,6 +137,17 @@ class Run:
     inputs, segments, _ = self._decoded()
     return jax.jit(self.target.encode).trace(
         self.target_params, inputs, segments
+    )
+
+  def replicated_bytes(self) -> int:
+    """Bytes a chip of parameters that the mesh could split and does not."""
+    if self.setting.fsdp * self.setting.tensor == 1:
+      return 0
+    held = self.target_params, self.state.params, self.state.optimizer
+    return sum(
+        _bytes(x)
+        for x in jax.tree.leaves(held)
+        if x.sharding.is_fully_replicated
     )
 
   def held_bytes(self) -> dict[str, int]:

@@ -32,7 +32,7 @@ class Chip(NamedTuple):
   Attributes:
     name: 'v5e'.
     flops: a second, bfloat16, at most.
-    hbm_bytes: of memory; a little of it is the system's.
+    hbm_bytes: of memory, that the compiler lets a program have.
     hbm_bandwidth: bytes a second.
     link_bandwidth: bytes a second to a neighbour, one way.
     clock: cycles a second.
@@ -42,7 +42,7 @@ class Chip(NamedTuple):
 
   name: str
   flops: float
-  hbm_bytes: int
+  hbm_bytes: float
   hbm_bandwidth: float
   link_bandwidth: float
   clock: float
@@ -54,10 +54,10 @@ _GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v4', 275e12, 32 * _GIB, 1228e9, 45e9, 1.05e9, 2, 3),
-        Chip('v5e', 197e12, 16 * _GIB, 819e9, 45e9, 1.5e9, 1, 2),
-        Chip('v5p', 459e12, 95 * _GIB, 2765e9, 90e9, 1.75e9, 2, 3),
-        Chip('v6e', 918e12, 32 * _GIB, 1640e9, 90e9, 1.75e9, 1, 2),
+        Chip('v4', 275e12, 30.75 * _GIB, 1228e9, 45e9, 1.05e9, 2, 3),
+        Chip('v5e', 197e12, 15.75 * _GIB, 819e9, 45e9, 1.5e9, 1, 2),
+        Chip('v5p', 459e12, 95.74 * _GIB, 2765e9, 90e9, 1.75e9, 2, 3),
+        Chip('v6e', 918e12, 31.25 * _GIB, 1640e9, 90e9, 1.75e9, 1, 2),
     )
 }
 # Chips -> shape of the slice that one gets.

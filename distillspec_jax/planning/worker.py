@@ -2,11 +2,9 @@
 
 The compiler is a library that takes hold of the machine's TPUs, if any, and
 that writes to the error output of the process; so it gets one of its own, which
-runs JAX on the CPU and has the compiler for slices only:
+runs JAX on the CPU and has the compiler for slices only. `compiling` starts it:
 
-  python -m distillspec_jax.planning.worker < request > answer
-
-both pickled by `compiling`, this project's other end.
+  python -m distillspec_jax.planning.worker < pickled request > pickled answer
 """
 
 from __future__ import annotations
@@ -24,15 +22,21 @@ from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.planning import compiled as compiled_lib
 from distillspec_jax.planning import compiling
 from distillspec_jax.planning import programs
+from distillspec_jax.planning import setting as setting_lib
 
 _THREADS = 2  # a compilation keeps little more than one core busy
 
 
-def answer(request: compiling.Request) -> compiling.Answer:
-  """Compiles and counts."""
+def answer(
+    setting: setting_lib.Setting, names: tuple[str, ...]
+) -> compiling.Answer:
+  """Counts bytes and compiles; arguments as of `compiling.ask`.
+
+  Raises:
+    UserError: the mesh cannot be laid over the slice.
+  """
   from jax.experimental import topologies
 
-  setting = request.setting
   described = topologies.get_topology_desc(
       topology_name=setting.topology.layout,
       platform='tpu',
@@ -49,15 +53,15 @@ def answer(request: compiling.Request) -> compiling.Answer:
     ) from error
   run = programs.Run(setting, mesh)
   counted = run.held_bytes()
+  counted['replicated'] = run.replicated_bytes()
   counted |= {f'{k} caches': v for k, v in run.cache_bytes().items()}
-  if request.activations:
-    counted['activations'] = run.activation_bytes()
+  counted['activations'] = run.activation_bytes()
   places = tuple(tuple(device.coords) for device in mesh.devices.flat)
   # Tracing is not for threads, compiling is.
-  lowered = [run.lower(name) for name in request.compile]
+  lowered = [run.lower(name) for name in names]
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     made = pool.map(lambda each: _compile(each, places), lowered)
-  return compiling.Answer(counted, dict(zip(request.compile, made)))
+  return compiling.Answer(counted, dict(zip(names, made)))
 
 
 def _compile(lowered: Any, places: Any) -> compiled_lib.Compiled:
@@ -85,12 +89,12 @@ def _needed(text: str) -> int:
 
 
 def main() -> None:
-  request = pickle.load(sys.stdin.buffer)
+  setting, names = pickle.load(sys.stdin.buffer)
   # What libraries print must not get between the bytes of the answer.
   out = os.fdopen(os.dup(sys.stdout.fileno()), 'wb')
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
   try:
-    made: compiling.Answer | errors.UserError = answer(request)
+    made: compiling.Answer | errors.UserError = answer(setting, names)
   except errors.UserError as error:
     made = error
   pickle.dump(made, out)
