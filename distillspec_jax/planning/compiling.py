@@ -94,11 +94,6 @@ def _read(path: pathlib.Path) -> Answer:
 
 
 def _start(setting: setting_lib.Setting, programs: tuple[str, ...]) -> Answer:
-  if importlib.util.find_spec('libtpu') is None:
-    raise errors.UserError(
-        'plan needs the TPU compiler, which is not installed here; no TPU is'
-        " needed. Install it: pip install 'distillspec_jax[tpu]'."
-    )
   done = subprocess.run(
       [sys.executable, '-m', 'distillspec_jax.planning.worker'],
       input=pickle.dumps((setting, programs)),
@@ -120,10 +115,36 @@ def _environment() -> dict[str, str]:
   return {
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
+      'TPU_LIBRARY_PATH': str(library()),
       'TPU_SKIP_MDS_QUERY': '1',  # nobody is asked which TPU this is
       'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # it opens none
-      'TF_CPP_MIN_LOG_LEVEL': '3',
   }
+
+
+def library() -> pathlib.Path:
+  """The file of the TPU compiler.
+
+  JAX loads a libtpu that is installed beside it in every process, which takes a
+  second and, without a TPU, a few lines of complaints. So a development
+  environment has it in a folder of its own, PREFIX/tpu_compiler.
+
+  Raises:
+    UserError: there is none.
+  """
+  found = importlib.util.find_spec('libtpu')
+  folders = [pathlib.Path(found.origin).parent] if found else []
+  folders.append(pathlib.Path(sys.prefix) / 'tpu_compiler' / 'libtpu')
+  files = [folder / 'libtpu.so' for folder in folders]
+  if os.environ.get('TPU_LIBRARY_PATH'):
+    files.insert(0, pathlib.Path(os.environ['TPU_LIBRARY_PATH']))
+  for file in files:
+    if file.is_file():
+      return file
+  raise errors.UserError(
+      'plan needs the TPU compiler, libtpu, which is not installed; it needs no'
+      " TPU. Install 'distillspec_jax[tpu]', or libtpu alone where JAX does not"
+      f' load it: pip install --no-deps --target {folders[-1].parent} libtpu.'
+  )
 
 
 def _key(setting: setting_lib.Setting, programs: tuple[str, ...]) -> str:
@@ -131,10 +152,10 @@ def _key(setting: setting_lib.Setting, programs: tuple[str, ...]) -> str:
       importlib.metadata.version(name)
       for name in ('jax', 'jaxlib', 'flax', 'optax')
   ]
-  try:
-    versions.append(importlib.metadata.version('libtpu'))
-  except importlib.metadata.PackageNotFoundError:
-    pass  # `_start` says so, if what is asked for is not known
+  file = library()
+  versions += sorted(
+      path.name for path in file.parents[1].glob('libtpu-*.dist-info')
+  ) or [str(file), str(file.stat().st_mtime)]
   values = dataclasses.asdict(setting)
   asked = json.dumps([values, programs, versions], default=repr)
   parts = (asked.encode(), _source())

@@ -161,13 +161,10 @@ def _config(
     try:
       model = config_lib.published(model)
     except errors.UserError as unknown:
-      folder = sources.resolve(model)
-      if not folder.exists():
-        raise errors.UserError(
-            f'There is neither a folder {model} nor a model of that name.'
-            f' {unknown}'
-        ) from unknown
-      values = pretrained.read(folder).config
+      try:
+        values = pretrained.read(sources.resolve(model)).config
+      except errors.UserError as absent:
+        raise errors.UserError(f'{unknown} {absent}') from absent
       model = config_lib.T5Config.from_dict(values)
   return dataclasses.replace(model, dtype=dtype, scan_layers=True, **changes)
 

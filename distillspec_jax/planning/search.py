@@ -36,6 +36,8 @@ def nearest(
   compiled = 0
   for candidate in candidates(setting):
     remat = candidate.draft.remat
+    if estimated_bytes(candidate, 0.0) > limit:
+      continue  # whatever is recomputed
     if remat not in a_row:
       counted = compiling.ask(setting.with_remat(remat)).bytes['activations']
       rows = setting.batch_size // setting.micro_batches // setting.ways
