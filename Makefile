@@ -34,10 +34,13 @@ $(LOCK):
 	  'have one: install python3.11, or name it with PYTHON=.' >&2
 	@exit 1
 
-$(STAMP): $(LOCK) setup.py
+$(STAMP): $(LOCK) requirements/tpu.txt setup.py
 	$(RUNS) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(VENV)/tpu_compiler -r requirements/tpu.txt || \
+	  echo 'There is no TPU compiler for this machine; distillspec plan needs it.'
 	touch $@
 
 quickstart: install

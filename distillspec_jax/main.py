@@ -44,6 +44,7 @@ class Command(NamedTuple):
   uses_jax: bool = True
   several_hosts: bool = False  # may run on
   on_mesh: bool = False  # the models may lie on several devices
+  lists: tuple[str, ...] = ()  # parameters that are flags, too, with gin
 
 
 COMMANDS = {
@@ -89,6 +90,15 @@ COMMANDS = {
         ' --gin.TARGET=runs/target --gin.DRAFT=runs/draft',
         several_hosts=True,
         on_mesh=True,
+    ),
+    'plan': Command(
+        'distillspec_jax.planning.plan:plan',
+        'what a run needs on TPU slices, without having one: memory, time,'
+        ' exchanges between chips, by the TPU compiler',
+        'distillspec plan --topology=v5e-256 --gin.TARGET=t5_1_1_xl'
+        ' --gin.DRAFT=t5_1_1_small',
+        'runs/plan.gin',
+        lists=('topology',),
     ),
     'report': Command(
         'distillspec_jax.reporting.report:report',
@@ -227,6 +237,14 @@ def _parse(
     )
     if command.uses_gin:
       sub.add_argument('--run', metavar='FOLDER', help='folder of the results')
+      for flag in command.lists:
+        sub.add_argument(
+            f'--{flag}',
+            action='append',
+            default=[],
+            metavar='NAME,...',
+            help='several with commas between, or the flag several times',
+        )
       sub.add_argument(
           '--gin_file',
           action='append',
@@ -382,6 +400,10 @@ def _configured(
   files += options.gin_file
   if options.run is not None:
     bindings = [*bindings, f'{selector}.run = {options.run!r}']
+  for flag in command.lists:
+    if getattr(options, flag):
+      value = ','.join(getattr(options, flag))
+      bindings = [*bindings, f'{selector}.{flag} = {value!r}']
   # gin's other reader takes runs/x.gin for a file of a package named `runs`,
   # and fails if the working folder has a folder of that name.
   del gin.config._FILE_READERS[1:]

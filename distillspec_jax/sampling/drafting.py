@@ -198,7 +198,8 @@ def _draft_block(
       goes_on & ~done[:, None], jnp.ones(shape, jnp.int32),
       jnp.broadcast_to(finite, shape),
   )  # fmt: skip
-  carry = jax.lax.while_loop(unfinished, next_token, carry)
+  with jax.named_scope('draft_loop'):  # what a plan looks for
+    carry = jax.lax.while_loop(unfinished, next_token, carry)
   _, cache, drafted, proposed, _, _, lengths, finite = carry
   count = jnp.sum(lengths, axis=1)
   if decoding.draft_stop is None:

@@ -1,0 +1,143 @@
+"""Seconds and FLOPs by hand, on blocks made for it."""
+
+import dataclasses
+
+import pytest
+from distillspec_jax.core import errors
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.planning import compiled as compiled_lib
+from distillspec_jax.planning import estimate
+from distillspec_jax.planning import hlo
+from distillspec_jax.planning import topologies
+
+from tests.planning import tiny
+
+V5E = topologies.parse('v5e:2x2')  # 1.5e9 cycles a second, no axis wraps
+PLACES = ((0, 0), (1, 0), (0, 1), (1, 1))
+
+
+def exchange(size, hidden=False, kind='all-gather'):
+  return hlo.Collective(kind, f'u8[{size}]', size, (0, 1), hidden, '')
+
+
+def seconds(block, trips=lambda block, depth: 0):
+  return estimate.cost(block, V5E, PLACES, trips).seconds
+
+
+def test_cycles_count_as_often_as_loops_run():
+  inner = hlo.Block('', trips=10, cycles=3_000_000)
+  block = hlo.Block('', 1, cycles=1_500_000, inner=[inner])
+  assert seconds(block) == pytest.approx(1e-3 + 10 * 2e-3)
+
+
+def test_trips_that_only_data_tells_are_asked_for_by_depth():
+  inner = hlo.Block('', None, cycles=1_500_000)
+  outer = hlo.Block('', None, cycles=1_500_000, inner=[inner])
+  block = hlo.Block('', 1, inner=[outer])
+  # Twice 1 ms, in each of them three times 1 ms.
+  assert seconds(block, lambda _, depth: 3 if depth else 2) == (
+      pytest.approx(8e-3)
+  )
+
+
+def test_what_runs_beside_work_counts_as_far_as_it_takes_longer():
+  shared = dict(op_name='', trips=1, cycles=1_500_000)  # 1 ms
+  # A half of 90 MB over one link of 45 GB/s: 1 ms, and a microsecond a hop.
+  waited = hlo.Block(**shared, collectives=[exchange(90_000_000)])
+  assert seconds(waited) == pytest.approx(2e-3 + 1e-6)
+  beside = hlo.Block(**shared, collectives=[exchange(90_000_000, True)])
+  assert seconds(beside) == pytest.approx(1e-3 + 1e-6)
+  longer = hlo.Block(**shared, collectives=[exchange(270_000_000, True)])
+  assert seconds(longer) == pytest.approx(3e-3 + 1e-6)
+
+
+def test_the_roofline_is_the_longest_of_three():
+  block = hlo.Block('', 1, 1_500_000, flops=98.5e9, hbm_bytes=81_900_000)
+  cost = estimate.cost(block, V5E, PLACES, lambda *_: 0)
+  # 98.5 GFLOP take half a millisecond at 197 TFLOP/s, 81.9 MB a tenth.
+  assert cost.ideal_s(V5E.chip) == pytest.approx(0.5e-3)
+  assert cost.roofline(V5E.chip) == pytest.approx(0.5)
+
+
+def test_flops_of_a_model_by_hand():
+  model = config_lib.T5Config(
+      vocab_size=100,
+      emb_dim=8,
+      num_heads=2,
+      head_dim=3,
+      mlp_dim=10,
+      num_encoder_layers=1,
+      num_decoder_layers=1,
+  )
+  weights = 4 * 8 * 6 + 3 * 8 * 10  # of a layer: attention, gated feed-forward
+  encoder = 5 * weights + 2 * 5 * 5 * 6
+  cross = 2 * 5 * 8 * 6 + 2 * 4 * 8 * 6 + 2 * 4 * 5 * 6
+  decoder = 4 * weights + 2 * 4 * 4 * 6 + cross
+  expected = 2 * 3 * (encoder + decoder + 4 * 8 * 100)
+  assert estimate.forward_flops(model, 3, 5, 4) == expected
+  # A draft that shares the encoder projects its output instead.
+  draft = dataclasses.replace(model, num_encoder_layers=0, encoded_dim=7)
+  shared = 2 * 3 * (5 * 7 * 8 + decoder + 4 * 8 * 100)
+  assert estimate.forward_flops(draft, 3, 5, 4) == shared
+
+
+def test_a_decoder_only_model_is_refused():
+  model = config_lib.published('test', num_encoder_layers=0)
+  with pytest.raises(errors.UserError, match='encoder'):
+    estimate.forward_flops(model, 1, 1, 1)
+
+
+def test_a_step_without_rollouts_is_what_is_utilised():
+  rollout = hlo.Block('jit(step)/jit(generate)/while', None, cycles=1_500_000)
+  block = hlo.Block('', 1, cycles=1_500_000, inner=[rollout])
+  made = estimate.step(
+      tiny.setting(), compiled_lib.Compiled(0.0, block=block, places=PLACES)
+  )
+  assert made.whole.seconds == pytest.approx(9e-3)  # of 8 tokens
+  assert made.rollout.seconds == pytest.approx(8e-3)
+  forward = estimate.forward_flops(tiny.setting().draft, 8, 16, 8)
+  assert made.model_flops == 4 * forward / 4  # target once, draft three times
+  assert made.mfu == pytest.approx(forward / (1e-3 * 197e12))
+
+
+def test_a_block_is_drafts_and_a_verification():
+  draft = hlo.Block('', None, cycles=150_000)  # 0.1 ms
+  block = hlo.Block('', None, cycles=1_800_000, inner=[draft])
+  begin = 3_000_000
+  speculative = hlo.Block('', 1, cycles=begin, inner=[block])
+  token = hlo.Block('', None, cycles=1_500_000)
+  plain = hlo.Block('', 1, cycles=begin, inner=[token])
+  made = estimate.sampling(
+      tiny.setting(),
+      compiled_lib.Compiled(0.0, block=speculative, places=PLACES),
+      compiled_lib.Compiled(0.0, block=plain, places=PLACES),
+  )
+  # The first of four tokens is drafted before the loop.
+  assert made.block.seconds == pytest.approx(1.2e-3 + 3 * 0.1e-3)
+  assert made.cost_ratio == pytest.approx(0.1)
+  assert made.verify_ratio(4) == pytest.approx(1.5 - 4 * 0.1)
+  assert made.begin_s == pytest.approx(2e-3)
+
+
+def test_equal_exchanges_are_added_up():
+  loop = hlo.Block('', 3, collectives=[exchange(100), exchange(100)])
+  block = hlo.Block('', 1, collectives=[exchange(1000)], inner=[loop])
+  made = compiled_lib.Compiled(0.0, block=block, places=PLACES)
+  first, second = estimate.exchanges('step', made, lambda *_: 0)
+  assert (first.count, first.bytes) == (1, 500)
+  assert (second.count, second.bytes, second.chips) == (6, 300, 2)
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(data=3), r'data 3 x fsdp 1 x tensor 1 = 3 devices.*v5e-4 has 4'),
+        (dict(batch_size=6), 'batch of 6 rows'),
+        (dict(micro_batches=4), 'batch of 2 rows'),
+        (dict(micro_batches=3), 'micro_batches is 3'),
+        (dict(decode_batch_size=5), 'batch of 5 rows'),
+    ],
+)
+def test_numbers_that_do_not_divide_are_refused(changes, words):
+  with pytest.raises(errors.UserError, match=words):
+    tiny.setting(**changes).check()
