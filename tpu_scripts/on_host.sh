@@ -11,7 +11,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 BUCKET_FOLDER=$HERE/bucket
 # Seconds a run that another one replaces has for writing its checkpoint.
-GRACE=${DISTILLSPEC_GRACE_SECONDS:-120}
+GRACE=120
 
 mount_bucket() {
   mkdir -p "$BUCKET_FOLDER"
