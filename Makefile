@@ -53,6 +53,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/pyink --check --quiet .
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR .ci/run \
+	  tpu_scripts/*.sh tpu_scripts/gke/*.sh
 
 format: install
 	$(BIN)/pyink --quiet .

