@@ -108,11 +108,10 @@ def _generate(
     own_logits = columns.cut(model.unembed(params, hidden))
     number = jnp.broadcast_to(carry.step, (batch, 1))
     logits = controls.allow(own_logits, number, decoding, columns)[:, 0]
+    is_fine = rows.is_finite(logits)
     if is_greedy:
       column = rows.best(logits)
-      is_fine = rows.is_finite(logits, column)
     else:
-      is_fine = jnp.isfinite(jnp.max(logits, axis=-1))
       column = randomness.categorical(
           randomness.events(keys, carry.step),
           warping.warp(logits, decoding, controls.temperature),

@@ -137,22 +137,20 @@ def _draft_block(
     logits = columns.cut(draft.unembed(params, hidden))  # [B, 1 or K, V']
     now = number[:, None] + place
     logits = controls.allow(logits, now, decoding, columns)
+    _check_choice(logits.shape[-1], paths)
     goes_on = jnp.broadcast_to(_goes_on(logits, decoding), shape)
-    best = _best(logits, paths)  # [B, K]
+    finite = rows.is_finite(logits)
     if is_greedy:
-      finite = rows.is_finite(logits, best[:, : logits.shape[1]])
-      return columns.tokens(best), None, goes_on, finite
-    finite = jnp.isfinite(jnp.max(logits, axis=-1))
-    logits = warping.warp(logits, decoding, controls.temperature)
-    logits = jnp.broadcast_to(logits, (*shape, logits.shape[-1]))
+      return columns.tokens(_best(logits, paths)), None, goes_on, finite
+    warped = warping.warp(logits, decoding, controls.temperature)
+    warped = jnp.broadcast_to(warped, (*shape, warped.shape[-1]))
     now = randomness.events(randomness.streams(keys, 'draft'), place)
-    column = draw(now, logits)
+    column = draw(now, warped)
     if paths > 1 and controls.temperature is not None:
       # Independent greedy drafts would all be the same.
       is_cold = controls.temperature[:, None] == 0.0
-      column = jnp.where(is_cold, best, column)
-    token = columns.tokens(column)
-    return token, logits, goes_on, finite
+      column = jnp.where(is_cold, _best(logits, paths), column)
+    return columns.tokens(column), warped, goes_on, finite
 
   # After a block that was accepted whole the draft has not consumed its own
   # last token. Feeding the last two tokens always, the first of which may
@@ -225,6 +223,14 @@ def _one_path(block: Block) -> Block:
   )
 
 
+def _check_choice(tokens: int, paths: int) -> None:
+  if tokens < paths:
+    raise errors.UserError(
+        f'num_drafts is {paths}, but the draft proposes from {tokens} tokens;'
+        ' there are no more drafts that differ.'
+    )
+
+
 def _best(logits: jax.Array, paths: int) -> jax.Array:
   """int32[B, K]: the best column of each path, or the best where they part.
 
@@ -234,11 +240,6 @@ def _best(logits: jax.Array, paths: int) -> jax.Array:
   """
   if logits.shape[1] == paths:
     return rows.best(logits)
-  if logits.shape[2] < paths:
-    raise errors.UserError(
-        f'num_drafts is {paths}, but the draft proposes from'
-        f' {logits.shape[2]} tokens; there are no more drafts that differ.'
-    )
   return jax.lax.top_k(logits[:, 0], paths)[1].astype(jnp.int32)
 
 

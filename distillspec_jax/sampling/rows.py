@@ -41,14 +41,12 @@ def best(logits: jax.Array) -> jax.Array:
   return jnp.min(jnp.where(logits == largest, number, size), axis=-1)
 
 
-def is_finite(logits: jax.Array, best: jax.Array) -> jax.Array:
-  """Whether no logit is nan or +inf, and not all are -inf: bool[...].
+def is_finite(logits: jax.Array) -> jax.Array:
+  """Whether no logit is nan or +inf, and not all are -inf.
 
-  Args:
-    logits: float[..., V].
-    best: int32[...] where the largest is, see `best`.
+  bool[...] of float[..., V].
   """
-  return jnp.isfinite(pick(logits, best))
+  return jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 def confidence(logits: jax.Array) -> jax.Array:

@@ -301,7 +301,7 @@ def _broken(state, prefix_length, block, verdict, tokens, logits) -> jax.Array:
   at = verification.at(logits, accepted)  # [B, V]
   passed = jnp.isfinite(rows.pick(logits, tokens))  # [B, G + 1]
   passed |= jnp.arange(tokens.shape[1])[None] >= accepted[:, None]
-  of_target = jnp.isfinite(jnp.max(at, axis=-1)) & passed.all(axis=1)
+  of_target = rows.is_finite(at) & passed.all(axis=1)
   is_fine = jnp.stack([of_target, block.finite], axis=1)
   now = (state.total - prefix_length)[:, None]
   is_new = ~is_fine & (state.broken < 0) & ~state.done[:, None]
