@@ -51,6 +51,8 @@ def train(
     raise OSError(28, 'No space left on device', '/full/results.jsonl')
   if failure == 'interrupt':
     raise KeyboardInterrupt
+  if failure == 'terminate':
+    raise errors.Terminated
   if failure == 'ours':
     raise TypeError('unsupported operand')
   if failure == 'call':
@@ -256,6 +258,7 @@ def test_wrong_flags_are_one_line_and_exit_code_2(capsys, arguments, message):
             "distillspec: No space left on device: '/full/results.jsonl'\n",
         ),
         ('interrupt', 130, 'distillspec: interrupted\n'),
+        ('terminate', 143, 'distillspec: terminated\n'),
     ],
 )
 def test_a_failure_while_running_is_one_line(capsys, failure, code, text):

@@ -146,6 +146,7 @@ def _call(
   if wrong is not None:
     for link in links.values():
       link.send(wrong=str(wrong), bad_input=isinstance(wrong, errors.UserError))
+      link.close()
     raise wrong
   for link in links.values():
     link.send(names={host.index: str(host) for host in came.values()})
@@ -173,6 +174,7 @@ def _answer(
   name, _, port = address.rpartition(':')
   while True:
     left = deadline - time.monotonic()
+    link = None
     try:
       link = _Link(
           socket.create_connection(
@@ -184,6 +186,8 @@ def _answer(
       verdict = link.receive(start_timeout + _GREETING_S)
       break
     except (OSError, ValueError) as error:
+      if link is not None:
+        link.close()
       if time.monotonic() + _RETRY_S >= deadline:
         raise errors.Failed(
             f'The coordinator {address} did not answer process {me.index} for'
@@ -193,6 +197,7 @@ def _answer(
         ) from error
       time.sleep(_RETRY_S)
   if 'wrong' in verdict:
+    link.close()
     kind = errors.UserError if verdict['bad_input'] else errors.Failed
     raise kind(verdict['wrong'])
   return link, {int(index): name for index, name in verdict['names'].items()}
@@ -274,6 +279,7 @@ class Watch:
     self._names = names
     self._links = links
     self._timeout = heartbeat_timeout
+    self._parted = False
     self._over: set[int] = set()  # that said so
     self._gone: set[int] = set()  # whose link is closed
     self._ending = threading.Lock()
@@ -313,6 +319,7 @@ class Watch:
 
   def part(self) -> None:
     """Says that this process is done, which is not to be lost."""
+    self._parted = True
     self._tell_all(ended=0)
 
   def fail(self, code: int, why: str) -> NoReturn:
@@ -320,24 +327,28 @@ class Watch:
     self._end(code, f'host {self.name} ended: {why}', is_said=True)
 
   def _beat(self) -> None:
-    while True:
+    while len(self._gone) < len(self._links):
       time.sleep(self._timeout / _BEATS)
-      for link in self._links.values():
-        link.send(beat=True)
+      self._tell_all(beat=True)
 
   def _read(self, peer: int) -> None:
     """Takes what a peer sends, for as long as it lives."""
     why = ''
-    while not why:
+    while not (why or self._parted and peer in self._over):
       try:
         self._take(peer, self._links[peer].receive(self._timeout))
       except TimeoutError:
         why = f'nothing was heard of it for {self._timeout:g} s'
       except (OSError, ValueError):
         why = 'its process ended without a word'
+    self._links[peer].close()
     self._gone.add(peer)
     if peer not in self._over:
-      self._end(LOST, f'host {self._names[peer]} was lost: {why}')
+      self._end(
+          LOST,
+          f'host {self._names[peer]} was lost: {why}. Start all hosts again: a'
+          ' run goes on from its last checkpoint.',
+      )
 
   def _take(self, peer: int, message: dict[str, Any]) -> None:
     if 'ended' in message:

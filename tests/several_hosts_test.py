@@ -1,0 +1,294 @@
+"""Training on several hosts: processes of the command line over loopback.
+
+One run goes through what can happen: four processes, of which one is killed;
+two, of which one gets the notice of preemption; then one, to the end. What it
+leaves is compared with the same run by one process from the start.
+"""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from distillspec_jax import main
+from distillspec_jax.core import errors
+from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.core import results
+from distillspec_jax.models import convert
+from distillspec_jax.models import pretrained
+from distillspec_jax.training import feeding
+from distillspec_jax.training import loop
+from distillspec_jax.training import method as method_lib
+from distillspec_jax.training import optimizers
+from tests.training import tiny
+
+ROOT = pathlib.Path(main.__file__).parents[1]
+STEPS = 12
+SETTINGS = {
+    'num_steps': STEPS,
+    'batch_size': 8,
+    'log_every': 1,
+    'validation_every': STEPS,
+    'validation_examples': 6,
+    'validation_block_length': 2,
+    'checkpoint_every': 3,
+}
+MODEL = {'num_encoder_layers': 1, 'num_decoder_layers': 1}  # of tiny.config
+METHOD = {'divergence': 'forward_kl', 'fixed_fraction': 0.0}
+OPTIMIZER = {'name': 'adamw', 'learning_rate': 3e-3, 'warmup_steps': 1}
+GIN = """
+from __gin__ import dynamic_registration
+from distillspec_jax.data import tasks
+from distillspec_jax.models import config
+from distillspec_jax.training import loop
+from distillspec_jax.training import method
+from distillspec_jax.training import optimizers
+loop.train.model = @config.published()
+loop.train.task = @tasks.parallel_text()
+loop.train.method = @method.Method()
+loop.train.optimizer = @optimizers.Optimizer()
+"""
+# The command line; process VICTIM sends itself SIGNAL after a step.
+CHILD = """
+import os, signal, sys
+from distillspec_jax import main
+from distillspec_jax.training import loop
+record = loop._Recorder.step
+def step(self, number, metrics):
+  record(self, number, metrics)
+  if number == int(os.environ['AFTER_STEP']):
+    os.kill(os.getpid(), getattr(signal, os.environ['SIGNAL']))
+if f'--process_index={os.environ.get("VICTIM")}' in sys.argv:
+  loop._Recorder.step = step
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def free_port():
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))
+    return taken.getsockname()[1]
+
+
+def launch(folder, count, *, environment=(), own=((), (), (), ())):
+  """Exit codes and outputs of `count` processes of `distillspec train`."""
+  port = free_port()
+  children = []
+  for i in range(count):
+    children.append(
+        subprocess.Popen(
+            [
+                sys.executable, '-c', CHILD, 'train', f'--run={folder / "run"}',
+                f'--gin_file={folder / "run.gin"}', *own[i],
+                f'--coordinator=127.0.0.1:{port}', f'--process_count={count}',
+                f'--process_index={i}',
+            ],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                'JAX_PLATFORMS': 'cpu',
+                'JAX_NUM_CPU_DEVICES': '1',
+                'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # of the compiler
+                **dict(environment),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )  # fmt: skip
+  try:
+    said = [child.communicate(timeout=240) for child in children]
+  finally:
+    for child in children:
+      child.kill()
+  return [child.returncode for child in children], said
+
+
+def steps_saved(folder):
+  return sorted(
+      int(path.name)
+      for path in (folder / 'checkpoints').iterdir()
+      if path.name.isdigit()
+  )
+
+
+def trained_here(folder, task, target, **changes):
+  """The same run by this process and its eight devices."""
+  loop.train(
+      run=str(folder),
+      task=task,
+      model=tiny.config(**MODEL),
+      target=target,
+      method=method_lib.Method(**METHOD),
+      optimizer=optimizers.Optimizer(**OPTIMIZER),
+      **{**SETTINGS, **changes},
+  )
+
+
+def numbers(folder):
+  """(step, name) -> value, but for what differs between machines."""
+  return {
+      (line['metrics']['step']['value'], name): metric['value']
+      for line in results.read(folder / 'results.jsonl')
+      for name, metric in line['metrics'].items()
+      if name != 'tokens_per_second'
+  }
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('hosts')
+
+
+@pytest.fixture(scope='module')
+def task(folder):
+  return tiny.task(folder / 'task')
+
+
+@pytest.fixture(scope='module')
+def target(folder, task):
+  """A model; beside it the gin file of the run that distils it."""
+  path = folder / 'target'
+  loop.train(
+      run=str(path), task=task, model=tiny.config(**MODEL), num_steps=1,
+      batch_size=8, validation_examples=8, seed=1,
+  )  # fmt: skip
+  bindings = {
+      **{f'loop.train.{name}': value for name, value in SETTINGS.items()},
+      **{f'method.Method.{name}': value for name, value in METHOD.items()},
+      **{f'optimizers.Optimizer.{n}': value for n, value in OPTIMIZER.items()},
+      **{f'config.published.{name}': value for name, value in MODEL.items()},
+      'config.published.name': 'test',
+      'config.published.vocab_size': 384,
+      'loop.train.target': str(path),
+      'tasks.parallel_text.vocabulary': 'bytes',
+      'tasks.parallel_text.name': 'tiny',
+      'tasks.parallel_text.input_length': 8,
+      'tasks.parallel_text.label_length': 12,
+  }
+  for split in ('train', 'validation'):
+    bindings[f'tasks.parallel_text.{split}'] = tuple(
+        str(folder / 'task' / f'{split}.{side}') for side in ('in', 'out')
+    )
+  text = ''.join(f'{name} = {value!r}\n' for name, value in bindings.items())
+  (folder / 'run.gin').write_text(GIN + text)
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def story(folder, target):
+  """Codes and outputs of the launches, and the checkpoints after each."""
+  assert target
+  found = []
+  for count, after, name in ((4, 7, 'SIGKILL'), (2, 8, 'SIGTERM')):
+    environment = {'VICTIM': '1', 'AFTER_STEP': str(after), 'SIGNAL': name}
+    codes, said = launch(folder, count, environment=environment)
+    found.append((codes, said, steps_saved(folder / 'run')))
+  return found
+
+
+def test_a_host_that_is_killed_ends_the_others(story):
+  codes, said, saved = story[0]
+  assert codes == [69, -9, 69, 69], said
+  for _, text in (said[0], *said[2:]):
+    assert 'distillspec: host 1 (' in text and 'was lost: its process' in text
+  # Where step 7 was done, 3 was written; of 6 that depends on the disk.
+  assert saved in ([3], [3, 6])
+
+
+def test_the_notice_of_preemption_saves_on_all_at_one_step(story):
+  codes, said, saved = story[1]
+  assert codes == [143, 143], said
+  assert 8 <= saved[-1] < STEPS
+  assert said[0][1].splitlines()[-1].endswith(': terminated')
+
+
+def test_only_process_0_prints(story):
+  _, said, _ = story[1]
+  assert 'run: train: 48 examples' in said[0][1]
+  shown = [line for line in said[1][1].splitlines() if '[Gloo]' not in line]
+  assert len(shown) == 1 and shown[0].endswith(': terminated')
+
+
+def test_it_goes_on_alone_and_ends_as_one_process_does(
+    story, folder, task, target
+):
+  assert story
+  trained_here(folder / 'run', task, target, mesh_fsdp=4)  # another mesh, too
+  trained_here(folder / 'whole', task, target)
+  here, there = numbers(folder / 'whole'), numbers(folder / 'run')
+  assert here.keys() == there.keys()
+  for key, value in here.items():
+    assert there[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+
+
+def test_the_best_model_of_several_is_one_for_all(story, folder):
+  assert story
+  model = pretrained.load(folder / 'run')
+  assert model.vocabulary.vocab_size == 259
+  convert.convert(str(folder / 'run'), str(folder / 'out'), to='hugging_face')
+  same = pretrained.load(folder / 'out')
+  jax.tree.map(np.testing.assert_array_equal, model.params, same.params)
+
+
+def test_hosts_with_different_configurations_are_refused(folder, target):
+  assert target
+  codes, said = launch(folder, 2, own=[(), ('--gin.loop.train.batch_size=16',)])
+  assert codes == [2, 2]
+  for _, text in said:
+    assert 'distillspec: The hosts have different configurations: ' in text
+    assert 'batch_size = 16' in text and text.count('\n') == 1
+
+
+@pytest.mark.usefixtures('target', 'clean_gin')
+@pytest.mark.parametrize(
+    'index, message',
+    [
+        (0, 'Host 1 of 2 did not come within 1 s; 0 ('),
+        (1, 'did not answer process 1 for 1 s (connection refused)'),
+    ],
+)
+def test_who_does_not_come_is_said(folder, capsys, monkeypatch, index, message):
+  monkeypatch.setattr(main, '_use_compilation_cache', lambda: None)
+  code = main.main([
+      'train', '--run=x', f'--gin_file={folder / "run.gin"}',
+      f'--coordinator=127.0.0.1:{free_port()}', '--process_count=2',
+      f'--process_index={index}', '--start_timeout=1',
+  ])  # fmt: skip
+  said = capsys.readouterr().err
+  assert code == 1
+  assert said.startswith('distillspec: ') and said.count('\n') == 1
+  assert message in said
+
+
+def test_fewer_examples_than_hosts_are_refused(tmp_path, monkeypatch):
+  task = tiny.task(tmp_path)
+  mesh = mesh_lib.make_mesh()
+  monkeypatch.setattr(jax, 'process_count', lambda: 9)
+  with pytest.raises(errors.UserError, match='8 examples for 9 processes'):
+    feeding.batches(mesh, task, 'validation', 8, seed=0)
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_the_rows_lie_as_in_one_batch(tmp_path, shape):
+  task = tiny.task(tmp_path)
+  mesh = mesh_lib.make_mesh(*shape)
+  found = next(feeding.batches(mesh, task, 'train', 8, seed=0))
+  alone = mesh_lib.make_mesh()
+  wanted = next(feeding.batches(alone, task, 'train', 8, seed=0))
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.fixture(name='clean_gin')
+def _clean_gin():
+  import gin
+
+  gin.clear_config()
+  with gin.unlock_config():
+    yield
+  gin.clear_config()
