@@ -23,6 +23,8 @@ from distillspec_jax.training import step as step_lib
 
 # Of the schedule, which does not change the program.
 _STEPS = 10**6
+# Two sizes of a batch that no axis of a model has.
+_ROWS = (11, 22)
 
 
 class Run:
@@ -179,8 +181,9 @@ class Run:
     tell it apart from parameters.
     """
     rows = self.setting.batch_size // self.setting.micro_batches
-    few, more = (self._saved(rows) for rows in (2, 4))
-    return (more - few) // 2 * rows // self.setting.ways
+    few, more = (self._saved(rows) for rows in _ROWS)
+    a_row = (more - few) // (_ROWS[1] - _ROWS[0])
+    return a_row * rows // self.setting.ways
 
   def _saved(self, rows: int) -> int:
     setting = self.setting
@@ -202,7 +205,15 @@ class Run:
     saved = jax.eval_shape(
         backward, bare(self.state.params), bare(self.target_params), batch
     )
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
+    config = setting.draft
+    joined = config.num_heads * config.head_dim
+    split = {config.num_heads, joined, config.mlp_dim}
+    return sum(
+        x.size
+        * x.dtype.itemsize
+        // (setting.tensor if split & set(x.shape) else 1)
+        for x in jax.tree.leaves(saved)
+    )
 
 
 def _laid_out(

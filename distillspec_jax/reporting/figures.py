@@ -88,6 +88,7 @@ def draw(study: rows_lib.Study, theme: Theme) -> list[Section]:
       _by_block_length,
       _wall_clock,
       _training,
+      _plans,
   )
   made = (maker(study, theme) for maker in makers)
   return [section for section in made if section.panels]
@@ -540,6 +541,62 @@ def _lines(name, title, label, solid, dotted, theme) -> Panel:
   ax.set_ylabel(label)
   _legend(figure, ax, theme)
   return Panel(name, title, f'{title}. {"; ".join(said)}.', figure)
+
+
+def _plans(study: rows_lib.Study, theme: Theme) -> Section:
+  found = [row for row in study.rows('plan') if row.value('step_s')]
+  names = [_slice(row, found) for row in found]
+  panels = []
+  for name, title, label, parts in (
+      (
+          'plan_step',
+          'Predicted training step',
+          'seconds',
+          (('learning', 'learning_s', 1), ('rollouts', 'rollout_s', 1)),
+      ),
+      (
+          'plan_memory',
+          'Memory of a chip',
+          '% of what there is',
+          (('most of step and samplers', 'memory_share', 100),),
+      ),
+  ):
+    if not found:
+      break
+    figure, ax = _new(theme)
+    bottoms, said = [0.0] * len(found), []
+    for i, (part, metric, factor) in enumerate(parts):
+      heights = [factor * row.metrics[metric].value for row in found]
+      colour = list(_COLOURS.values())[2 - i][theme.name == 'dark']
+      ax.bar(names, heights, 0.6, bottoms, color=colour, label=part)
+      bottoms = [b + h for b, h in zip(bottoms, heights)]
+      said += [f'{n} {part} {h:.3g}' for n, h in zip(names, heights)]
+    ax.set_ylabel(label)
+    ax.set_ylim(0, 1.14 * max(bottoms))
+    _legend(figure, ax, theme)
+    text = f'{title}, {label}: {"; ".join(said)}.'
+    panels.append(Panel(name, title, text, figure))
+  return Section(
+      'Plans for TPU slices',
+      'What the TPU compiler expects, without a TPU. Learning is the target'
+      ' forward, the draft forward and backward, and the update.',
+      panels,
+  )
+
+
+def _slice(row: rows_lib.Row, found: Sequence[rows_lib.Row]) -> str:
+  """The slice, with what tells it from others of the same kind."""
+  names = [other.decoding.get('topology') for other in found]
+  name = str(row.decoding.get('topology'))
+  if names.count(name) == 1:
+    return name
+  same = [o for o in found if o.decoding.get('topology') == name]
+  told = [
+      str(row.decoding[key])
+      for key in ('mesh', 'batch_size', 'micro_batches', 'remat')
+      if len({str(other.decoding.get(key)) for other in same}) > 1
+  ]
+  return '\n'.join([name, row.draft or '', *told])
 
 
 def _points(ax, theme, names, draft, points, line) -> None:

@@ -39,7 +39,13 @@ class _Column(NamedTuple):
 
 def tables(study: rows_lib.Study) -> list[Table]:
   """All tables that the study has data for."""
-  made = (acceptance(study), latency(study), quality(study), others(study))
+  made = (
+      acceptance(study),
+      latency(study),
+      quality(study),
+      plans(study),
+      others(study),
+  )
   return [table for table in made if table is not None]
 
 
@@ -198,6 +204,69 @@ def quality(study: rows_lib.Study) -> Table | None:
   )
 
 
+def plans(study: rows_lib.Study) -> Table | None:
+  """What a run needs on TPU slices, a row a slice and setting."""
+  columns = [
+      _Column('draft', _draft),
+      _Column('slice', _setting('topology')),
+      _Column('mesh', _setting('mesh')),
+      _Column('batch', _setting('batch_size')),
+      _Column('micro-batches', _setting('micro_batches')),
+      _Column('remat', _setting('remat')),
+      _Column('memory, GiB', _scaled('step_memory_bytes', 2**-30, 2)),
+      _Column('memory, %', _scaled('memory_share', 100, 0)),
+      _Column('step, s', _metric('step_s', 3)),
+      _Column('rollouts, s', _metric('rollout_s', 3)),
+      _Column('MFU, %', _scaled('mfu', 100, 0)),
+      _Column('token, ms', _scaled('token_s', 1e3, 2)),
+      _Column('draft token, ms', _scaled('draft_step_s', 1e3, 2)),
+      _Column('block, ms', _scaled('block_s', 1e3, 2)),
+      _Column('speed-up', _speedups),
+  ]
+  return _table(
+      'Plans for TPU slices',
+      study.rows('plan'),
+      columns,
+      [
+          ('mesh', 'chips along the axes data x fsdp x tensor.'),
+          (
+              'memory, GiB',
+              'of a chip, that a training step needs at its peak, as the TPU'
+              ' compiler lays it out. Nothing was run.',
+          ),
+          (
+              'memory, %',
+              'most that the step or a sampler needs, of what a chip has.',
+          ),
+          (
+              'step, s',
+              'predicted: what the TPU compiler expects of every instruction,'
+              ' and what exchanges between chips take that it waits for.',
+          ),
+          ('rollouts, s', 'of the step: sampling the tokens it learns on.'),
+          (
+              'MFU, %',
+              'FLOPs of the target forward, of the draft forward and backward,'
+              ' by formula, over the chip’s peak in the step without rollouts.',
+          ),
+          (
+              'token, ms',
+              'a step of the target in autoregressive sampling of the batch.',
+          ),
+          ('draft token, ms', 'a step of the draft.'),
+          (
+              'block, ms',
+              'a block of speculative sampling: drafts and the target’s call.',
+          ),
+          (
+              'speed-up',
+              'of speculative over autoregressive sampling, predicted for the'
+              ' acceptance rate before the colon.',
+          ),
+      ],
+  )
+
+
 def others(study: rows_lib.Study) -> Table | None:
   """Whatever has no table of its own, so that nothing recorded is hidden."""
   body = [
@@ -210,7 +279,7 @@ def others(study: rows_lib.Study) -> Table | None:
           metric['unit'],
       ]
       for line in study.lines
-      if line['kind'] in ('certificate', 'plan')
+      if line['kind'] == 'certificate'
       for name, metric in line['metrics'].items()
   ]
   if not body:
@@ -309,6 +378,26 @@ def _metric(
     return (value if error else value._replace(error=None)).text(digits)
 
   return cell
+
+
+def _scaled(
+    name: str, factor: float, digits: int
+) -> Callable[[rows_lib.Row], str]:
+  def cell(row):
+    value = row.metrics.get(name)
+    return '–' if value is None else f'{factor * value.value:,.{digits}f}'
+
+  return cell
+
+
+def _speedups(row: rows_lib.Row) -> str:
+  start = 'speedup_at_'
+  found = {
+      name.removeprefix(start): value.value
+      for name, value in row.metrics.items()
+      if name.startswith(start)
+  }
+  return ', '.join(f'{k}: {v:.2f}' for k, v in found.items()) or '–'
 
 
 def _sizes(metric: str, unit: str) -> list[_Column]:

@@ -185,7 +185,34 @@ def made_up():
       'latency': latency,
       'training': training,
       'quality': quality,
+      'plans': plans,
   }
+
+
+def plans():
+  """Lines of two slices, and of a setting of the second that does not fit."""
+  made = []
+  for topology, mesh, fits in (
+      ('v5e-16', '16 x 1 x 1', True),
+      ('v5e-256', '256 x 1 x 1', True),
+      ('v5e-256', '64 x 1 x 4', False),
+  ):
+    metrics = {
+        'step_memory_bytes': metric(8 * 2**30, unit='bytes'),
+        'memory_share': metric(0.5 if fits else 1.1),
+    }
+    if fits:
+      metrics |= {
+          'step_s': metric(0.5, unit='s'),
+          'rollout_s': metric(0.3, unit='s'),
+          'learning_s': metric(0.2, unit='s'),
+          'mfu': metric(0.45),
+          'token_s': metric(0.02, unit='s'),
+          'speedup_at_0.6': metric(1.7),
+      }
+    settings = {'topology': topology, 'mesh': mesh, 'batch_size': 128}
+    made.append(line('plan', metrics, draft='small', decoding=settings))
+  return made
 
 
 def all_lines():

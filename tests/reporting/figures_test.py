@@ -56,6 +56,9 @@ def test_a_kind_alone_draws_its_own_section(made_up):
   ]  # fmt: skip
   assert len(draw(made_up['training']((0,)))) == 1
   assert names(draw(made_up['quality'](['distilled']))) == []
+  plans = draw(made_up['plans']())
+  assert names(plans) == ['plan_step', 'plan_memory']
+  assert 'v5e-256 rollouts 0.3' in plans[0].panels[0].alt
 
 
 def test_themes_differ_in_colour_alone(lines):

@@ -80,9 +80,21 @@ def test_settings_have_a_column_only_where_they_differ(made_up):
 
 
 def test_what_has_no_table_of_its_own_is_listed(made_up):
-  line = made_up['line']('plan', {'memory': made_up['metric'](1e9, unit='B')})
-  (table,) = tables.tables(study([line]))
-  assert table.body == [['plan', 'made_up', '–', 'memory', '1e+09', 'B']]
+  metrics = {'worst': made_up['metric'](1e-9, unit='nats')}
+  (table,) = tables.tables(study([made_up['line']('certificate', metrics)]))
+  assert table.body == [
+      ['certificate', 'made_up', '–', 'worst', '1e-09', 'nats']
+  ]
+
+
+def test_plans_are_a_row_a_slice(made_up):
+  table = tables.plans(study(made_up['plans']()))
+  assert len(table.body) == 3
+  row = dict(zip(table.header, table.body[1]))
+  assert row['slice'] == 'v5e-256' and row['memory, GiB'] == '8.00'
+  assert row['MFU, %'] == '45' and row['speed-up'] == '0.6: 1.70'
+  # The one that does not fit has no times.
+  assert dict(zip(table.header, table.body[2]))['step, s'] == '–'
 
 
 def test_a_study_without_measurements_has_no_tables(made_up):
