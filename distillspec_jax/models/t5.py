@@ -23,6 +23,7 @@ from distillspec_jax.models import layers
 from distillspec_jax.models import relative_position
 
 _RESIDUAL = ('batch', 'length', 'embed_activation')
+_SELECTED = 16  # tokens at most that `append_selected` is for
 
 # (keys, values), each float[B, H, L, K].
 KeysValues = tuple[jax.Array, jax.Array]
@@ -135,11 +136,34 @@ def append(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
     new: float[B, H, N, K].
     start: int32[B]; start + N <= L, the caller sizes the cache so.
   """
+  new = new.astype(cache.dtype)
+  if new.shape[2] > _SELECTED:
+    return append_slices(cache, new, start)
+  return jax.lax.platform_dependent(
+      cache, new, start, tpu=append_selected, default=append_slices
+  )
+
+
+def append_slices(
+    cache: jax.Array, new: jax.Array, start: jax.Array
+) -> jax.Array:
+  """`append`, row by row: reads and writes the new slots alone."""
 
   def row(cache, new, start):
     return jax.lax.dynamic_update_slice(cache, new, (0, start, 0))
 
-  return jax.vmap(row)(cache, new.astype(cache.dtype), start)
+  return jax.vmap(row)(cache, new, start)
+
+
+def append_selected(
+    cache: jax.Array, new: jax.Array, start: jax.Array
+) -> jax.Array:
+  """`append`, all rows at once: a TPU goes through slices one after another."""
+  slots = jnp.arange(cache.shape[2])[None] - start[:, None]  # [B, L]
+  for i in range(new.shape[2]):
+    is_here = (slots == i)[:, None, :, None]
+    cache = jnp.where(is_here, new[:, :, i : i + 1], cache)
+  return cache
 
 
 class Stack(nn.Module):
