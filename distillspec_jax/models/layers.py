@@ -22,6 +22,7 @@ from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
 
 _MASKED = -1e10
+_TPU_ROWS = 8  # of a register
 _ACTIVATION = {
     'gelu': nn.gelu,
     'gelu_exact': functools.partial(nn.gelu, approximate=False),
@@ -159,16 +160,13 @@ class Attention(nn.Module):
       bias: float[B or 1, H, N, L] added to the scores, or None.
       dropout: applied to the weights.
     """
-    queries = self._heads(self.query(x))
-    scores = jnp.einsum(
-        'bhnk,bhlk->bhnl', queries, keys, preferred_element_type=jnp.float32
-    )
-    if bias is not None:
-      scores = scores + bias.astype(jnp.float32)
-    scores = jnp.where(visible[:, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    weights = dropout(weights, 'weights', broadcast_axis=-2)
-    mixed = jnp.einsum('bhnl,bhlk->bhnk', weights, values)
+    read = (self._heads(self.query(x)), keys, values, visible, bias)
+    if x.shape[1] < _TPU_ROWS and dropout.key is None:
+      mixed = jax.lax.platform_dependent(
+          *read, tpu=mix_padded, default=functools.partial(mix, dropout=dropout)
+      )
+    else:
+      mixed = mix(*read, dropout)
     mixed = jnp.swapaxes(mixed, 1, 2)  # [B, H, N, K] -> [B, N, H, K]
     return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
@@ -176,6 +174,53 @@ class Attention(nn.Module):
     x = x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
     x = jnp.swapaxes(x, 1, 2)  # [B, N, H, K] -> [B, H, N, K]
     return constrain(x, 'batch', 'heads', 'length', 'kv')
+
+
+def mix(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    visible: jax.Array,
+    bias: jax.Array | None,
+    dropout: Dropout,
+) -> jax.Array:
+  """The values float[B, H, N, K] that queries float[B, H, N, K] attend to.
+
+  Other arguments as in `Attention.__call__`.
+  """
+  scores = jnp.einsum(
+      'bhnk,bhlk->bhnl', queries, keys, preferred_element_type=jnp.float32
+  )
+  if bias is not None:
+    scores = scores + bias.astype(jnp.float32)
+  scores = jnp.where(visible[:, None], scores, _MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+  weights = dropout(weights, 'weights', broadcast_axis=-2)
+  return jnp.einsum('bhnl,bhlk->bhnk', weights, values)
+
+
+def mix_padded(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    visible: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+  """`mix` without dropout, for so few queries that a TPU would not multiply.
+
+  Fewer than a register has rows, it goes through keys and values element by
+  element instead.
+  """
+  few = queries.shape[2]
+
+  def pad(array, axis):
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, _TPU_ROWS - few)
+    return jnp.pad(array, widths)
+
+  bias = None if bias is None else pad(bias, 2)
+  read = (pad(queries, 2), keys, values, pad(visible, 1), bias)
+  return mix(*read, Dropout(0.0, None))[:, :, :few]
 
 
 class FeedForward(nn.Module):

@@ -85,3 +85,20 @@ def test_feed_forward_multiplies_its_branches(activations):
     hidden = gate / (1 + np.exp(-gate)) * (wide @ wi_1)
   y = module.apply({'params': params}, x, no_dropout)
   np.testing.assert_allclose(y, hidden @ wo, atol=1e-5)
+
+
+@pytest.mark.parametrize('few', [1, 2, 7])
+@pytest.mark.parametrize('has_bias', [True, False])
+def test_padded_queries_change_nothing(few, has_bias):
+  rng = np.random.default_rng(few)
+  normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+  read = (
+      normal(3, 2, few, 4),
+      normal(3, 2, 9, 4),
+      normal(3, 2, 9, 4),
+      rng.random((3, few, 9)) < 0.5,
+      normal(1, 2, few, 9) if has_bias else None,
+  )
+  expected = layers.mix(*read, layers.Dropout(0.0, None))
+  actual = layers.mix_padded(*read)
+  np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)

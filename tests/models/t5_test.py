@@ -174,3 +174,16 @@ def test_gradients_are_those_of_t5x(shared):
       np.testing.assert_allclose(
           gradients[name], expected[key], atol=1e-4, err_msg=name
       )
+
+
+@pytest.mark.parametrize('new', [1, 4])
+def test_appending_by_selection_is_appending(new):
+  rng = np.random.default_rng(new)
+  cache = rng.standard_normal((3, 2, 9, 4)).astype(np.float32)
+  block = rng.standard_normal((3, 2, new, 4)).astype(np.float32)
+  start = np.array([0, 3, 9 - new], np.int32)
+  expected = cache.copy()
+  for row, place in enumerate(start):
+    expected[row, :, place : place + new] = block[row]
+  for append in (t5.append, t5.append_slices, t5.append_selected):
+    np.testing.assert_array_equal(append(cache, block, start), expected)
