@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import functools
+import re
 from typing import NamedTuple
 
 from distillspec_jax.evaluation import cost_model
@@ -104,6 +105,37 @@ class Plan:
         for cycles, work in found
     ]
 
+  def gathered_logits(self) -> int:
+    """How often logits of all tokens are gathered from several chips.
+
+    In a step with its rollout and in a block. What has a width of a model
+    beside V is an output layer.
+    """
+    models = [m for m in (self.setting.target, self.setting.draft) if m]
+    widths = {str(model.emb_dim) for model in models}
+    sizes = {str(n) for m in models for n in (m.vocab_size, m.num_columns)}
+    found = 0
+    for each in self.exchanges():
+      if each.kind == 'all-gather':
+        arrays = [
+            dims.split(',') for dims in re.findall(r'\[([\d,]+)\]', each.shape)
+        ]
+        is_logits = [
+            dims[-1] in sizes and dims[:-1] and not widths & set(dims[:-1])
+            for dims in arrays
+        ]
+        found += each.count * any(is_logits)
+    return found
+
+  def host_transfers(self) -> int:
+    """Instructions in all programs that wait for the host."""
+    return sum(
+        block.host_transfers
+        for made in self.answer.compiled.values()
+        if made.block
+        for block in made.block.walk()
+    )
+
   def draft_loop_exchanges(self) -> int:
     """Exchanges between chips in every further token that the draft drafts."""
     return int(self.sampling.draft.exchanges)
@@ -141,6 +173,8 @@ class Plan:
           encoder.block, self.setting.topology, encoder.places, lambda *_: 0
       ).seconds
       made['encoder_s'] = Number(seconds, 's')
+    made['gathered_logits'] = Number(self.gathered_logits(), '1')
+    made['host_transfers'] = Number(self.host_transfers(), '1')
     total = sum(each.compile_s for each in self.answer.compiled.values())
     made['compile_s'] = Number(total, 's')
     return made

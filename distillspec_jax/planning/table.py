@@ -49,6 +49,9 @@ _LABELS: dict[str, str | None] = {
     'verify_ratio': 'v, reading a block over a token',
     'block_exchanges': 'exchanges in a block',
     'draft_loop_exchanges': 'exchanges in a token of the draft',
+    'All programs': None,
+    'gathered_logits': 'all-gathers of logits',
+    'host_transfers': 'transfers from and to the host',
 }
 
 
@@ -104,7 +107,7 @@ def _formatter(label: str) -> Callable[[float], str]:
     return lambda value: f'{1e3 * value:.4g}'
   if label == 'TFLOP':
     return lambda value: f'{value / 1e12:.4g}'
-  if label.startswith('exchanges'):
+  if label.startswith(('exchanges', 'all-gathers of', 'transfers')):
     return lambda value: f'{value:.0f}'
   if label.startswith(('c,', 'v,', 'predicted speed')):
     return lambda value: f'{value:.2f}'

@@ -102,14 +102,6 @@ def test_bad_arguments_are_refused_before_compiling(changes, words):
     plan_lib.plan(**arguments | changes)
 
 
-def test_without_the_compiler_it_says_how_to_get_it(monkeypatch, tmp_path):
-  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-  monkeypatch.setattr('sys.prefix', str(tmp_path))
-  monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
-  with pytest.raises(errors.UserError, match=r'pip install .*tpu_compiler'):
-    compiling.library()
-
-
 def test_fine_tuning_needs_no_target():
   setting = tiny.setting(target=None, method=method_lib.Method())
   assert compiling.programs(setting) == ('step',)
