@@ -116,7 +116,8 @@ def make_mesh(
     devices: which; default: all of all processes.
 
   Raises:
-    UserError: the sizes do not multiply to the number of devices.
+    UserError: the sizes do not multiply to the number of devices, or have no
+      place on the torus of a TPU slice.
   """
   count = jax.device_count() if devices is None else len(devices)
   for name, size in (('data', data), ('fsdp', fsdp), ('tensor', tensor)):
@@ -132,12 +133,19 @@ def make_mesh(
         f' {data * fsdp * tensor} devices, but there are {count}. Set sizes'
         ' whose product is that, or data = -1.'
     )
-  return jax.make_mesh(
-      (data, fsdp, tensor),
-      AXES,
-      axis_types=(AxisType.Auto,) * 3,
-      devices=devices,
-  )
+  try:
+    return jax.make_mesh(
+        (data, fsdp, tensor),
+        AXES,
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
+    )
+  except NotImplementedError as error:
+    raise errors.UserError(
+        f'The mesh data {data} x fsdp {fsdp} x tensor {tensor} cannot be laid'
+        ' over the slice: each of its axes must be a product of axes of the'
+        ' torus.'
+    ) from error
 
 
 def using(sizes: str) -> contextlib.AbstractContextManager:

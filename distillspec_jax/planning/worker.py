@@ -42,15 +42,9 @@ def answer(
       platform='tpu',
       **setting.topology.options(),
   )
-  try:
-    mesh = mesh_lib.make_mesh(
-        setting.data, setting.fsdp, setting.tensor, described.devices
-    )
-  except NotImplementedError as error:
-    raise errors.UserError(
-        f'The mesh {setting.mesh} cannot be laid over {setting.topology.layout}'
-        ' chips: each of its axes must be a product of axes of the slice.'
-    ) from error
+  mesh = mesh_lib.make_mesh(
+      setting.data, setting.fsdp, setting.tensor, described.devices
+  )
   run = programs.Run(setting, mesh)
   counted = run.held_bytes()
   counted['replicated'] = run.replicated_bytes()
