@@ -75,7 +75,7 @@ def free_port():
     return taken.getsockname()[1]
 
 
-def launch(folder, count, *, environment=(), own=((), (), (), ())):
+def launch(folder, count, own=((), (), (), ()), **environment):
   """Exit codes and outputs of `count` processes of `distillspec train`."""
   port = free_port()
   children = []
@@ -93,8 +93,9 @@ def launch(folder, count, *, environment=(), own=((), (), (), ())):
                 **os.environ,
                 'JAX_PLATFORMS': 'cpu',
                 'JAX_NUM_CPU_DEVICES': '1',
+                'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
                 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # of the compiler
-                **dict(environment),
+                **environment,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -123,7 +124,7 @@ def trained_here(folder, task, target, **changes):
       run=str(folder),
       task=task,
       model=tiny.config(**MODEL),
-      target=target,
+      target=str(target),
       method=method_lib.Method(**METHOD),
       optimizer=optimizers.Optimizer(**OPTIMIZER),
       **{**SETTINGS, **changes},
@@ -140,24 +141,10 @@ def numbers(folder):
   }
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  return tmp_path_factory.mktemp('hosts')
-
-
-@pytest.fixture(scope='module')
-def task(folder):
-  return tiny.task(folder / 'task')
-
-
-@pytest.fixture(scope='module')
-def target(folder, task):
-  """A model; beside it the gin file of the run that distils it."""
-  path = folder / 'target'
-  loop.train(
-      run=str(path), task=task, model=tiny.config(**MODEL), num_steps=1,
-      batch_size=8, validation_examples=8, seed=1,
-  )  # fmt: skip
+@pytest.fixture(name='folder')
+def _folder(tmp_path):
+  """A folder with a task, and the gin file of the run that distils `target`."""
+  tiny.task(tmp_path / 'task')
   bindings = {
       **{f'loop.train.{name}': value for name, value in SETTINGS.items()},
       **{f'method.Method.{name}': value for name, value in METHOD.items()},
@@ -165,7 +152,7 @@ def target(folder, task):
       **{f'config.published.{name}': value for name, value in MODEL.items()},
       'config.published.name': 'test',
       'config.published.vocab_size': 384,
-      'loop.train.target': str(path),
+      'loop.train.target': str(tmp_path / 'target'),
       'tasks.parallel_text.vocabulary': 'bytes',
       'tasks.parallel_text.name': 'tiny',
       'tasks.parallel_text.input_length': 8,
@@ -173,71 +160,61 @@ def target(folder, task):
   }
   for split in ('train', 'validation'):
     bindings[f'tasks.parallel_text.{split}'] = tuple(
-        str(folder / 'task' / f'{split}.{side}') for side in ('in', 'out')
+        str(tmp_path / 'task' / f'{split}.{side}') for side in ('in', 'out')
     )
   text = ''.join(f'{name} = {value!r}\n' for name, value in bindings.items())
-  (folder / 'run.gin').write_text(GIN + text)
-  return str(path)
+  (tmp_path / 'run.gin').write_text(GIN + text)
+  return tmp_path
 
 
-@pytest.fixture(scope='module')
-def story(folder, target):
-  """Codes and outputs of the launches, and the checkpoints after each."""
-  assert target
-  found = []
-  for count, after, name in ((4, 7, 'SIGKILL'), (2, 8, 'SIGTERM')):
-    environment = {'VICTIM': '1', 'AFTER_STEP': str(after), 'SIGNAL': name}
-    codes, said = launch(folder, count, environment=environment)
-    found.append((codes, said, steps_saved(folder / 'run')))
-  return found
+@pytest.fixture
+def compiled_quickly():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
-def test_a_host_that_is_killed_ends_the_others(story):
-  codes, said, saved = story[0]
+# One test, so that what it needs is made once however tests are distributed.
+@pytest.mark.usefixtures('compiled_quickly')
+def test_a_run_goes_through_losses_of_hosts_and_ends_as_one_process_does(
+    folder,
+):
+  task = tiny.task(folder / 'task')
+  loop.train(
+      run=str(folder / 'target'), task=task, model=tiny.config(**MODEL),
+      num_steps=1, batch_size=8, validation_examples=8, seed=1,
+  )  # fmt: skip
+
+  # Four, of which one is killed: the others say so and end.
+  codes, said = launch(folder, 4, VICTIM='1', AFTER_STEP='7', SIGNAL='SIGKILL')
   assert codes == [69, -9, 69, 69], said
   for _, text in (said[0], *said[2:]):
     assert 'distillspec: host 1 (' in text and 'was lost: its process' in text
   # Where step 7 was done, 3 was written; of 6 that depends on the disk.
-  assert saved in ([3], [3, 6])
+  assert steps_saved(folder / 'run') in ([3], [3, 6])
 
-
-def test_the_notice_of_preemption_saves_on_all_at_one_step(story):
-  codes, said, saved = story[1]
+  # Two, of which one is to be preempted: all save the same step and end.
+  codes, said = launch(folder, 2, VICTIM='1', AFTER_STEP='8', SIGNAL='SIGTERM')
   assert codes == [143, 143], said
-  assert 8 <= saved[-1] < STEPS
-  assert said[0][1].splitlines()[-1].endswith(': terminated')
-
-
-def test_only_process_0_prints(story):
-  _, said, _ = story[1]
+  assert 8 <= steps_saved(folder / 'run')[-1] < STEPS
+  # Only process 0 prints, but for why a process ends.
   assert 'run: train: 48 examples' in said[0][1]
   shown = [line for line in said[1][1].splitlines() if '[Gloo]' not in line]
   assert len(shown) == 1 and shown[0].endswith(': terminated')
 
-
-def test_it_goes_on_alone_and_ends_as_one_process_does(
-    story, folder, task, target
-):
-  assert story
-  trained_here(folder / 'run', task, target, mesh_fsdp=4)  # another mesh, too
-  trained_here(folder / 'whole', task, target)
+  # One, on another mesh, beside one that has done it all.
+  trained_here(folder / 'run', task, folder / 'target', mesh_fsdp=4)
+  trained_here(folder / 'whole', task, folder / 'target')
   here, there = numbers(folder / 'whole'), numbers(folder / 'run')
   assert here.keys() == there.keys()
   for key, value in here.items():
     assert there[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
-
-
-def test_the_best_model_of_several_is_one_for_all(story, folder):
-  assert story
-  model = pretrained.load(folder / 'run')
-  assert model.vocabulary.vocab_size == 259
   convert.convert(str(folder / 'run'), str(folder / 'out'), to='hugging_face')
-  same = pretrained.load(folder / 'out')
-  jax.tree.map(np.testing.assert_array_equal, model.params, same.params)
+  model, exported = (pretrained.load(folder / name) for name in ('run', 'out'))
+  jax.tree.map(np.testing.assert_array_equal, model.params, exported.params)
 
 
-def test_hosts_with_different_configurations_are_refused(folder, target):
-  assert target
+def test_hosts_with_different_configurations_are_refused(folder):
   codes, said = launch(folder, 2, own=[(), ('--gin.loop.train.batch_size=16',)])
   assert codes == [2, 2]
   for _, text in said:
@@ -245,7 +222,7 @@ def test_hosts_with_different_configurations_are_refused(folder, target):
     assert 'batch_size = 16' in text and text.count('\n') == 1
 
 
-@pytest.mark.usefixtures('target', 'clean_gin')
+@pytest.mark.usefixtures('clean_gin')
 @pytest.mark.parametrize(
     'index, message',
     [

@@ -155,7 +155,8 @@ def using(sizes: str) -> contextlib.AbstractContextManager:
     sizes: 'DATA,FSDP,TENSOR'; DATA may be -1, see `make_mesh`.
 
   Raises:
-    UserError: not three whole numbers, or not those of a mesh.
+    UserError: not three whole numbers, or not those of a mesh; or there are
+      several processes.
   """
   parts = sizes.split(',')
   try:
@@ -166,6 +167,11 @@ def using(sizes: str) -> contextlib.AbstractContextManager:
     raise errors.UserError(
         f'The mesh is {sizes!r}; write the sizes of data, fsdp and tensor, as'
         " '1,8,1' or '-1,1,1'."
+    )
+  if jax.process_count() > 1:
+    raise errors.UserError(
+        f'The mesh is {sizes!r}, but there are {jax.process_count()} processes:'
+        ' a mesh can be given where one process has all devices. Leave it out.'
     )
   return jax.set_mesh(make_mesh(*numbers))
 

@@ -308,7 +308,7 @@ class Watch:
       if asked and not self._asked:
         self._asked = True
         self._tell(0, stop=True)
-      if self._halting:
+      if self._halting or self._asked:
         self._changed.wait_for(lambda: self._stop_at is not None)
       return self.stopped
 

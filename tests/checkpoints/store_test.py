@@ -10,6 +10,7 @@ import pytest
 
 from distillspec_jax.checkpoints import store
 from distillspec_jax.core import errors
+from distillspec_jax.core import hosts
 from distillspec_jax.core import mesh as mesh_lib
 
 
@@ -109,3 +110,21 @@ def test_why_a_folder_cannot_be_written_to_is_said(
   monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
   with pytest.raises(errors.UserError, match=f'run: {reason}'):
     store.check_writable(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('is_first', [True, False])
+def test_a_folder_that_not_all_hosts_see_is_refused(
+    tmp_path, monkeypatch, is_first
+):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(hosts, 'is_first', lambda: is_first)
+  monkeypatch.setattr(hosts, 'wait_for_all', lambda name: None)
+  monkeypatch.setattr(
+      store.multihost_utils, 'broadcast_one_to_all', lambda number: number
+  )
+  if is_first:
+    store.check_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
+  else:  # process 0 has left its mark elsewhere
+    with pytest.raises(errors.UserError, match='is not the folder that proc'):
+      store.check_shared(tmp_path)

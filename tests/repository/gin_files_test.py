@@ -84,6 +84,14 @@ def test_the_encoder_may_be_shared_in_an_experiment(binding, configure):
   configure('quickstart', '--run=x', f'--gin.{binding}')
 
 
+def test_the_command_of_several_hosts_is_complete(configure):
+  page = (FOLDER.parent / 'docs' / 'scaling.md').read_text()
+  (loop,) = re.findall(r'^```\n(for .*?)^```$', page, re.MULTILINE | re.DOTALL)
+  (command,) = re.findall(r'distillspec (.*?) &', loop, re.DOTALL)
+  configure(*shlex.split(command.replace('\\\n', ' ').replace('$index', '1')))
+  assert gin.query_parameter('loop.train.run') == 'runs/two_hosts'
+
+
 def test_the_command_of_a_shared_encoder_is_complete(configure):
   page = (FOLDER.parent / 'docs' / 'shared_encoder.md').read_text()
   (command,) = re.findall(r'^```\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
