@@ -432,6 +432,8 @@ def _describe_data(task: tasks.Task, name: str) -> None:
 def _check_same_model(folder: pathlib.Path, config: config_lib.T5Config):
   """Refuses to go on in a folder where another model was trained."""
   known = config_lib.T5Config.from_dict(model_folder.read_config(folder))
+  # How it is computed may change.
+  known = dataclasses.replace(known, dtype=config.dtype, remat=config.remat)
   if known != config:
     raise errors.UserError(
         f'{folder} holds checkpoints of another model: {known}, but this run'

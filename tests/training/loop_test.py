@@ -230,6 +230,65 @@ def test_packing_where_tokens_are_sampled_is_refused(tmp_path, task, target):
     )  # fmt: skip
 
 
+def test_a_run_goes_on_on_another_mesh(tmp_path, task, target):
+  steady = optimizers.Optimizer(
+      name='adamw', learning_rate=3e-3, cooldown_from=1.0
+  )
+  changes = {
+      'initial': target,
+      'target': target,
+      'method': ON_POLICY,
+      'optimizer': steady,
+  }
+  train(tmp_path / 'whole', task, **changes)
+  train(tmp_path / 'moved', task, num_steps=3, **changes)
+  train(
+      tmp_path / 'moved',
+      task,
+      mesh_fsdp=2,
+      mesh_tensor=2,
+      layout='fsdp',
+      remat='dots',
+      **changes,
+  )
+  for line, moved in zip(
+      lines(tmp_path / 'whole'), lines(tmp_path / 'moved'), strict=True
+  ):
+    assert {k: m['value'] for k, m in moved['metrics'].items()} == (
+        pytest.approx(
+            {k: m['value'] for k, m in line['metrics'].items()}, rel=1e-4
+        )
+    )
+
+
+def test_a_target_in_little_memory(tmp_path, task, target):
+  train(
+      tmp_path / 'run',
+      task,
+      initial=target,
+      target=target,
+      method=ON_POLICY,
+      num_steps=1,
+      micro_batches=2,
+      mesh_fsdp=2,
+      mesh_tensor=2,
+      dtype='bfloat16',
+      remat='full',
+      target_weights='int8',
+      target_layout='whole',
+  )
+  (line,) = (
+      line['metrics']
+      for line in lines(tmp_path / 'run')
+      if 'loss' in line['metrics']
+  )
+  # Nearly the same model: what is lost in the third digit.
+  assert 0.0 < line['loss']['value'] < 0.05
+  draft = pretrained.load(tmp_path / 'run')
+  assert draft.config.dtype == 'bfloat16'
+  assert draft.params['token_embedder']['embedding'].dtype == jnp.float32
+
+
 def test_another_model_in_the_same_folder_is_refused(tmp_path, task):
   train(tmp_path / 'run', task, model=tiny.config(), num_steps=1)
   with pytest.raises(errors.UserError, match='another model'):
