@@ -319,8 +319,8 @@ class Watch:
 
   def part(self) -> None:
     """Says that this process is done, which is not to be lost."""
-    self._parted = True
     self._tell_all(ended=0)
+    self._parted = True  # not before: then a link may be closed at any time
 
   def fail(self, code: int, why: str) -> NoReturn:
     """Ends this process, which has said why, and all others, with the code."""
