@@ -48,9 +48,10 @@ class Answer(NamedTuple):
 
 def programs(setting: setting_lib.Setting) -> tuple[str, ...]:
   """Names of the programs that a run consists of, see `Run.lower`."""
-  if setting.target is None:
-    return ('step',)
-  return ('step', 'speculative', 'autoregressive', 'encoder')
+  names = ('step',) if setting.trains else ()
+  if setting.decodes and setting.target is not None:
+    names += ('speculative', 'autoregressive', 'encoder')
+  return names
 
 
 def ask(setting: setting_lib.Setting, programs: tuple[str, ...] = ()) -> Answer:

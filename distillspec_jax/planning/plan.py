@@ -58,6 +58,8 @@ def plan(
     mesh_tensor: int = 1,
     layout: str | tuple = 'split',
     target_layout: str | tuple = 'split',
+    train: bool = True,
+    decode: bool = True,
 ) -> None:
   """Compiles a run for TPU slices and prints what it needs there.
 
@@ -96,6 +98,9 @@ def plan(
     mesh_tensor: size of the tensor axis.
     layout: how the draft lies on the mesh, as `train` takes it.
     target_layout: how the target does.
+    train: whether to plan the training step.
+    decode: whether to plan the samplers; they may have another mesh than the
+      step, which makes two plans.
 
   Raises:
     UserError: anything that is wrong with the arguments, before compiling.
@@ -110,6 +115,12 @@ def plan(
     raise errors.UserError(
         f'The method ({method.divergence}) needs a target; set plan.target to a'
         " name, as 't5_1_1_xl', or the folder of one."
+    )
+  if not (train or decode and target is not None):
+    raise errors.UserError(
+        f'train is {train}, decode is {decode} and target is {target!r}: there'
+        ' is nothing to plan. Set plan.train = True, or plan.decode = True and'
+        ' a target.'
     )
   settings = []
   for slice_ in map(topologies.parse, names):
@@ -136,6 +147,8 @@ def plan(
         tensor=mesh_tensor,
         layout=mesh_lib.rules(layout),
         target_layout=mesh_lib.rules(target_layout),
+        trains=train,
+        decodes=decode,
     )
     setting.check()
     settings.append(setting)

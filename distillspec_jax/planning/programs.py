@@ -139,8 +139,11 @@ class Run:
 
   def held_bytes(self) -> dict[str, int]:
     """Bytes a chip of what lasts from step to step, by what it is."""
+    target = _bytes(self.target_params)
+    if not self.setting.trains:
+      return {'target': target, 'draft': _bytes(self.draft_params)}
     return {
-        'target': _bytes(self.target_params),
+        'target': target,
         'draft': _bytes(self.state.params),
         'optimizer': _bytes(self.state.optimizer),
     }

@@ -38,7 +38,9 @@ def nearest(
     remat = candidate.draft.remat
     if estimated_bytes(candidate, 0.0) > limit:
       continue  # whatever is recomputed
-    if remat not in a_row:
+    if not setting.trains:
+      a_row[remat] = 0.0
+    elif remat not in a_row:
       counted = compiling.ask(setting.with_remat(remat)).bytes['activations']
       rows = setting.batch_size // setting.micro_batches // setting.ways
       a_row[remat] = counted / rows
@@ -61,11 +63,14 @@ def candidates(
 ) -> Iterator[setting_lib.Setting]:
   """All other meshes, remat policies and micro-batches, nearest first."""
   chips = setting.topology.chips
+  remats, doubled = _REMAT[_REMAT.index(setting.draft.remat) :], range(7)
+  if not setting.trains:
+    remats, doubled = remats[:1], range(1)
   found = []
   for fsdp in _divisors(chips):
     for tensor in _divisors(chips // fsdp):
-      for remat in _REMAT[_REMAT.index(setting.draft.remat) :]:
-        for doublings in range(7):
+      for remat in remats:
+        for doublings in doubled:
           candidate = dataclasses.replace(
               setting.with_remat(remat),
               data=chips // fsdp // tensor,
@@ -126,6 +131,14 @@ def estimated_bytes(
   if setting.fsdp > 1:  # a whole table of embeddings is gathered
     widest = setting.target or setting.draft
     logits += 2 * 2 * widest.vocab_size * widest.emb_dim
+  samplers = held['target'] + held['draft']
+  if setting.fsdp > 1:  # gathered for as long as they decode
+    samplers += setting.fsdp * samplers
+  samplers += caches['sampler']
+  if setting.target is None or not setting.decodes:
+    samplers = 0
+  if not setting.trains:
+    return samplers
   step = sum(held.values()) + held['draft']  # and its gradient
   step += rows * activations_a_row + logits + caches['rollout']
-  return max(step, held['target'] + held['draft'] + caches['sampler'])
+  return max(step, samplers)

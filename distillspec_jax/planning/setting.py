@@ -37,6 +37,8 @@ class Setting:
     tensor: likewise.
     layout: how the draft lies on the mesh, see `core.mesh.rules`.
     target_layout: how the target does.
+    trains: whether a step is planned.
+    decodes: whether the samplers are; not without a target.
   """
 
   topology: topologies.Topology
@@ -57,6 +59,8 @@ class Setting:
   tensor: int
   layout: mesh_lib.Rules = mesh_lib.SPLIT
   target_layout: mesh_lib.Rules = mesh_lib.SPLIT
+  trains: bool = True
+  decodes: bool = True
 
   @property
   def ways(self) -> int:

@@ -57,8 +57,10 @@ class Plan:
 
   @functools.cached_property
   def step(self) -> estimate.Step | None:
-    made = self.answer.compiled['step']
-    return estimate.step(self.setting, made) if made.block else None
+    made = self.answer.compiled.get('step')
+    if not (made and made.block):
+      return None
+    return estimate.step(self.setting, made)
 
   @functools.cached_property
   def sampling(self) -> estimate.Sampling | None:

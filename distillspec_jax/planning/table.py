@@ -125,6 +125,8 @@ def _notes(plans: Sequence[summary.Plan]) -> list[str]:
     lines.append('  largest exchanges')
     listed = plan.exchanges()[:_LISTED]
     lines += [f'    {_exchange(each)}' for each in listed] or ['    none']
+    if not plan.setting.trains:
+      continue
     lines.append('  most work of a step, its share')
     lines += [f'    {each}' for each in plan.most_work()[:_LISTED]]
     lines.append('  largest temporaries of a step')

@@ -49,7 +49,8 @@ def answer(
   counted = run.held_bytes()
   counted['replicated'] = run.replicated_bytes()
   counted |= {f'{k} caches': v for k, v in run.cache_bytes().items()}
-  counted['activations'] = run.activation_bytes()
+  if setting.trains:
+    counted['activations'] = run.activation_bytes()
   places = tuple(tuple(device.coords) for device in mesh.devices.flat)
   # Tracing is not for threads, compiling is.
   lowered = [run.lower(name) for name in names]

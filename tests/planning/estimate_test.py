@@ -101,8 +101,9 @@ def test_a_step_without_rollouts_is_what_is_utilised():
 
 
 def test_a_block_is_drafts_and_a_verification():
-  draft = hlo.Block('', None, cycles=150_000)  # 0.1 ms
-  block = hlo.Block('', None, cycles=1_800_000, inner=[draft])
+  draft = hlo.Block('while/body/draft_loop/while', 3, cycles=150_000)  # 0.1 ms
+  layers = hlo.Block('while/body/decoder.run/while', 2, cycles=300_000)
+  block = hlo.Block('', None, cycles=1_200_000, inner=[layers, draft])
   begin = 3_000_000
   speculative = hlo.Block('', 1, cycles=begin, inner=[block])
   token = hlo.Block('', None, cycles=1_500_000)

@@ -94,6 +94,7 @@ def test_what_cannot_fit_says_by_how_much():
         (dict(target=None), 'needs a target; set plan.target'),
         (dict(draft='t6'), 'no model called .t6.; known .* no folder t6'),
         (dict(remat='some'), "remat is 'some'"),
+        (dict(train=False, decode=False), 'there is nothing to plan'),
     ],
 )
 def test_bad_arguments_are_refused_before_compiling(changes, words):

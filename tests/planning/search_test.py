@@ -85,3 +85,22 @@ def test_smaller_micro_batches_are_thought_to_need_less(asked):
   rows = 32 // 4 // 2
   logits = rows * 8 * 256 * 4 * 6
   assert spared == rows * a_row + logits
+
+
+def test_samplers_alone_have_other_meshes_and_nothing_else(asked):
+  asked = dataclasses.replace(asked, trains=False)
+  found = list(search.candidates(asked))
+  assert found
+  for candidate in found:
+    assert candidate.micro_batches == asked.micro_batches
+    assert candidate.draft == asked.draft
+  # Split by tensor they stay split while they decode, split by fsdp not.
+  chips = asked.topology.chips
+  sizes = {'data': 1, 'fsdp': 1, 'tensor': 1}
+  by_tensor, by_fsdp = (
+      search.estimated_bytes(
+          dataclasses.replace(asked, **{**sizes, axis: chips}), 0.0
+      )
+      for axis in ('tensor', 'fsdp')
+  )
+  assert by_tensor < by_fsdp

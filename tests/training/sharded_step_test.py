@@ -109,9 +109,17 @@ def logits_that_move(program):
   return [shapes for shapes in wide if f'f32[32,{V}]' not in shapes]
 
 
-@pytest.mark.parametrize('shape', [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_logits_stay_where_they_are(shape):
-  program, _ = compiled(meshes.make(shape), METHODS['on-policy'])
+@pytest.mark.parametrize(
+    'shape, layout',
+    [
+        ((1, 8, 1), 'split'),
+        ((1, 1, 8), 'split'),
+        ((1, 1, 8), 'whole'),
+        ((2, 2, 2), 'fsdp'),
+    ],
+)
+def test_logits_stay_where_they_are(shape, layout):
+  program, _ = compiled(meshes.make(shape), METHODS['on-policy'], layout)
   assert not logits_that_move(program)
 
 
