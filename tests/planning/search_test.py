@@ -94,13 +94,13 @@ def test_samplers_alone_have_other_meshes_and_nothing_else(asked):
   for candidate in found:
     assert candidate.micro_batches == asked.micro_batches
     assert candidate.draft == asked.draft
-  # Split by tensor they stay split while they decode, split by fsdp not.
+  # Parameters that lie on fsdp are gathered for as long as they decode.
   chips = asked.topology.chips
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 1}
-  by_tensor, by_fsdp = (
+  whole, gathered = (
       search.estimated_bytes(
           dataclasses.replace(asked, **{**sizes, axis: chips}), 0.0
       )
-      for axis in ('tensor', 'fsdp')
+      for axis in ('data', 'fsdp')
   )
-  assert by_tensor < by_fsdp
+  assert whole < gathered
