@@ -15,10 +15,10 @@ jax.config.update('jax_num_cpu_devices', 8)
 
 
 # Linux lets a process have 65,530 mappings; a compiled program has dozens.
-_MAPPINGS = 20_000
+_MAPPINGS = 30_000
 
 
-@pytest.fixture(scope='module', autouse=True)
+@pytest.fixture(autouse=True)
 def few_mappings():
   """Frees compiled programs before a worker dies for having too many."""
   yield
