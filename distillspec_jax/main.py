@@ -399,6 +399,12 @@ def _configured(
   files = [command.gin_file] if command.gin_file else []
   files += options.gin_file
   if options.run is not None:
+    if '://' in options.run:
+      raise errors.UserError(
+          f'--run is {options.run}; the folder of a run is one of a file'
+          ' system. Mount the bucket, or copy the folder there when the run is'
+          ' done.'
+      )
     bindings = [*bindings, f'{selector}.run = {options.run!r}']
   for flag in command.lists:
     if getattr(options, flag):

@@ -136,6 +136,12 @@ def test_a_flag_is_a_gin_value_or_else_a_string(text, value):
   assert found == value
 
 
+def test_a_bucket_is_no_folder_of_a_run(capsys):
+  code, said = _run(capsys, '--run=gs://bucket/run')
+  assert code == 2
+  assert 'gs://bucket/run; the folder of a run is one of a file system' in said
+
+
 def test_search_paths_and_macros(capsys, stages):
   folder = pathlib.Path('elsewhere')
   folder.mkdir()
