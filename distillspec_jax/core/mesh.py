@@ -200,6 +200,8 @@ def by_rows(
     whole: Any,
     rows: Any,
     axes: Sequence[str] = ROWS,
+    places: Any = 0,
+    out_places: Any = 0,
 ) -> Any:
   """function(whole, rows), where each device sees its own rows alone.
 
@@ -212,10 +214,14 @@ def by_rows(
     function: returns a tree of arrays that begin with an axis of rows, or, for
       sums, of one row a call.
     whole: tree of arrays that every device needs wholly.
-    rows: tree of arrays [B, ...].
+    rows: tree of arrays [B, ...], or with B at another place, but for the first
+      array.
     axes: of the mesh, on which `function` exchanges nothing; on the others
       arrays may be split inside it. Loops whose length depends on the rows need
       all of them.
+    places: of B in the arrays of `rows`; a tree that `rows` begins with, as
+      `in_axes` of `jax.vmap`.
+    out_places: likewise, of what is returned.
 
   Returns:
     What the function returns, rows one after the other.
@@ -226,10 +232,11 @@ def by_rows(
   count = jax.tree.leaves(rows)[0].shape[0]
   if not axes or count % math.prod(sizes[axis] for axis in spread):
     return function(whole, rows)
+  at = lambda place: PartitionSpec(*[None] * place, spread)
   return jax.shard_map(
       function,
-      in_specs=(PartitionSpec(), PartitionSpec(spread)),
-      out_specs=PartitionSpec(spread),
+      in_specs=(PartitionSpec(), jax.tree.map(at, places)),
+      out_specs=jax.tree.map(at, out_places),
       axis_names=set(axes),
       check_vma=False,
   )(whole, rows)

@@ -410,6 +410,11 @@ class Transformer:
     length = state.length + tokens.shape[1]
     return hidden, state.replace(cache=cache, length=length)
 
+  def row_places(self) -> DecodeState:
+    """Which axis of each array of a state is that of the rows."""
+    place = int(self.config.scan_layers)
+    return DecodeState(cache=place, length=0, cross=place, input_mask=0)
+
   def rewind(self, state: DecodeState, length: jax.Array) -> DecodeState:
     """The state with only the first `length` int32[B] tokens of each row."""
     return state.replace(length=length)

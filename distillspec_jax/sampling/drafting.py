@@ -97,16 +97,20 @@ def draft_block(
 
   def of_rows(whole, rows):
     params, stop = whole
-    *rows, controls = rows
+    tokens, state, *rows, controls = rows
     return _draft_block(
-        draft, params, *rows, decoding, controls.replace(stop=stop), vocabulary
-    )
+        draft, params, state, tokens, *rows, decoding,
+        controls.replace(stop=stop), vocabulary,
+    )  # fmt: skip
 
+  of_state = draft.row_places()
   return mesh.by_rows(
       of_rows,
       (params, controls.stop),
-      (state, tokens, total, number, done, keys, controls.replace(stop=None)),
+      (tokens, state, total, number, done, keys, controls.replace(stop=None)),
       axes=() if draft.is_on_tensor else mesh.AXES,
+      places=(0, of_state, 0, 0, 0, 0, 0),
+      out_places=(of_state, 0),
   )
 
 

@@ -120,6 +120,29 @@ def test_a_whole_draft_drafts_without_the_others(layout, exchanges):
   assert bool(meshes.exchanges(program)) == exchanges
 
 
+def test_scanned_layers_are_not_taken_for_rows():
+  mesh = meshes.make((2, 1, 4))
+  sizes = {**SIZES, 'num_decoder_layers': 2, 'scan_layers': True}
+  target, target_params = pairs.make(vocabulary=V, **sizes)
+  _, draft_params = pairs.make(vocabulary=V, seed=1, **sizes)
+  draft = transformer.Transformer(target.config, mesh_lib.rules('whole'))
+  rows = (*inputs(), randomness.row_keys(jax.random.key(KEYS), B))
+  decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=8)
+  expected = speculative.generate(
+      target, target_params, draft, draft_params, *rows, decoding
+  )
+  with jax.set_mesh(mesh):
+    actual = speculative.generate(
+        target,
+        jax.device_put(target_params, target.shardings(mesh)),
+        draft,
+        jax.device_put(draft_params, draft.shardings(mesh)),
+        *meshes.put(mesh, rows),
+        decoding,
+    )
+  assert_same(actual, jax.device_get(expected))
+
+
 def test_rows_that_the_mesh_does_not_divide():
   mesh = meshes.make((8, 1, 1))
   model, params = pairs.make(vocabulary=V, **SIZES)
