@@ -213,10 +213,7 @@ def _logits(logits_fn, hidden, mask):
   # Hidden states first: a nan there would reach the gradient of the head, which
   # multiplies it with 0. Then logits, in case the head itself makes a nan.
   zeroed = jnp.where(mask[..., None], hidden, 0)
-  logits = jnp.where(mask[..., None], logits_fn(zeroed), 0)
-  # Of both models alike: one that is whole is cut, which moves nothing, lest
-  # the other be gathered.
-  return mesh.constrain(logits, ('batch', 'length', 'vocab'), mesh.SPLIT)
+  return jnp.where(mask[..., None], logits_fn(zeroed), 0)
 
 
 def _sum_over_chunks(
