@@ -7,8 +7,13 @@ import pathlib
 # Before jax is imported anywhere: the platform is fixed when it first starts.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+import hypothesis
 import jax
 import pytest
+
+# The first example of a test may compile a program.
+hypothesis.settings.register_profile('compiling', deadline=None)
+hypothesis.settings.load_profile('compiling')
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 8)

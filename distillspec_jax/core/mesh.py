@@ -5,7 +5,8 @@ One mesh with three axes, any of which may have size 1:
   data     rows of the batch
   fsdp     rows of the batch too; parameters are split over it and gathered
            when used
-  tensor   heads, feed-forward width and vocabulary
+  tensor   heads, feed-forward width and vocabulary; rows, too, of a model that
+           is not split over it
 
 A parameter or activation names its axes (embed, mlp, heads, ...), as in t5x;
 rules say on which mesh axis each of them lies. Models have rules of their own:
@@ -44,10 +45,18 @@ SPLIT: Rules = (
     ('relpos_buckets', None),
     ('layers', None),
 )
+
+
+def _only(kept: str | None) -> Rules:
+  """Parameters on one axis or on none, rows on all."""
+  layout = {name: axis if axis == kept else None for name, axis in SPLIT}
+  return tuple((layout | {'batch': AXES}).items())
+
+
 _LAYOUTS: dict[str, Rules] = {
     'split': SPLIT,
-    'fsdp': tuple((n, None if a == 'tensor' else a) for n, a in SPLIT),
-    'whole': tuple((n, a if n == 'batch' else None) for n, a in SPLIT),
+    'fsdp': _only('fsdp'),
+    'whole': _only(None),
 }
 
 
@@ -57,8 +66,8 @@ def rules(layout: str | Sequence[tuple[str, Any]]) -> Rules:
   Args:
     layout: 'split', where parameters lie over the axes fsdp and tensor; 'fsdp',
       where they lie over that one alone; 'whole', where every device has all of
-      them; or pairs of a logical axis and mesh axes (a name, several, or None)
-      that differ from 'split'.
+      them; these two spread rows over all axes. Or pairs of a logical axis and
+      mesh axes (a name, several, or None) that differ from 'split'.
 
   Raises:
     UserError: an unknown layout, logical axis or mesh axis.
@@ -207,8 +216,8 @@ def by_rows(
 
   What the function does with its rows needs nothing of devices with other rows,
   so nothing is exchanged with them while it works: loops end where they end
-  here, and the gradient of `whole` is added up once. Without a mesh, or where
-  the rows cannot be spread evenly, it is just called.
+  here, and the gradient of `whole` is added up once. Without a mesh it is just
+  called.
 
   Args:
     function: returns a tree of arrays that begin with an axis of rows, or, for
@@ -216,9 +225,9 @@ def by_rows(
     whole: tree of arrays that every device needs wholly.
     rows: tree of arrays [B, ...], or with B at another place, but for the first
       array.
-    axes: of the mesh, on which `function` exchanges nothing; on the others
-      arrays may be split inside it. Loops whose length depends on the rows need
-      all of them.
+    axes: of the mesh, on which `function` exchanges nothing and over which the
+      rows are spread, as far as they divide B; on the others arrays may be
+      split inside it. Loops whose length depends on the rows need all axes.
     places: of B in the arrays of `rows`; a tree that `rows` begins with, as
       `in_axes` of `jax.vmap`.
     out_places: likewise, of what is returned.
@@ -227,26 +236,26 @@ def by_rows(
     What the function returns, rows one after the other.
   """
   sizes = _automatic(jax.sharding.get_abstract_mesh())
-  axes = tuple(axis for axis in axes if sizes.get(axis, 1) > 1)
-  spread = tuple(axis for axis in axes if axis in ROWS)
-  count = jax.tree.leaves(rows)[0].shape[0]
-  if not axes or count % math.prod(sizes[axis] for axis in spread):
+  sizes = {axis: sizes[axis] for axis in axes if sizes.get(axis, 1) > 1}
+  if not sizes:
     return function(whole, rows)
+  count = jax.tree.leaves(rows)[0].shape[0]
+  (spread,) = spec(sizes, (count,), ('batch',), (('batch', tuple(sizes)),))
   at = lambda place: PartitionSpec(*[None] * place, spread)
   return jax.shard_map(
       function,
       in_specs=(PartitionSpec(), jax.tree.map(at, places)),
       out_specs=jax.tree.map(at, out_places),
-      axis_names=set(axes),
+      axis_names=set(sizes),
       check_vma=False,
   )(whole, rows)
 
 
 def lies_on(layout: Rules, axis: str) -> bool:
-  """Whether a layout splits anything on the axis of the mesh that is set."""
+  """Whether a layout splits more than rows on the axis of the mesh in use."""
   sizes = _automatic(jax.sharding.get_abstract_mesh())
   return sizes.get(axis, 1) > 1 and any(
-      axis in _several(axes) for _, axes in layout
+      axis in _several(axes) for name, axes in layout if name != 'batch'
   )
 
 

@@ -58,34 +58,21 @@ def generate(
     encoded: float[B, S, E] the encoder's output, see `Transformer.hidden`.
   """
 
-  def of_rows(whole, rows):
-    params, stop = whole
-    inputs, segments, keys, controls, encoded = rows
-    return _generate(
-        model, params, inputs, segments, keys, decoding, vocabulary,
-        controls.replace(stop=stop), encoded,
-    )  # fmt: skip
-
   return mesh.by_rows(
-      of_rows,
-      (model.for_decoding(params), controls.stop),
-      (inputs, input_segments, keys, controls.replace(stop=None), encoded),
+      functools.partial(_generate, model, decoding, vocabulary),
+      whole=(model.for_decoding(params), controls.stop),
+      rows=(
+          inputs, input_segments, keys, controls.replace(stop=None), encoded
+      ),
       axes=() if model.is_on_tensor else mesh.AXES,
-  )
+  )  # fmt: skip
 
 
-def _generate(
-    model: transformer.Transformer,
-    params: Any,
-    inputs: jax.Array,
-    input_segments: jax.Array,
-    keys: jax.Array,
-    decoding: decoding_lib.Decoding,
-    vocabulary: int | None,
-    controls: controls_lib.Controls,
-    encoded: jax.Array | None,
-) -> samples_lib.Samples:
-  """`generate`, on one device's rows."""
+def _generate(model, decoding, vocabulary, whole, rows_):
+  """`generate`, of one device's rows."""
+  params, stop = whole
+  inputs, input_segments, keys, controls, encoded = rows_
+  controls = controls.replace(stop=stop)
   batch, length = inputs.shape[0], decoding.max_new_tokens
   state, prefix = model.begin(
       params,
@@ -141,7 +128,6 @@ def _generate(
         state=state,
     )
 
-  stop = controls.stop
   out = jax.lax.while_loop(
       unfinished,
       body,

@@ -7,6 +7,7 @@ and go on with the best after it.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -95,39 +96,29 @@ def draft_block(
     vocabulary: logits from here on are padding.
   """
 
-  def of_rows(whole, rows):
-    params, stop = whole
-    tokens, state, *rows, controls = rows
-    return _draft_block(
-        draft, params, state, tokens, *rows, decoding,
-        controls.replace(stop=stop), vocabulary,
-    )  # fmt: skip
-
   of_state = draft.row_places()
-  return mesh.by_rows(
-      of_rows,
-      (params, controls.stop),
-      (tokens, state, total, number, done, keys, controls.replace(stop=None)),
+  state, block = mesh.by_rows(
+      functools.partial(_draft_block, draft, decoding, vocabulary),
+      whole=(params, controls.stop),
+      rows=(
+          tokens, state, total, number, done, keys, controls.replace(stop=None)
+      ),
       axes=() if draft.is_on_tensor else mesh.AXES,
       places=(0, of_state, 0, 0, 0, 0, 0),
       out_places=(of_state, 0),
-  )
+  )  # fmt: skip
+  logits = block.logits
+  if logits is not None:  # they go where the target has those of its own
+    names = ('batch', *[None] * (logits.ndim - 2), 'vocab')
+    logits = mesh.constrain(logits, names, mesh.SPLIT)
+  return state, block._replace(logits=logits)
 
 
-def _draft_block(
-    draft: transformer.Transformer,
-    params: Any,
-    state: transformer.DecodeState,
-    tokens: jax.Array,
-    total: jax.Array,
-    number: jax.Array,
-    done: jax.Array,
-    keys: jax.Array,
-    decoding: decoding_lib.Decoding,
-    controls: controls_lib.Controls,
-    vocabulary: int,
-) -> tuple[transformer.DecodeState, Block]:
+def _draft_block(draft, decoding, vocabulary, whole, rows_):
   """`draft_block`, of one device's rows."""
+  params, stop = whole
+  tokens, state, total, number, done, keys, controls = rows_
+  controls = controls.replace(stop=stop)
   size, paths = decoding.block_length, decoding.num_drafts
   shape = (tokens.shape[0], paths)  # [B, K]
   is_greedy = controls.is_greedy(decoding)

@@ -98,50 +98,33 @@ def generate(
     controls: settings of rows.
   """
 
-  def of_rows(whole, rows):
-    target_params, draft_params, stop = whole
-    inputs, segments, keys, controls = rows
-    return _generate(
-        target, target_params, draft, draft_params, inputs, segments, keys,
-        decoding, controls.replace(stop=stop),
-    )  # fmt: skip
-
   is_on_tensor = target.is_on_tensor or draft.is_on_tensor
   return mesh.by_rows(
-      of_rows,
-      (
+      functools.partial(_generate, target, draft, decoding),
+      whole=(
           target.for_decoding(target_params),
           draft.for_decoding(draft_params),
           controls.stop,
       ),
-      (inputs, input_segments, keys, controls.replace(stop=None)),
+      rows=(inputs, input_segments, keys, controls.replace(stop=None)),
       axes=() if is_on_tensor else mesh.AXES,
   )
 
 
-def _generate(
-    target: transformer.Transformer,
-    target_params: Any,
-    draft: transformer.Transformer,
-    draft_params: Any,
-    inputs: jax.Array,
-    input_segments: jax.Array,
-    keys: jax.Array,
-    decoding: decoding_lib.Decoding,
-    controls: controls_lib.Controls,
-) -> samples_lib.Samples:
-  """`generate`, on one device's rows."""
+def _generate(target, draft, decoding, whole, rows_):
+  """`generate`, of one device's rows."""
+  target_params, draft_params, stop = whole
+  *read, keys, controls = rows_
+  controls = controls.replace(stop=stop)
   vocabulary = transformer.shared_vocabulary(target, draft)
-  batch, size = inputs.shape[0], decoding.block_length
+  batch, size = keys.shape[0], decoding.block_length
   slack = decoding.max_new_tokens + size * decoding.num_drafts + 1
-  read = (inputs, input_segments)
   encoded = transformer.shared_encoding(draft, target, target_params, *read)
   forced = (controls.prefix, controls.prefix_segments)
   begin = (*read, slack, *forced, encoded)
   target_state, prefix = target.begin(target_params, *begin)
   draft_state, _ = draft.begin(draft_params, *begin)
   tokens = jnp.pad(prefix.tokens, ((0, 0), (0, slack)))
-  stop = controls.stop
   state = SpeculativeState(
       step=jnp.int32(0),
       tokens=tokens,

@@ -63,7 +63,7 @@ def test_files_are_those_of_the_formats_own_package(tmp_path, dtype):
     np.testing.assert_array_equal(back[name].all(), array)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_any_box_is_that_of_the_array(tmp_path_factory, data):
   shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
@@ -163,7 +163,7 @@ def test_the_formats_own_package_refuses_it_too(tmp_path, header, data):
     official.deserialize((tmp_path / 'x').read_bytes())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(place=st.integers(0, 400), byte=st.integers(0, 255))
 def test_no_byte_of_a_header_that_is_changed_crashes(
     tmp_path_factory, place, byte

@@ -61,7 +61,7 @@ def part_of(data, size):
   return slice(start, data.draw(st.integers(start + 1, size)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_chain_of_views_is_that_of_numpy(data):
   shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))

@@ -88,8 +88,10 @@ def test_unknown_layouts(layout, message):
     mesh_lib.rules(layout)
 
 
-@pytest.mark.parametrize('axes', [mesh_lib.ROWS, mesh_lib.AXES])
-def test_each_device_sees_its_own_rows(axes):
+@pytest.mark.parametrize(
+    'axes, share', [(mesh_lib.ROWS, 2), (mesh_lib.AXES, 1)]
+)
+def test_each_device_sees_its_own_rows(axes, share):
   def function(weight, rows):
     seen.append(rows.shape)
     return rows * weight
@@ -100,10 +102,10 @@ def test_each_device_sees_its_own_rows(axes):
   with jax.set_mesh(mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)):
     run = jax.jit(lambda w, r: mesh_lib.by_rows(function, w, r, axes))
     np.testing.assert_array_equal(run(weight, rows), 3 * rows)
-    assert seen == [(2, 2)]
+    assert seen == [(share, 2)]
     seen.clear()
     np.testing.assert_array_equal(run(weight, rows[:6]), 3 * rows[:6])
-    assert seen == [(6, 2)]  # 6 rows are not spread over 4 devices
+    assert seen == [(3, 2)]  # 6 rows are spread over 2 of 4 or 8 devices
   seen.clear()
   np.testing.assert_array_equal(
       mesh_lib.by_rows(function, weight, rows, axes), 3 * rows
@@ -111,17 +113,22 @@ def test_each_device_sees_its_own_rows(axes):
   assert seen == [(8, 2)]
 
 
-def test_gradients_of_what_is_whole_are_added_up():
+@pytest.mark.parametrize('axes', [mesh_lib.ROWS, mesh_lib.AXES])
+@pytest.mark.parametrize('count', [8, 6, 3])
+def test_gradients_of_what_is_whole_are_added_up(axes, count):
   def loss(weight, rows):
     each = mesh_lib.by_rows(
-        lambda weight, rows: jnp.sum(jnp.sin(rows @ weight))[None], weight, rows
+        lambda weight, rows: jnp.sum(jnp.sin(rows @ weight))[None],
+        weight,
+        rows,
+        axes,
     )
     return jnp.sum(each)
 
   rng = np.random.default_rng(0)
-  rows, weight = rng.standard_normal((8, 4)), rng.standard_normal((4, 6))
+  rows, weight = rng.standard_normal((count, 4)), rng.standard_normal((4, 6))
   expected = jax.grad(loss)(weight, rows)
-  with jax.set_mesh(mesh_lib.make_mesh(data=4, tensor=2)):
+  with jax.set_mesh(mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)):
     actual = jax.jit(jax.grad(loss))(weight, rows)
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 

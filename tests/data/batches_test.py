@@ -90,7 +90,7 @@ def test_hosts_share_the_global_batch(task, rows):
 @hypothesis.given(
     strategies.lists(strategies.integers(1, 12), min_size=1, max_size=20)
 )
-@hypothesis.settings(deadline=None, max_examples=15)
+@hypothesis.settings(max_examples=15)
 def test_packing_loses_and_mixes_nothing(lengths):
   task = make_task(lengths)
   seen = []

@@ -48,7 +48,6 @@ def test_text_comes_back_from_pieces(sentencepiece, text):
     )
 )
 @hypothesis.settings(
-    deadline=None,
     max_examples=50,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )

@@ -180,7 +180,7 @@ def test_any_numbers_decode(loaded, kind):
   vocabulary = loaded(kind)
 
   @hypothesis.given(strategies.lists(strategies.integers(-1, 500), max_size=20))
-  @hypothesis.settings(deadline=None, max_examples=50)
+  @hypothesis.settings(max_examples=50)
   def decodes(ids):
     assert isinstance(vocabulary.decode(ids), str)
 
@@ -191,7 +191,7 @@ def test_any_numbers_decode(loaded, kind):
     strategies.text(strategies.characters(exclude_categories=['Cs']))
 )
 @hypothesis.example('<extra_id_1><extra_id_12>')
-@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.settings(max_examples=50)
 def test_any_text_comes_back_from_bytes_and_sentinels(text):
   vocabulary = vocabulary_kinds.bytes_([f'<extra_id_{i}>' for i in range(125)])
   assert vocabulary.decode(vocabulary.encode(text)) == text
@@ -244,7 +244,7 @@ def test_surfaces_spell_what_is_decoded(loaded, kind):
           max_size=12,
       )
   )
-  @hypothesis.settings(deadline=None, max_examples=300)
+  @hypothesis.settings(max_examples=300)
   def agree(ids):
     # Broken characters: bytes are left out, SentencePiece marks each.
     text = spelt(surfaces, ids)

@@ -48,7 +48,7 @@ def test_a_character_is_with_its_last_byte(vocabulary):
   assert [piece['text'] for piece in found] == ['a', 'é']
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(st.integers(0, 383), st.integers(2, 4)),

@@ -80,7 +80,7 @@ pairs = st.sampled_from([2, 5]).flatmap(
         np.float32, (2, 4, v), elements=st.floats(-8, 8, width=32)
     )
 )
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 
 
 @pytest.mark.parametrize('name', ALL)

@@ -11,6 +11,7 @@ from distillspec_jax.core import randomness
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import drafting
 from distillspec_jax.sampling import speculative
 from tests import meshes
 from tests.sampling import pairs
@@ -91,6 +92,25 @@ def test_speculative_tokens_are_those_of_one_device(shape, temperature):
 def test_a_draft_may_be_whole_on_every_device(shape, draft_stop):
   program, arguments = compiled(shape, 1.0, 'whole', draft_stop)
   assert_same(program(*arguments), on_one_device(1.0, draft_stop))
+
+
+@pytest.mark.parametrize('layout, share', [('whole', 1), ('split', B)])
+def test_a_whole_draft_drafts_a_share_of_the_rows(monkeypatch, layout, share):
+  original, seen = drafting._draft_block, []
+
+  def spy(draft, decoding, vocabulary, whole, rows):
+    seen.append(rows[0].shape[0])
+    return original(draft, decoding, vocabulary, whole, rows)
+
+  monkeypatch.setattr(drafting, '_draft_block', spy)
+  never = ('confidence', 0.0)  # stops; told apart from what is compiled already
+  program, _ = compiled((1, 1, 8), 1.0, layout, never)
+  assert seen == [share]
+  # What it drew from goes to the chips that have the target's columns.
+  exchanges = meshes.exchanges(program)
+  assert not any(f',{V}]' in made for _, made in exchanges)
+  moved = [made for kind, made in exchanges if kind == 'all-to-all']
+  assert any(f'1,3,1,{V // 8}]' in made for made in moved) == (share == 1)
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1)])

@@ -24,9 +24,7 @@ warp = jax.jit(warping.warp, static_argnums=1)
 TEMPERATURES = (0.25, 1.0, 2.0)
 TOP_KS = (0, 1, 3, V, V + 5)
 TOP_PS = (1.0, 0.9, 0.3, 1e-6)
-many = functools.partial(
-    hypothesis.settings, deadline=None, derandomize=True, database=None
-)
+many = functools.partial(hypothesis.settings, derandomize=True, database=None)
 
 
 def softmax(logits):
