@@ -16,7 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.core import mesh
+from distillspec_jax.core import layouts
 from distillspec_jax.core import randomness
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
@@ -34,7 +34,7 @@ _ACTIVATION = {
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
   """x with its logical axes laid out by the rules in force, if any."""
-  return mesh.constrain(x, names, nn.get_logical_axis_rules())
+  return layouts.constrain(x, names, nn.get_logical_axis_rules())
 
 
 def compute_dtype(config: config_lib.T5Config) -> Any:

@@ -17,7 +17,7 @@ from distillspec_jax.core import sources
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.core import layouts
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
@@ -93,7 +93,7 @@ def load(
     vocabulary: str | os.PathLike[str] | None = None,
     weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    layout: mesh_lib.Rules = mesh_lib.SPLIT,
+    layout: layouts.Rules = layouts.SPLIT,
     allow_nonfinite: bool = False,
 ) -> Model:
   """The model in a folder, of whatever kind.
@@ -148,7 +148,7 @@ def place(
     param_dtype: str | None = None,
     weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    layout: mesh_lib.Rules = mesh_lib.SPLIT,
+    layout: layouts.Rules = layouts.SPLIT,
     allow_nonfinite: bool = False,
 ) -> Model:
   """A checkpoint's model, without vocabulary; arguments as in `load`."""

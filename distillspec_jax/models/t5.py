@@ -17,7 +17,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.core import mesh
+from distillspec_jax.core import layouts
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import forks
 from distillspec_jax.models import layers
@@ -375,7 +375,9 @@ class T5(nn.Module):
       logits = logits * self.config.emb_dim**-0.5
     # By no rules of this model's own: one that is whole makes columns for each
     # device, which moves nothing, so that no other model's need be gathered.
-    return mesh.constrain(logits, ('batch', 'length', 'vocab'), mesh.SPLIT)
+    return layouts.constrain(
+        logits, ('batch', 'length', 'vocab'), layouts.SPLIT
+    )
 
   def everything(self, inputs: jax.Array, tokens: jax.Array) -> jax.Array:
     """Touches every parameter; for initialisation."""

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh
+from distillspec_jax.core import layouts
 from distillspec_jax.core import shapes
 from distillspec_jax.models import columns as columns_lib
 from distillspec_jax.models import config as config_lib
@@ -66,7 +66,7 @@ class Transformer:
   """
 
   def __init__(
-      self, config: config_lib.T5Config, layout: mesh.Rules = mesh.SPLIT
+      self, config: config_lib.T5Config, layout: layouts.Rules = layouts.SPLIT
   ):
     """Arguments: the sizes, and the rules by which all lies on a mesh."""
     self.config = config
@@ -79,7 +79,7 @@ class Transformer:
   def __hash__(self) -> int:
     return hash(self._key())
 
-  def _key(self) -> tuple[config_lib.T5Config, mesh.Rules]:
+  def _key(self) -> tuple[config_lib.T5Config, layouts.Rules]:
     return self.config, self.layout
 
   def init(self, key: jax.Array, on: jax.sharding.Mesh | None = None) -> Any:
@@ -114,16 +114,16 @@ class Transformer:
 
   def shardings(self, on: jax.sharding.Mesh) -> Any:
     """The parameters' layout on a mesh, `NamedSharding` leaves."""
-    return mesh.shardings(
+    return layouts.shardings(
         on, self.abstract(), self.logical_axes(), self._rules(on)
     )
 
   @property
   def is_on_tensor(self) -> bool:
     """Whether it is split over the axis `tensor` of the mesh that is set."""
-    return mesh.lies_on(self.layout, 'tensor')
+    return layouts.lies_on(self.layout, 'tensor')
 
-  def _rules(self, on: Any) -> mesh.Rules:
+  def _rules(self, on: Any) -> layouts.Rules:
     """The rules on a mesh; a head is not split over devices."""
     if not self.config.num_heads % on.shape.get('tensor', 1):
       return self.layout
@@ -159,9 +159,9 @@ class Transformer:
     on = jax.sharding.get_abstract_mesh()
     if on.empty:
       return params
-    layout = mesh.gathered(self._rules(on))
+    layout = layouts.gathered(self._rules(on))
     return jax.tree.map(
-        lambda array, names: mesh.constrain(array, tuple(names), layout),
+        lambda array, names: layouts.constrain(array, tuple(names), layout),
         params,
         self.logical_axes(),
     )
@@ -449,7 +449,7 @@ class Transformer:
   def _zeros(self, shape: tuple[int, ...], names: tuple[str, ...]) -> jax.Array:
     zeros = jnp.zeros(shape, layers.compute_dtype(self.config))
     on = jax.sharding.get_abstract_mesh()
-    return mesh.constrain(zeros, names, () if on.empty else self._rules(on))
+    return layouts.constrain(zeros, names, () if on.empty else self._rules(on))
 
   def _cross(self, params: Any, encoded: jax.Array) -> Any:
     """Keys and values of float[B, S, D] for every decoder layer."""

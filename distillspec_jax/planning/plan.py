@@ -14,7 +14,7 @@ import sys
 
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.core import layouts
 from distillspec_jax.core import results
 from distillspec_jax.core import sources
 from distillspec_jax.models import config as config_lib
@@ -145,8 +145,8 @@ def plan(
         data=data,
         fsdp=mesh_fsdp,
         tensor=mesh_tensor,
-        layout=mesh_lib.rules(layout),
-        target_layout=mesh_lib.rules(target_layout),
+        layout=layouts.rules(layout),
+        target_layout=layouts.rules(target_layout),
         trains=train,
         decodes=decode,
     )

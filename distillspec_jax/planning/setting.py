@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import layouts
 from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.training import method as method_lib
@@ -57,8 +58,8 @@ class Setting:
   data: int
   fsdp: int
   tensor: int
-  layout: mesh_lib.Rules = mesh_lib.SPLIT
-  target_layout: mesh_lib.Rules = mesh_lib.SPLIT
+  layout: layouts.Rules = layouts.SPLIT
+  target_layout: layouts.Rules = layouts.SPLIT
   trains: bool = True
   decodes: bool = True
 

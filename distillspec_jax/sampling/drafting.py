@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import layouts
 from distillspec_jax.core import mesh
 from distillspec_jax.core import randomness
 from distillspec_jax.models import forks
@@ -110,7 +111,7 @@ def draft_block(
   logits = block.logits
   if logits is not None:  # they go where the target has those of its own
     names = ('batch', *[None] * (logits.ndim - 2), 'vocab')
-    logits = mesh.constrain(logits, names, mesh.SPLIT)
+    logits = layouts.constrain(logits, names, layouts.SPLIT)
   return state, block._replace(logits=logits)
 
 

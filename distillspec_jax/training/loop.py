@@ -25,6 +25,7 @@ from distillspec_jax.checkpoints import t5x
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import hosts
+from distillspec_jax.core import layouts
 from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
@@ -157,7 +158,7 @@ def train(
     target_model = pretrained.load(
         target,
         mesh=mesh,
-        layout=mesh_lib.rules(target_layout),
+        layout=layouts.rules(target_layout),
         dtype=target_dtype,
         param_dtype=target_dtype,
         weights=target_weights,
@@ -167,7 +168,7 @@ def train(
   changes = {'dtype': dtype, 'remat': remat}
   changes = {name: v for name, v in changes.items() if v is not None}
   trained = _model_to_train(
-      model, initial, shared, task, seed, mesh, mesh_lib.rules(layout), changes
+      model, initial, shared, task, seed, mesh, layouts.rules(layout), changes
   )
   if target_model is not None:
     pretrained.check_pair(target_model, trained)
@@ -305,7 +306,7 @@ def _model_to_train(
     task: tasks.Task,
     seed: int,
     mesh: Any,
-    layout: mesh_lib.Rules,
+    layout: layouts.Rules,
     changes: dict[str, str],
 ) -> pretrained.Model:
   """The model to train, with its starting parameters on the mesh.

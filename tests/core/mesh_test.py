@@ -1,6 +1,5 @@
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
@@ -35,57 +34,6 @@ def test_a_batch_that_does_not_divide_the_mesh():
   mesh_lib.check_batch(mesh, 12)
   with pytest.raises(errors.UserError, match='6 rows .* make 4; use a multipl'):
     mesh_lib.check_batch(mesh, 6)
-
-
-SIZES = {'data': 2, 'fsdp': 2, 'tensor': 4}
-
-
-@pytest.mark.parametrize(
-    'shape, names, layout, expected',
-    [
-        ((8, 16), ('embed', 'mlp'), 'split', P('fsdp', 'tensor')),
-        ((8, 16), ('embed', 'mlp'), 'fsdp', P('fsdp', None)),
-        ((8, 16), ('embed', 'mlp'), 'whole', P(None, None)),
-        ((8, 6), ('embed', 'heads'), 'split', P('fsdp', None)),  # 6 / 4
-        ((8, 8), ('heads', 'mlp'), 'split', P('tensor', None)),  # once only
-        ((8, 3), ('batch', 'length'), 'whole', P(('data', 'fsdp'), None)),
-        ((6, 3), ('batch', 'length'), 'split', P('data', None)),  # 6 / 2
-        ((3, 3), ('batch', 'length'), 'split', P(None, None)),
-        ((8, 8, 8), ('batch',), 'split', P(('data', 'fsdp'), None, None)),
-        ((8, 16), ('embed', 'mlp'), (('embed', 'data'),), P('data', 'tensor')),
-        (
-            (16, 2),
-            ('mlp', 'kv'),
-            [['mlp', ['fsdp', 'tensor']]],
-            P(('fsdp', 'tensor'), None),
-        ),
-    ],
-)
-def test_axes_lie_where_the_rules_say(shape, names, layout, expected):
-  rules = mesh_lib.rules(layout)
-  hash(rules)  # models are static arguments
-  assert mesh_lib.spec(SIZES, shape, names, rules) == expected
-
-
-def test_decoding_gathers_what_lies_on_fsdp():
-  rules = mesh_lib.gathered(mesh_lib.rules((('mlp', ('fsdp', 'tensor')),)))
-  spec = mesh_lib.spec(SIZES, (16, 16), ('embed', 'mlp'), rules)
-  assert spec == P(None, 'tensor')
-  rows = mesh_lib.spec(SIZES, (16,), ('batch',), rules)
-  assert rows == P(('data', 'fsdp'))
-
-
-@pytest.mark.parametrize(
-    'layout, message',
-    [
-        ('sharded', "Unknown layout 'sharded'; use 'split', 'fsdp', 'whole'"),
-        ((('embedding', None),), "has \\('embedding', None\\)"),
-        ((('embed', 'model'),), "'embed' on the mesh axis 'model'"),
-    ],
-)
-def test_unknown_layouts(layout, message):
-  with pytest.raises(errors.UserError, match=message):
-    mesh_lib.rules(layout)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.core import layouts
 from distillspec_jax.core import randomness
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
@@ -44,7 +44,7 @@ def compiled(shape, temperature, layout='split', draft_stop=None):
   """The speculative program on a mesh, and its arguments."""
   mesh = meshes.make(shape)
   target = pairs.make(vocabulary=V, **SIZES)[0]
-  draft = transformer.Transformer(target.config, mesh_lib.rules(layout))
+  draft = transformer.Transformer(target.config, layouts.rules(layout))
   target_params, draft_params = parameters()
   keys = randomness.row_keys(jax.random.key(KEYS), B)
   arguments = (
@@ -126,7 +126,7 @@ def test_devices_with_rows_of_their_own_exchange_nothing(shape):
 )
 def test_a_whole_draft_drafts_without_the_others(layout, exchanges):
   target = pairs.make(vocabulary=V, **SIZES)[0]
-  draft = transformer.Transformer(target.config, mesh_lib.rules(layout))
+  draft = transformer.Transformer(target.config, layouts.rules(layout))
   mesh = meshes.make((2, 1, 4))
   params = jax.device_put(parameters()[1], draft.shardings(mesh))
   rows = meshes.put(
@@ -145,7 +145,7 @@ def test_scanned_layers_are_not_taken_for_rows():
   sizes = {**SIZES, 'num_decoder_layers': 2, 'scan_layers': True}
   target, target_params = pairs.make(vocabulary=V, **sizes)
   _, draft_params = pairs.make(vocabulary=V, seed=1, **sizes)
-  draft = transformer.Transformer(target.config, mesh_lib.rules('whole'))
+  draft = transformer.Transformer(target.config, layouts.rules('whole'))
   rows = (*inputs(), randomness.row_keys(jax.random.key(KEYS), B))
   decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=8)
   expected = speculative.generate(

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.core import layouts
 from distillspec_jax.core import types
 from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib
@@ -52,7 +52,7 @@ def batch():
 
 def compiled(mesh, method, layout='split', micro_batches=1, scan=False):
   """The step's program and its arguments on a mesh."""
-  rules = mesh_lib.rules(layout)
+  rules = layouts.rules(layout)
   draft = transformer.Transformer(config(num_decoder_layers=1), rules)
   target = transformer.Transformer(config())
   draft_params, target_params = parameters()
