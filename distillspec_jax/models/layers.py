@@ -37,6 +37,15 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
   return layouts.constrain(x, names, nn.get_logical_axis_rules())
 
 
+def constrain_rows(*arrays: jax.Array) -> list[jax.Array]:
+  """Arrays [B, ...] with their rows where the rules in force have them.
+
+  What a model reads is laid out so, lest all that is made of it, masks above
+  all, lie where another model has its rows.
+  """
+  return [constrain(array, 'batch') for array in arrays]
+
+
 def compute_dtype(config: config_lib.T5Config) -> Any:
   return jnp.dtype(config.dtype)
 

@@ -267,6 +267,7 @@ class T5(nn.Module):
   ) -> jax.Array:
     """float[B, S, D] of inputs int32[B, S]."""
     config = self.config
+    inputs, segments = layers.constrain_rows(inputs, segments)
     dropout = layers.Dropout(config.dropout_rate, dropout_key)
     x = dropout(self.token_embedder(inputs), 'encoder_in', broadcast_axis=-2)
     buckets = relative_position.square(
@@ -300,6 +301,9 @@ class T5(nn.Module):
     """Hidden states float[B, T, D] after tokens int32[B, T], all at once."""
     config = self.config
     length = tokens.shape[1]
+    tokens, segments, input_segments = layers.constrain_rows(
+        tokens, segments, input_segments
+    )
     dropout = layers.Dropout(config.dropout_rate, dropout_key)
     x = dropout(self.token_embedder(tokens), 'decoder_in', broadcast_axis=-2)
     buckets = relative_position.square(
@@ -340,6 +344,7 @@ class T5(nn.Module):
       fork: from where on slots hold several paths; None: they hold one.
     """
     rows, length = tokens.shape
+    tokens, start, input_mask = layers.constrain_rows(tokens, start, input_mask)
     first = jax.tree.leaves(cache)[0]
     keys = jnp.arange(first.shape[-2])[None]  # [1, L]
     queries = start[:, None] + jnp.arange(length)[None]  # [B, N]

@@ -1,6 +1,7 @@
 """The samplers on any mesh say what they say on one device."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -111,6 +112,8 @@ def test_a_whole_draft_drafts_a_share_of_the_rows(monkeypatch, layout, share):
   assert not any(f',{V}]' in made for _, made in exchanges)
   moved = [made for kind, made in exchanges if kind == 'all-to-all']
   assert any(f'1,3,1,{V // 8}]' in made for made in moved) == (share == 1)
+  # The target's masks are made where its rows are.
+  assert not any(re.search(r'pred\[\d+,\d+,', made) for _, made in exchanges)
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1)])
