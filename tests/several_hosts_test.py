@@ -7,7 +7,6 @@ leaves is compared with the same run by one process from the start.
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -25,6 +24,7 @@ from distillspec_jax.training import feeding
 from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
+from tests.core import loopback
 from tests.training import tiny
 
 ROOT = pathlib.Path(main.__file__).parents[1]
@@ -69,15 +69,9 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def free_port():
-  with socket.socket() as taken:
-    taken.bind(('127.0.0.1', 0))
-    return taken.getsockname()[1]
-
-
 def launch(folder, count, own=((), (), (), ()), **environment):
   """Exit codes and outputs of `count` processes of `distillspec train`."""
-  port = free_port()
+  port = loopback.free_port()
   children = []
   for i in range(count):
     children.append(
@@ -234,7 +228,7 @@ def test_who_does_not_come_is_said(folder, capsys, monkeypatch, index, message):
   monkeypatch.setattr(main, '_use_compilation_cache', lambda: None)
   code = main.main([
       'train', '--run=x', f'--gin_file={folder / "run.gin"}',
-      f'--coordinator=127.0.0.1:{free_port()}', '--process_count=2',
+      f'--coordinator=127.0.0.1:{loopback.free_port()}', '--process_count=2',
       f'--process_index={index}', '--start_timeout=1',
   ])  # fmt: skip
   said = capsys.readouterr().err

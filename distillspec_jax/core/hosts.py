@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import roll_call
+from distillspec_jax.core import watch
 
 # An error of JAX may be that of a lost host, which is known a little later.
 _SECOND_THOUGHT_S = 2.0
@@ -27,7 +28,7 @@ _SECOND_THOUGHT_S = 2.0
 # meanwhile they are told.
 _FOR_THE_LAST_S = 24 * 3600
 
-_watch: roll_call.Watch | None = None
+_watch: watch.Watch | None = None
 
 
 class Place(NamedTuple):
@@ -165,7 +166,7 @@ def start(
     place: of this process.
     start_timeout: seconds to wait for the others.
     heartbeat_timeout: seconds of silence after which a host is lost, and all
-      others end with exit code `roll_call.LOST`.
+      others end with exit code `watch.LOST`.
 
   Raises:
     UserError: the hosts have different configurations, or the like.

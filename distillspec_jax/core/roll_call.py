@@ -1,34 +1,26 @@
-"""The hosts of a run call each other, before JAX, and stay in touch after it.
+"""The hosts of a run call each other, before JAX starts.
 
 Process 0 listens at the coordinator's address until all have come, compares
 what they are about to do, and tells all of them the same: go, or why not. The
-connections stay open. A process that dies closes its own, which the others see
-at once, however JAX or its collectives would have taken it; they end with
-`LOST`, the reason being the last line that they print.
+connections stay open, see `watch.py`.
 
 JAX's own service, which listens there next, ends a process by SIGABRT when a
-host is missing or lost, and names none.
+host is missing, and names none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 import difflib
-import json
-import os
 import socket
-import sys
-import threading
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import watch
 
-LOST = 69  # exit code: a host was lost
-_BEATS = 4  # heartbeats in the time after which a silent host is lost
 _GREETING_S = 10.0  # for one that has connected to say who it is
 _RETRY_S = 0.3
-_PARTING_S = 3.0  # for the others to end before process 0 and JAX's service do
 
 
 class Host(NamedTuple):
@@ -52,47 +44,9 @@ class Host(NamedTuple):
     return f'{self.index} ({self.name})'
 
 
-class _Link:
-  """A connection that carries JSON objects, one a line, of any thread."""
-
-  def __init__(self, connection: socket.socket):
-    self._socket = connection
-    self._lines = connection.makefile('rb')
-    self._writing = threading.Lock()
-
-  def send(self, **message: Any) -> None:
-    """Sends it, unless nobody is there any more: the reader notices that."""
-    try:
-      with self._writing:
-        self._socket.sendall(json.dumps(message).encode() + b'\n')
-    except OSError:
-      pass
-
-  def receive(self, timeout: float) -> dict[str, Any]:
-    """The next message.
-
-    Raises:
-      TimeoutError: there was none.
-      OSError: the other side is gone.
-      ValueError: it speaks another language.
-    """
-    self._socket.settimeout(timeout)
-    line = self._lines.readline()
-    if not line.endswith(b'\n'):
-      raise ConnectionResetError('the connection was closed')
-    message = json.loads(line)
-    if not isinstance(message, dict):
-      raise ValueError(f'{message!r} is not a message.')
-    return message
-
-  def close(self) -> None:
-    self._lines.close()
-    self._socket.close()
-
-
 def meet(
     address: str, me: Host, start_timeout: float, heartbeat_timeout: float
-) -> Watch:
+) -> watch.Watch:
   """Returns when all hosts are there and are about to do the same.
 
   Args:
@@ -114,21 +68,21 @@ def meet(
   else:
     link, names = _answer(address, me, start_timeout, deadline)
     links = {0: link}
-  return Watch(me.index, names, links, heartbeat_timeout)
+  return watch.Watch(me.index, names, links, heartbeat_timeout)
 
 
 def _call(
     port: int, me: Host, start_timeout: float, deadline: float
-) -> tuple[dict[int, _Link], list[Host]]:
+) -> tuple[dict[int, watch.Link], list[Host]]:
   """Process 0: a link to each of the others, once all have come."""
   came: dict[int, Host] = {0: me}
-  links: dict[int, _Link] = {}
+  links: dict[int, watch.Link] = {}
   with _listen(port) as server:
     wrong: errors.UserError | errors.Failed | None = None
     while len(came) < me.count and wrong is None:
       server.settimeout(max(deadline - time.monotonic(), 0.001))
       try:
-        link = _Link(server.accept()[0])
+        link = watch.Link(server.accept()[0])
       except TimeoutError:
         wrong = _missing(me.count, came.values(), start_timeout)
         break
@@ -169,14 +123,14 @@ def _listen(port: int) -> socket.socket:
 
 def _answer(
     address: str, me: Host, start_timeout: float, deadline: float
-) -> tuple[_Link, dict[int, str]]:
+) -> tuple[watch.Link, dict[int, str]]:
   """Another process: the link to process 0, and the names of all."""
   name, _, port = address.rpartition(':')
   while True:
     left = deadline - time.monotonic()
     link = None
     try:
-      link = _Link(
+      link = watch.Link(
           socket.create_connection(
               (name.strip('[]'), int(port)), timeout=max(left, 0.001)
           )
@@ -258,153 +212,3 @@ def _different(hosts: list[Host]) -> errors.UserError | None:
       f' first two differ in: {"; ".join(apart[:8])}. Give all hosts the same'
       ' flags and files.'
   )
-
-
-class Watch:
-  """What this process knows of the others, kept by threads of its own.
-
-  Process 0 has a link to each of the others, which have one to it; what one
-  has to say to all goes by process 0.
-  """
-
-  def __init__(
-      self,
-      index: int,
-      names: dict[int, str],
-      links: dict[int, _Link],
-      heartbeat_timeout: float,
-  ):
-    self.name = names[index]
-    self._index = index
-    self._names = names
-    self._links = links
-    self._timeout = heartbeat_timeout
-    self._parted = False
-    self._over: set[int] = set()  # that said so
-    self._gone: set[int] = set()  # whose link is closed
-    self._ending = threading.Lock()
-    # Of stopping together, see `stop_here`.
-    self._changed = threading.Condition()
-    self._calls = 0
-    self._asked = self._halting = False
-    self._at: dict[int, int] = {}
-    self._stop_at: int | None = None
-    for peer in links:
-      threading.Thread(target=self._read, args=(peer,), daemon=True).start()
-    threading.Thread(target=self._beat, daemon=True).start()
-
-  def stop_here(self, asked: bool) -> bool:
-    """Whether to stop at this call; it is the same call on all hosts.
-
-    Costs nothing until one is asked. Then each says how many calls it has
-    made and waits in its next one, until process 0 knows the largest number:
-    all stop one after that.
-
-    Args:
-      asked: whether this process was.
-    """
-    with self._changed:
-      self._calls += 1
-      if asked and not self._asked:
-        self._asked = True
-        self._tell(0, stop=True)
-      if self._halting or self._asked:
-        self._changed.wait_for(lambda: self._stop_at is not None)
-      return self.stopped
-
-  @property
-  def stopped(self) -> bool:
-    """Whether all have been told to stop, and have."""
-    return self._stop_at is not None and self._calls >= self._stop_at
-
-  def part(self) -> None:
-    """Says that this process is done, which is not to be lost."""
-    self._tell_all(ended=0)
-    self._parted = True  # not before: then a link may be closed at any time
-
-  def fail(self, code: int, why: str) -> NoReturn:
-    """Ends this process, which has said why, and all others, with the code."""
-    self._end(code, f'host {self.name} ended: {why}', is_said=True)
-
-  def _beat(self) -> None:
-    while len(self._gone) < len(self._links):
-      time.sleep(self._timeout / _BEATS)
-      self._tell_all(beat=True)
-
-  def _read(self, peer: int) -> None:
-    """Takes what a peer sends, for as long as it lives."""
-    why = ''
-    while not (why or self._parted and peer in self._over):
-      try:
-        self._take(peer, self._links[peer].receive(self._timeout))
-      except TimeoutError:
-        why = f'nothing was heard of it for {self._timeout:g} s'
-      except (OSError, ValueError):
-        why = 'its process ended without a word'
-    self._links[peer].close()
-    self._gone.add(peer)
-    if peer not in self._over:
-      self._end(
-          LOST,
-          f'host {self._names[peer]} was lost: {why}. Start all hosts again: a'
-          ' run goes on from its last checkpoint.',
-      )
-
-  def _take(self, peer: int, message: dict[str, Any]) -> None:
-    if 'ended' in message:
-      self._over.add(peer)
-      if message['ended']:
-        self._end(message['ended'], message['why'])
-    elif 'stop' in message:
-      with self._changed:
-        if not self._halting:
-          self._tell_all(halt=True)
-          self._halt()
-    elif 'halt' in message:
-      with self._changed:
-        self._halt()
-    elif 'at' in message:
-      with self._changed:
-        self._at[peer] = message['at']
-        if len(self._at) == len(self._names):
-          call = max(self._at.values()) + 1
-          self._tell_all(stop_at=call)
-          self._decide(call)
-    elif 'stop_at' in message:
-      with self._changed:
-        self._decide(message['stop_at'])
-
-  def _halt(self) -> None:
-    self._halting = True
-    self._tell(0, at=self._calls)
-
-  def _decide(self, call: int) -> None:
-    self._stop_at = call
-    self._changed.notify_all()
-
-  def _tell(self, peer: int, **message: Any) -> None:
-    if peer != self._index:
-      self._links[peer].send(**message)
-    else:
-      self._take(peer, message)
-
-  def _tell_all(self, **message: Any) -> None:
-    for link in self._links.values():
-      link.send(**message)
-
-  def _end(self, code: int, why: str, is_said: bool = False) -> NoReturn:
-    with self._ending:  # for good: the first reason is the one that counts
-      if not is_said:
-        print(f'distillspec: {why}', file=sys.stderr)
-      self._tell_all(ended=code, why=why)
-      # Process 0 goes last: JAX's service goes with it.
-      until = time.monotonic() + _PARTING_S
-      while (
-          not self._index
-          and set(self._links) - self._gone
-          and time.monotonic() < until
-      ):
-        time.sleep(0.02)
-      sys.stdout.flush()
-      sys.stderr.flush()
-      os._exit(code)

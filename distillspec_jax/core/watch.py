@@ -1,0 +1,209 @@
+"""The hosts of a run stay in touch, and end together.
+
+Between process 0 and each of the others is a connection. A process that dies
+closes its own, which the others see at once, however JAX or its collectives
+would have taken it; they end with `LOST`, the reason being the last line that
+they print. JAX's own service would end them by SIGABRT, and name no host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+LOST = 69  # exit code: a host was lost
+_BEATS = 4  # heartbeats in the time after which a silent host is lost
+_PARTING_S = 3.0  # for the others to end before process 0 and JAX's service do
+
+
+class Link:
+  """A connection that carries JSON objects, one a line, of any thread."""
+
+  def __init__(self, connection: socket.socket):
+    self._socket = connection
+    self._lines = connection.makefile('rb')
+    self._writing = threading.Lock()
+
+  def send(self, **message: Any) -> None:
+    """Sends it, unless nobody is there any more: the reader notices that."""
+    try:
+      with self._writing:
+        self._socket.sendall(json.dumps(message).encode() + b'\n')
+    except OSError:
+      pass
+
+  def receive(self, timeout: float) -> dict[str, Any]:
+    """The next message.
+
+    Raises:
+      TimeoutError: there was none.
+      OSError: the other side is gone.
+      ValueError: it speaks another language.
+    """
+    self._socket.settimeout(timeout)
+    line = self._lines.readline()
+    if not line.endswith(b'\n'):
+      raise ConnectionResetError('the connection was closed')
+    message = json.loads(line)
+    if not isinstance(message, dict):
+      raise ValueError(f'{message!r} is not a message.')
+    return message
+
+  def close(self) -> None:
+    self._lines.close()
+    self._socket.close()
+
+
+class Watch:
+  """What this process knows of the others, kept by threads of its own.
+
+  Process 0 has a link to each of the others, which have one to it; what one
+  has to say to all goes by process 0.
+  """
+
+  def __init__(
+      self,
+      index: int,
+      names: dict[int, str],
+      links: dict[int, Link],
+      heartbeat_timeout: float,
+  ):
+    self.name = names[index]
+    self._index = index
+    self._names = names
+    self._links = links
+    self._timeout = heartbeat_timeout
+    self._parted = False
+    self._over: set[int] = set()  # that said so
+    self._gone: set[int] = set()  # whose link is closed
+    self._ending = threading.Lock()
+    # Of stopping together, see `stop_here`.
+    self._changed = threading.Condition()
+    self._calls = 0
+    self._asked = self._halting = False
+    self._at: dict[int, int] = {}
+    self._stop_at: int | None = None
+    for peer in links:
+      threading.Thread(target=self._read, args=(peer,), daemon=True).start()
+    threading.Thread(target=self._beat, daemon=True).start()
+
+  def stop_here(self, asked: bool) -> bool:
+    """Whether to stop at this call; it is the same call on all hosts.
+
+    Costs nothing until one is asked. Then each says how many calls it has
+    made and waits in its next one, until process 0 knows the largest number:
+    all stop one after that.
+
+    Args:
+      asked: whether this process was.
+    """
+    with self._changed:
+      self._calls += 1
+      if asked and not self._asked:
+        self._asked = True
+        self._tell(0, stop=True)
+      if self._halting or self._asked:
+        self._changed.wait_for(lambda: self._stop_at is not None)
+      return self.stopped
+
+  @property
+  def stopped(self) -> bool:
+    """Whether all have been told to stop, and have."""
+    return self._stop_at is not None and self._calls >= self._stop_at
+
+  def part(self) -> None:
+    """Says that this process is done, which is not to be lost."""
+    self._tell_all(ended=0)
+    self._parted = True  # not before: then a link may be closed at any time
+
+  def fail(self, code: int, why: str) -> NoReturn:
+    """Ends this process, which has said why, and all others, with the code."""
+    self._end(code, f'host {self.name} ended: {why}', is_said=True)
+
+  def _beat(self) -> None:
+    while len(self._gone) < len(self._links):
+      time.sleep(self._timeout / _BEATS)
+      self._tell_all(beat=True)
+
+  def _read(self, peer: int) -> None:
+    """Takes what a peer sends, for as long as it lives."""
+    why = ''
+    while not (why or self._parted and peer in self._over):
+      try:
+        self._take(peer, self._links[peer].receive(self._timeout))
+      except TimeoutError:
+        why = f'nothing was heard of it for {self._timeout:g} s'
+      except (OSError, ValueError):
+        why = 'its process ended without a word'
+    self._links[peer].close()
+    self._gone.add(peer)
+    if peer not in self._over:
+      self._end(
+          LOST,
+          f'host {self._names[peer]} was lost: {why}. Start all hosts again: a'
+          ' run goes on from its last checkpoint.',
+      )
+
+  def _take(self, peer: int, message: dict[str, Any]) -> None:
+    if 'ended' in message:
+      self._over.add(peer)
+      if message['ended']:
+        self._end(message['ended'], message['why'])
+    elif 'stop' in message:
+      with self._changed:
+        if not self._halting:
+          self._tell_all(halt=True)
+          self._halt()
+    elif 'halt' in message:
+      with self._changed:
+        self._halt()
+    elif 'at' in message:
+      with self._changed:
+        self._at[peer] = message['at']
+        if len(self._at) == len(self._names):
+          call = max(self._at.values()) + 1
+          self._tell_all(stop_at=call)
+          self._decide(call)
+    elif 'stop_at' in message:
+      with self._changed:
+        self._decide(message['stop_at'])
+
+  def _halt(self) -> None:
+    self._halting = True
+    self._tell(0, at=self._calls)
+
+  def _decide(self, call: int) -> None:
+    self._stop_at = call
+    self._changed.notify_all()
+
+  def _tell(self, peer: int, **message: Any) -> None:
+    if peer != self._index:
+      self._links[peer].send(**message)
+    else:
+      self._take(peer, message)
+
+  def _tell_all(self, **message: Any) -> None:
+    for link in self._links.values():
+      link.send(**message)
+
+  def _end(self, code: int, why: str, is_said: bool = False) -> NoReturn:
+    with self._ending:  # for good: the first reason is the one that counts
+      if not is_said:
+        print(f'distillspec: {why}', file=sys.stderr)
+      self._tell_all(ended=code, why=why)
+      # Process 0 goes last: JAX's service goes with it.
+      until = time.monotonic() + _PARTING_S
+      while (
+          not self._index
+          and set(self._links) - self._gone
+          and time.monotonic() < until
+      ):
+        time.sleep(0.02)
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(code)
