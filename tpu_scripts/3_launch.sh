@@ -17,9 +17,7 @@ REQUIRED='project zone name type bucket'
 OPTIONAL='slices capacity runtime create_flags ssh_flags restarts id'
 source "$(dirname "$0")/common.sh"
 read_settings "$@"
-((${#REST[@]})) || fail "there is no command; write it after --, e.g." \
-  "-- distillspec train --run=runs/draft."
-command=$(printf '%q ' "${REST[@]}")
+read_command
 options=()
 [[ -z $DRY_RUN ]] || options+=(--dry-run)
 
@@ -47,7 +45,7 @@ logs=logs/$TPU_NAME
 trap 'say "The hosts go on. To follow them: --id=$id"; exit 130' INT
 for ((restart = 0; ; restart++)); do
   await_machine || new_machine
-  run="bash distillspec/on_host.sh run $TPU_BUCKET $id ${command% }"
+  run="bash distillspec/on_host.sh run $TPU_BUCKET $id $COMMAND"
   if [[ -n $DRY_RUN ]]; then
     on_all_hosts "$run"
     exit

@@ -104,6 +104,14 @@ read_settings() {
   check_settings
 }
 
+# What follows the --, as one line for a shell, in COMMAND.
+read_command() {
+  ((${#REST[@]})) || fail "there is no command; write it after --, e.g." \
+    "-- distillspec train --run=runs/draft."
+  COMMAND=$(printf '%q ' "${REST[@]}")
+  COMMAND=${COMMAND% }
+}
+
 check_settings() {
   case ${TPU_CAPACITY:-spot} in
     spot | reserved | on-demand) ;;

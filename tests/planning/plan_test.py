@@ -15,6 +15,7 @@ from distillspec_jax.training import method as method_lib
 from tests.planning import tiny
 
 SMALL = config_lib.published('test', vocab_size=256)
+LENGTHS = dict(input_length=16, output_length=8, block_length=4)
 # A table of embeddings of 16 GiB in bfloat16.
 LARGE = dataclasses.replace(SMALL, vocab_size=2**20, emb_dim=2**13)
 
@@ -36,10 +37,8 @@ def test_a_small_pair(tmp_path, capsys):
       target=SMALL,
       draft=SMALL,
       batch_size=8,
-      input_length=16,
-      output_length=8,
-      block_length=4,
       mesh_fsdp=2,
+      **LENGTHS,
   )
   plan_lib.plan(**arguments, run=str(tmp_path))
   printed = capsys.readouterr().out
@@ -79,9 +78,7 @@ def test_what_cannot_fit_says_by_how_much():
         target=LARGE,
         draft=SMALL,
         rows_per_chip=1,
-        input_length=4,
-        output_length=4,
-        block_length=2,
+        **LENGTHS,
     )
 
 

@@ -14,9 +14,7 @@ REQUIRED='project zone name type workload image'
 OPTIONAL='slices restarts'
 source "$(dirname "$0")/../common.sh"
 read_settings "$@"
-((${#REST[@]})) || fail "there is no command; write it after --, e.g." \
-  "-- distillspec train --run=runs/draft."
-command=$(printf '%q ' "${REST[@]}")
+read_command
 
 # `exec`: the command itself gets the SIGTERM of a preemption.
 call xpk workload create --project="$TPU_PROJECT" --zone="$TPU_ZONE" \
@@ -24,5 +22,5 @@ call xpk workload create --project="$TPU_PROJECT" --zone="$TPU_ZONE" \
   --num-slices="$TPU_SLICES" --docker-image="$TPU_IMAGE" \
   --max-restarts="$TPU_RESTARTS" --restart-on-exit-codes=69 \
   --termination-grace-period-seconds=120 \
-  --command="cd /bucket && exec ${command% }"
+  --command="cd /bucket && exec $COMMAND"
 say "Next: gke/4_watch.sh"
