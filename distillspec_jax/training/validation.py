@@ -48,7 +48,7 @@ def _cross_entropy(model, params, batch):
       batch.segments,
   )
   means = objective.supervised(
-      functools.partial(model.unembed, params),
+      jax.tree_util.Partial(model.unembed, model.head(params)),
       hidden,
       batch.labels,
       batch.mask,

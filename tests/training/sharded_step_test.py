@@ -13,6 +13,7 @@ from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
 from distillspec_jax.training import step as step_lib
+from distillspec_jax.training import validation
 from tests import meshes
 from tests.training import tiny
 
@@ -99,6 +100,32 @@ def test_a_draft_may_lie_otherwise_than_its_target(layout):
       mesh, METHODS['on-policy'], layout, micro_batches=2
   )
   assert_same_step(program(*arguments), on_one_device('on-policy'))
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2)])
+def test_a_validation_on_a_mesh_is_that_on_one_device(shape):
+  def scores(shape):
+    mesh = meshes.make(shape)
+    draft = transformer.Transformer(config(num_decoder_layers=1))
+    target = transformer.Transformer(config())
+    draft_params, target_params = (
+        jax.device_put(params, model.shardings(mesh))
+        for model, params in zip((draft, target), parameters())
+    )
+    batches = [meshes.put(mesh, batch())]
+    with jax.set_mesh(mesh):
+      return validation.cross_entropy(
+          draft, draft_params, batches
+      ), validation.block_efficiency(
+          target, target_params, draft, draft_params, batches, 3
+      )
+
+  (nats, blocks), (expected_nats, expected_blocks) = (
+      scores(shape),
+      scores((1, 1, 1)),
+  )
+  assert nats.value == pytest.approx(expected_nats.value, rel=1e-5)
+  assert blocks == expected_blocks
 
 
 def logits_that_move(program):
