@@ -11,19 +11,22 @@ but padding and EOS; the draft's differs from it for a share of tokens. Start
 tokens alone are small, so that the first token depends on the input, and each
 input starts at a place of its own.
 
-Run as a script it makes such a pair and measures its acceptance.
+Run as a script it makes such a pair and measures its acceptance, or writes it
+to the folders target/ and draft/ of --out, for commands that take folders.
 
     python benchmarks/controlled_pair.py [--target=base] [--draft=small]
-        [--agreement=0.8] [--certainty=0.95]
+        [--agreement=0.8] [--certainty=0.95] [--out=FOLDER]
 """
 
 import argparse
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.core import randomness
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.models import config as config_lib
@@ -140,12 +143,20 @@ def main() -> None:
   parser.add_argument('--agreement', type=float, default=0.8)
   parser.add_argument('--certainty', type=float, default=0.95)
   parser.add_argument('--rows', type=int, default=32)
+  parser.add_argument('--out', type=pathlib.Path)
   options = parser.parse_args()
   configs = [
       config_lib.published(f't5_1_1_{size}')
       for size in (options.target, options.draft)
   ]
   params = pair(*configs, options.agreement, options.certainty)
+  if options.out:
+    for name, config, made in zip(('target', 'draft'), configs, params):
+      model_folder.save_model(
+          options.out / name, config.to_dict(), made, step=0
+      )
+      print(options.out / name)
+    return
   models = [
       pretrained.Model(transformer_lib.Transformer(config), made)
       for config, made in zip(configs, params)

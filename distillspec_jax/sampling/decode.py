@@ -495,8 +495,8 @@ class _Summary:
     seconds = time.monotonic() - self._start
     text = (
         f'{self._texts:,} text{"s" * (self._texts != 1)},'
-        f' {self._tokens:,} tokens,'
-        f' {self._tokens / seconds:,.0f} tokens/s with compiling'
+        f' {self._tokens:,} tokens in {seconds:,.1f} s with compiling'
+        f' ({self._tokens / seconds:,.0f} tokens/s)'
     )
     if self._is_speculative:
       efficiency = self._tokens / max(self._blocks, 1)
