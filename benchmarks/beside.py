@@ -176,15 +176,7 @@ def ratio_metrics(name: str, found: Ratio, rounds: int):
 def write(run: str | None, split: str = 'peers', **line) -> None:
   """A line of results of times; nothing without a run."""
   if run is not None:
-    path = pathlib.Path(run)
-    results.write(
-        path / 'results.jsonl',
-        'latency',
-        run=path.name,
-        split=split,
-        seed=0,
-        **line,
-    )
+    results.write(run, 'latency', split=split, seed=0, **line)
 
 
 def save(

@@ -113,7 +113,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--run', required=True, type=pathlib.Path)
   options = parser.parse_args()
-  found = rows(results.read(options.run / 'results.jsonl'))
+  found = rows(results.read(options.run / results.FILE))
   (options.run / 'peers.md').write_text(table(found))
   draw(found).savefig(options.run / 'peers.png', dpi=150)
   print(table(found), end='')

@@ -17,8 +17,10 @@ import pathlib
 import subprocess
 from typing import Any, NamedTuple
 
+from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 
+FILE = 'results.jsonl'
 KINDS = (
     'training',
     'acceptance',
@@ -60,10 +62,9 @@ class Metric(NamedTuple):
 
 
 def write(
-    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     kind: str,
     *,
-    run: str,
     target: str | None,
     draft: str | None,
     task: str,
@@ -71,9 +72,19 @@ def write(
     decoding: dict[str, Any] | None,
     metrics: dict[str, Metric],
     seed: int,
-    config_hash: str = '',
 ) -> dict[str, Any]:
   """Appends one line and returns it; of several processes, the first does.
+
+  Args:
+    folder: of the run, which has the folder's name; it is made if need be.
+    kind: of `KINDS`.
+    target: name of the target, if there is one.
+    draft: likewise.
+    task: whose examples were measured.
+    split: of the task.
+    decoding: settings, if anything was decoded.
+    metrics: what was measured, by name.
+    seed: of the measurement.
 
   Raises:
     ValueError: unknown kind, no metrics, or a value that is not a number.
@@ -82,9 +93,10 @@ def write(
     raise ValueError(f'Unknown kind of result {kind!r}; use one of {KINDS}.')
   if not metrics:
     raise ValueError(f'A result of kind {kind!r} needs at least one metric.')
+  path = pathlib.Path(folder) / FILE
   line = {
       'kind': kind,
-      'run': run,
+      'run': path.parent.name,
       'target': target,
       'draft': draft,
       'task': task,
@@ -99,12 +111,11 @@ def write(
           }
           for name, metric in metrics.items()
       },
-      'provenance': provenance(seed, config_hash),
+      'provenance': provenance(seed),
   }
   if not _writes():
     return line
   text = json.dumps(line)
-  path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   _mend(path)
   # One call of the system, so that a process that dies tears one line at most.
@@ -145,16 +156,16 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return lines
 
 
-def drop_after(path: str | os.PathLike[str], run: str, step: int) -> None:
-  """Removes the training lines of `run` after `step`; they are to be redone."""
-  if not _writes():
+def drop_after(folder: str | os.PathLike[str], step: int) -> None:
+  """Removes the run's training lines after `step`; they are to be redone."""
+  path = pathlib.Path(folder) / FILE
+  if not _writes() or not path.exists():
     return
-  path = pathlib.Path(path)
   kept = [
       line
       for line in read(path)
       if line['kind'] != 'training'
-      or line['run'] != run
+      or line['run'] != path.parent.name
       or line['metrics']['step']['value'] <= step
   ]
   beside = path.with_name(path.name + '.new')
@@ -164,14 +175,14 @@ def drop_after(path: str | os.PathLike[str], run: str, step: int) -> None:
   os.replace(beside, path)
 
 
-def provenance(seed: int, config_hash: str = '') -> dict[str, Any]:
+def provenance(seed: int) -> dict[str, Any]:
   """Where a number comes from: code, configuration, seed, device, time."""
   import jax  # reporting reads results without it
 
   now = datetime.datetime.now(datetime.UTC)
   return {
       'git': _git(),
-      'config_hash': config_hash,
+      'config_hash': configuration.current().hash,
       'seed': int(seed),
       'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       'jax': jax.__version__,

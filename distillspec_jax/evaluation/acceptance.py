@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import itertools
-import pathlib
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ import rich.console
 import rich.table
 
 from distillspec_jax.checkpoints import store
-from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import hosts
 from distillspec_jax.core import results
@@ -126,9 +124,8 @@ def evaluate(
   def write(kind, decoding, metrics):
     lines.append(
         results.write(
-            pathlib.Path(run) / 'results.jsonl',
+            run,
             kind,
-            run=pathlib.Path(run).name,
             target=target.name,
             draft=name,
             task=task.name,
@@ -136,7 +133,6 @@ def evaluate(
             decoding=decoding,
             metrics=metrics,
             seed=seed,
-            config_hash=configuration.current().hash,
         )
     )
 

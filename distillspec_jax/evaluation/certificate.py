@@ -337,9 +337,8 @@ def _inputs(models, file, count, length, seed):
 
 def _write(run, models, check, seed) -> None:
   results.write(
-      pathlib.Path(run) / 'results.jsonl',
+      run,
       'certificate',
-      run=pathlib.Path(run).name,
       target=_named(models[0]),
       draft=_named(models[1]),
       task='certificate',

@@ -24,7 +24,6 @@ import rich.console
 import rich.table
 
 from distillspec_jax.checkpoints import store
-from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import hosts
 from distillspec_jax.core import randomness
@@ -134,9 +133,8 @@ def benchmark(
   def write(decoding, batch_size, draft_name, metrics):
     lines.append(
         results.write(
-            pathlib.Path(run) / 'results.jsonl',
+            run,
             'latency',
-            run=pathlib.Path(run).name,
             target=target.name,
             draft=draft_name,
             task=task.name,
@@ -146,7 +144,6 @@ def benchmark(
             ),
             metrics=metrics,
             seed=seed,
-            config_hash=configuration.current().hash,
         )
     )
 

@@ -12,7 +12,6 @@ import dataclasses
 import pathlib
 import sys
 
-from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import layouts
 from distillspec_jax.core import results
@@ -229,9 +228,8 @@ def _write(
   for plan in plans:
     setting = plan.setting
     results.write(
-        folder / 'results.jsonl',
+        folder,
         'plan',
-        run=folder.name,
         target=target,
         draft=draft,
         task='plan',
@@ -252,5 +250,4 @@ def _write(
             for name, number in plan.numbers().items()
         },
         seed=0,
-        config_hash=configuration.current().hash,
     )

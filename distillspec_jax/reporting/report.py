@@ -57,7 +57,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   """Files of results, but not those of a measurement that was cut off."""
   return [
       path
-      for path in sorted(folder.rglob('results.jsonl'))
+      for path in sorted(folder.rglob(results.FILE))
       if not any(part.endswith('.incomplete') for part in path.parts)
   ]
 

@@ -489,16 +489,14 @@ class _Recorder:
   """
 
   def __init__(self, folder, task, trained, target_model, seed, start):
-    self._path = folder / 'results.jsonl'
+    self._folder = folder
     self._seed = seed
     self._task = task.name
-    self._run = folder.name
     self._target = target_model.name if target_model else None
     self._steps: list[tuple[int, dict[str, types.Mean]]] = []
     self._time = time.perf_counter()
     self._writer = progress_lib.MetricsWriter(folder / 'metrics')
-    if self._path.exists():
-      results.drop_after(self._path, self._run, start)
+    results.drop_after(folder, start)
 
   def __enter__(self):
     self._time = time.perf_counter()
@@ -563,15 +561,13 @@ class _Recorder:
 
   def _write(self, number, metrics, split):
     results.write(
-        self._path,
+        self._folder,
         'training',
-        run=self._run,
         target=self._target,
-        draft=self._run,
+        draft=self._folder.name,
         task=self._task,
         split=split,
         decoding=None,
         metrics={'step': results.Metric(number, None, 1, 'step'), **metrics},
         seed=self._seed,
-        config_hash=configuration.current().hash,
     )

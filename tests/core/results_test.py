@@ -5,16 +5,17 @@ import math
 
 import pytest
 
+from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 
 
-def add(path, kind='acceptance', run='measured', **metrics):
+def add(path, kind='acceptance', **metrics):
+  """A line in that file, whose name is the one that all have."""
   metrics = metrics or {'acceptance_rate': results.Metric(0.5, 0.01, 8, '1')}
   return results.write(
-      path,
+      path.parent,
       kind,
-      run=run,
       target='target',
       draft='distilled',
       task='toy',
@@ -22,7 +23,6 @@ def add(path, kind='acceptance', run='measured', **metrics):
       decoding={'temperature': 0.0, 'block_length': 5},
       metrics=metrics,
       seed=3,
-      config_hash='abc',
   )
 
 
@@ -36,7 +36,11 @@ def test_what_is_written_is_read(tmp_path):
   assert written[1]['kind'] == 'latency'
 
 
-def test_provenance_names_code_configuration_seed_device_and_time(tmp_path):
+def test_provenance_names_code_configuration_seed_device_and_time(
+    tmp_path, monkeypatch
+):
+  known = configuration.Configuration('a = 1', 'abc')
+  monkeypatch.setattr(configuration, '_current', known)
   line = add(tmp_path / 'results.jsonl')
   found = line['provenance']
   assert (found['seed'], found['config_hash']) == (3, 'abc')
@@ -72,8 +76,8 @@ def test_what_is_no_result_is_refused(tmp_path, kind, metrics, message):
 def test_a_result_needs_a_metric(tmp_path):
   with pytest.raises(ValueError, match='needs at least one metric'):
     results.write(
-        tmp_path / 'results.jsonl', 'plan', run='r', target=None, draft=None,
-        task='t', split='s', decoding=None, metrics={}, seed=0,
+        tmp_path, 'plan', target=None, draft=None, task='t', split='s',
+        decoding=None, metrics={}, seed=0,
     )  # fmt: skip
 
 
@@ -172,10 +176,14 @@ def test_a_line_that_is_no_object_is_named(tmp_path):
 def test_training_lines_after_a_step_are_dropped(tmp_path):
   path = tmp_path / 'results.jsonl'
   for step in (10, 20, 30):
-    add(path, 'training', 'a', step=results.Metric(step, None, 1, 'step'))
-  other = add(path, 'training', 'b', step=results.Metric(90, None, 1, 'step'))
+    add(path, 'training', step=results.Metric(step, None, 1, 'step'))
+  other = add(path, 'training', step=results.Metric(90, None, 1, 'step'))
+  other['run'] = 'moved here from elsewhere'
+  path.write_text(
+      ''.join(path.read_text().splitlines(True)[:-1]) + json.dumps(other) + '\n'
+  )
   measured = add(path)
-  results.drop_after(path, 'a', 20)
+  results.drop_after(tmp_path, 20)
   kept = results.read(path)
   assert [line['metrics']['step']['value'] for line in kept[:2]] == [10, 20]
   assert kept[2:] == [other, measured]
