@@ -117,7 +117,7 @@ def load(
     mesh: lays the parameters out on it, each device reading its own part;
       default: the one that is set (`jax.set_mesh`), or else all on the first
       device.
-    layout: by which rules, see `core.mesh.rules`.
+    layout: by which rules, see `core.layouts.rules`.
     allow_nonfinite: takes parameters that are NaN or infinite, too.
 
   Raises:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.core import layouts
 from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.core import types
 from distillspec_jax.models import transformer as transformer_lib
@@ -167,13 +168,19 @@ class Run:
     return made
 
   def _cache(self, model: Any, batch: int, slots: int) -> int:
-    config, setting = model.config, self.setting
-    slots += 0 if config.is_decoder_only else setting.input_length
+    config = model.config
+    slots += 0 if config.is_decoder_only else self.setting.input_length
     item = jnp.dtype(config.dtype).itemsize
-    heads = config.num_heads
-    if heads % setting.tensor == 0:
-      heads //= setting.tensor
-    layers, rows = config.num_decoder_layers, batch // setting.ways
+    of_chip = layouts.spec(
+        self.mesh.shape,
+        (batch, config.num_heads),
+        ('batch', 'heads'),
+        model.layout,
+    )
+    rows, heads = jax.sharding.NamedSharding(self.mesh, of_chip).shard_shape(
+        (batch, config.num_heads)
+    )
+    layers = config.num_decoder_layers
     return 2 * layers * rows * slots * heads * config.head_dim * item
 
   def activation_bytes(self) -> int:

@@ -36,7 +36,7 @@ class Setting:
     data: size of the mesh's axis.
     fsdp: likewise.
     tensor: likewise.
-    layout: how the draft lies on the mesh, see `core.mesh.rules`.
+    layout: how the draft lies on the mesh, see `core.layouts.rules`.
     target_layout: how the target does.
     trains: whether a step is planned.
     decodes: whether the samplers are; not without a target.

@@ -117,7 +117,7 @@ def train(
     mesh_tensor: size of the tensor axis.
     layout: how the trained model lies on the mesh: 'split' over the axes fsdp
       and tensor, over 'fsdp' alone, or 'whole' on every device; or pairs, see
-      `core.mesh.rules`.
+      `core.layouts.rules`.
     target_layout: the same for the target.
     dtype: what the trained model computes in, 'float32' or 'bfloat16'; its
       parameters are float32 all the same. Default: as its configuration says.

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from distillspec_jax.core import layouts
 from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.planning import programs
@@ -66,6 +67,16 @@ def test_caches_are_counted_as_the_sampler_makes_them(asked):
   # On four chips; the start token takes no slot of those that are asked for.
   slots = asked.output_length
   assert run(asked)._cache(model, 32, slots + 1) == made // 4
+
+
+def test_caches_lie_as_their_models_do(asked):
+  # Two heads are not split over four chips; the rows of a whole draft are.
+  split = dataclasses.replace(asked, data=1, tensor=4)
+  whole = dataclasses.replace(split, layout=layouts.rules('whole'))
+  of_draft = run(split).cache_bytes()['rollout']
+  assert run(whole).cache_bytes()['rollout'] == of_draft / 4
+  halves = dataclasses.replace(asked, data=2, tensor=2)
+  assert run(halves).cache_bytes()['rollout'] == of_draft / 4
 
 
 def test_recomputing_layers_keeps_less(asked):
