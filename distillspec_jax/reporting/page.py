@@ -76,6 +76,8 @@ def heading(study: rows_lib.Study) -> str:
 def missing(lines: Sequence[rows_lib.Line], samples: bool) -> list[str]:
   """Sentences on the parts of the page that have no data."""
   kinds = {line['kind'] for line in lines}
+  if kinds == {'plan'}:
+    return []
   found = [
       text
       for kind, text in (

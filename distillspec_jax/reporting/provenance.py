@@ -42,6 +42,8 @@ def entries(lines: Sequence[rows_lib.Line]) -> list[tuple[str, str]]:
 
 def errors(lines: Sequence[rows_lib.Line]) -> str:
   """One sentence: what is averaged, and what ± means."""
+  if all(line['kind'] == 'plan' for line in lines):
+    return 'Planned with a compiler; nothing was run or measured.'
   measured = [line for line in lines if line['kind'] == 'acceptance'] or lines
   seeds = _seeds(measured)
   if len(seeds) > 1:

@@ -129,6 +129,13 @@ def test_missing_kinds_are_said(tmp_path, made_up):
   assert 'One seed (0)' in text
 
 
+def test_plans_are_not_said_to_be_measured(tmp_path, made_up):
+  write(tmp_path, made_up['plans']())
+  text = Page(made(tmp_path)).text
+  assert 'nothing was run or measured' in text
+  assert 'was measured;' not in text and 'One seed' not in text
+
+
 def test_several_studies_have_a_heading_and_files_each(tmp_path, made_up):
   for task in ('one', 'other'):
     lines = list(made_up['acceptance']((0,), ['distilled']))
