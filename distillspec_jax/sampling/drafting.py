@@ -98,16 +98,15 @@ def draft_block(
   """
 
   of_state = draft.row_places()
+  controls = controls.replace(stop=None)  # which no draft asks for
   state, block = mesh.by_rows(
       functools.partial(_draft_block, draft, decoding, vocabulary),
-      whole=(params, controls.stop),
-      rows=(
-          tokens, state, total, number, done, keys, controls.replace(stop=None)
-      ),
+      whole=params,
+      rows=(tokens, state, total, number, done, keys, controls),
       axes=() if draft.is_on_tensor else mesh.AXES,
       places=(0, of_state, 0, 0, 0, 0, 0),
       out_places=(of_state, 0),
-  )  # fmt: skip
+  )
   logits = block.logits
   if logits is not None:  # they go where the target has those of its own
     names = ('batch', *[None] * (logits.ndim - 2), 'vocab')
@@ -115,11 +114,9 @@ def draft_block(
   return state, block._replace(logits=logits)
 
 
-def _draft_block(draft, decoding, vocabulary, whole, rows_):
+def _draft_block(draft, decoding, vocabulary, params, rows_):
   """`draft_block`, of one device's rows."""
-  params, stop = whole
   tokens, state, total, number, done, keys, controls = rows_
-  controls = controls.replace(stop=stop)
   size, paths = decoding.block_length, decoding.num_drafts
   shape = (tokens.shape[0], paths)  # [B, K]
   is_greedy = controls.is_greedy(decoding)
