@@ -187,6 +187,7 @@ def start(
   _watch = roll_call.meet(
       place.coordinator, me, start_timeout, heartbeat_timeout
   )
+  watch.delay_aborts()
   # SIGTERM is ours, see `stop_here`: JAX's service would swallow it.
   jax.config.update('jax_enable_preemption_service', False)
   left = start_timeout - (time.monotonic() - began)

@@ -3,13 +3,16 @@
 Between process 0 and each of the others is a connection. A process that dies
 closes its own, which the others see at once, however JAX or its collectives
 would have taken it; they end with `LOST`, the reason being the last line that
-they print. JAX's own service would end them by SIGABRT, and name no host.
+they print. JAX's own service and Gloo would end them by SIGABRT, and name no
+host.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -19,6 +22,24 @@ from typing import Any, NoReturn
 LOST = 69  # exit code: a host was lost
 _BEATS = 4  # heartbeats in the time after which a silent host is lost
 _PARTING_S = 3.0  # for the others to end before process 0 and JAX's service do
+
+
+def delay_aborts() -> None:
+  """Lets a thread that aborts sleep first, for the six seconds of SIGABRT.
+
+  Gloo and JAX's service abort a process from threads of their own soon after
+  another is lost, often before it is known here which one was. The others go
+  on meanwhile, and an abort that is not about that is one after the sleep.
+
+  The handler is the C library's own `sleep`, which is called with the signal's
+  number: Python's handlers wait for the main thread, which abort() does not.
+  """
+  library = ctypes.CDLL(None)
+  library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+  library.signal.restype = ctypes.c_void_p
+  library.signal(
+      signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p).value
+  )
 
 
 class Link:

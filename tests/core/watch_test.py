@@ -2,6 +2,7 @@
 
 from concurrent import futures
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -96,3 +97,34 @@ def test_the_end_of_one_is_the_end_of_all(end, timeout, victim, code, message):
     for child in children:
       child.kill()
       child.communicate()
+
+
+# A library aborts in a thread of its own, and a second later the watch knows.
+ABORTING = """
+import ctypes, os, sys, threading, time
+from distillspec_jax.core import watch
+if sys.argv[1] == 'delayed':
+  watch.delay_aborts()
+threading.Thread(target=ctypes.CDLL(None).abort).start()
+if sys.argv[2] == 'known':
+  time.sleep(1)
+  os._exit(watch.LOST)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    'abort, reason, code',
+    [
+        ('delayed', 'known', watch_lib.LOST),
+        ('delayed', 'unknown', -signal.SIGABRT),
+        ('at once', 'known', -signal.SIGABRT),
+    ],
+)
+def test_an_abort_leaves_time_for_the_reason(abort, reason, code):
+  child = subprocess.run(
+      [sys.executable, '-c', ABORTING, abort, reason],
+      cwd=pathlib.Path(distillspec_jax.__file__).parents[1],
+      timeout=50,
+  )
+  assert child.returncode == code
