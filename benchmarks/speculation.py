@@ -10,10 +10,12 @@ turns, and ratios are made of neighbours:
               see `hugging_face/decode_server.py`) and the plain assisted call,
               at batch 1, for it takes no other
 
-Greedy, all of them must say the same tokens, which is counted.
+Greedy, all of them must say the same tokens, which is counted. Our draft may be
+held in int8 (with qwix); the target never is, and what is said stays the same.
 
     python benchmarks/speculation.py --peer=.venv-hugging-face/bin/python
         --run=runs/peers [--target=base] [--draft=small] [--rounds=3]
+        [--draft_weights=int8]
 """
 
 import functools
@@ -38,6 +40,8 @@ from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 
 MODES = {'greedy': 0.0, 'sampled': 1.0}
+TRIED = 4  # inputs that a block length is found with, after a warming one
+FIRST_SEED = 1000  # of these; rounds of the comparison count from 0
 
 
 class Call(NamedTuple):
@@ -52,8 +56,10 @@ class Call(NamedTuple):
 class Ours:
   """Our ways of decoding a pair."""
 
-  def __init__(self, folders, length: int):
-    self.target, self.draft = (pretrained.load(folder) for folder in folders)
+  def __init__(self, folders, length: int, draft_weights: str | None):
+    target, draft = folders
+    self.target = pretrained.load(target)
+    self.draft = pretrained.load(draft, weights=draft_weights)
     self.length = length
 
   def decoding(self, temperature: float, block_length: int | None):
@@ -162,39 +168,47 @@ class Found(NamedTuple):
     return results.Metric(accepted / judged, None, judged, '1')
 
 
-def best(name, call, inputs, temperature, block_lengths, **more) -> Way:
-  """The way whose block length takes least, in the better of two calls."""
+def best(name, call, rows, tried, temperature, block_lengths, **more) -> Way:
+  """The way whose block length takes least over inputs, the first warming up.
+
+  They are not those of the comparison, nor are their seeds: what is best by
+  luck has no luck there.
+  """
   found = {}
   for length in block_lengths:
-    calls = [call(inputs, temperature, length, **more) for _ in range(2)]
-    found[length] = min(call.seconds for call in calls)
+    calls = [
+        call(inputs[:rows], temperature, length, FIRST_SEED + i, **more)
+        for i, inputs in enumerate(tried)
+    ]
+    found[length] = statistics.mean(call.seconds for call in calls[1:])
   fastest = min(found, key=found.get)
-  rates = ', '.join(f'{g}: {len(inputs) / s:.2f}' for g, s in found.items())
+  rates = ', '.join(f'{g}: {rows / s:.2f}' for g, s in found.items())
   print(f'  {name}: rows/s by block length {rates}', flush=True)
-  return Way(call, len(inputs), fastest, more)
+  return Way(call, rows, fastest, more)
 
 
 def compare(ours: Ours, theirs: Theirs, mode: str, options) -> None:
   """All ways of decoding in one mode: text, and two lines of results."""
-  temperature, rounds = MODES[mode], options.rounds
-  inputs = beside.random_inputs(rounds, options.batch, options.input_length)
-  few, many = inputs[0][:1], inputs[0]
+  temperature, rounds, batch = MODES[mode], options.rounds, options.batch
+  made = beside.random_inputs(rounds + 1 + TRIED, batch, options.input_length)
+  inputs, tried = made[: rounds + 1], made[rounds + 1 :]
   print(mode, flush=True)
   ways = {
-      'ours': best('ours', ours, few, temperature, options.blocks),
+      'ours': best('ours', ours, 1, tried, temperature, options.blocks),
       'assisted': best(
-          'assisted', theirs, few, temperature, options.peer_blocks
+          'assisted', theirs, 1, tried, temperature, options.peer_blocks
       ),
       'ours, alone': Way(ours, 1, None),
       'transformers, alone': Way(theirs, 1, None),
       'plain call': best(
-          'plain call', theirs, few, temperature, options.plain_blocks,
+          'plain call', theirs, 1, tried, temperature, options.plain_blocks,
           workaround=False,
       ),
       'ours, batch': best(
-          f'ours, batch {len(many)}', ours, many, temperature, options.blocks
+          f'ours, batch {batch}', ours, batch, tried, temperature,
+          options.blocks,
       ),
-      'ours, batch, alone': Way(ours, len(many), None),
+      'ours, batch, alone': Way(ours, batch, None),
   }  # fmt: skip
   found = {name: Found(way, []) for name, way in ways.items()}
 
@@ -261,10 +275,11 @@ def report(found, name: str, temperature: float, options) -> None:
         ' by token, what transformers says alone'
     )
   decoding = mine.way.call.decoding(temperature, mine.way.block_length)
+  weights = options.draft_weights
   beside.write(
       options.run,
       target=f't5_1_1_{options.target}',
-      draft=f't5_1_1_{options.draft}',
+      draft=f't5_1_1_{options.draft}' + (f' ({weights})' if weights else ''),
       task='controlled pair',
       decoding=decoding.describe(speculative=True, batch_size=rows),
       metrics=metrics,
@@ -286,6 +301,7 @@ def main() -> None:
   parser.set_defaults(rounds=3, pause=0.3)
   parser.add_argument('--target', default='base')
   parser.add_argument('--draft', default='small')
+  parser.add_argument('--draft_weights', help='int8 or int8_weight_only')
   parser.add_argument('--agreement', type=float, default=0.8)
   parser.add_argument('--certainty', type=float, default=0.95)
   parser.add_argument('--modes', default='greedy,sampled')
@@ -310,7 +326,7 @@ def main() -> None:
     del made
     answer = peer.ask(model=str(folders[0]), draft=str(folders[1]))
     print(beside.about(answer))
-    ours = Ours(folders, options.max_new_tokens)
+    ours = Ours(folders, options.max_new_tokens, options.draft_weights)
     theirs = Theirs(peer, options.max_new_tokens)
     for mode in options.modes.split(','):
       compare(ours, theirs, mode, options)
