@@ -1,8 +1,9 @@
 """A draft's step with its whole output layer beside one cut to fewer tokens.
 
 Random weights of a published size; the cut draft is made of the whole one, by
-what `distillspec convert --output_tokens` does. A step feeds one token, makes
-the logits and draws the next token, as when drafting; both take turns.
+what `distillspec convert --output_tokens` does, and a third is the cut one held
+in int8, which needs qwix. A step feeds one token, makes the logits and draws the
+next token, as when drafting; all take turns.
 
     python benchmarks/cut_vocabulary.py --run=runs/cut [--size=small]
         [--output_tokens=8032] [--batches=1,8] [--dtype=float32]
@@ -34,7 +35,7 @@ SETTINGS = {
 
 
 def models(size: str, output_tokens: int, dtype: str):
-  """The whole draft and the cut one, of the same weights."""
+  """The whole draft, the cut one, and that in int8, of the same weights."""
   config = config_lib.published(f't5_1_1_{size}', dtype=dtype)
   params = transformer_lib.Transformer(config).init(jax.random.key(0))
   params = jax.tree.map(lambda x: x.astype(dtype), params)
@@ -44,10 +45,14 @@ def models(size: str, output_tokens: int, dtype: str):
       {path: tensors.from_array(array) for path, array in flat.items()},
   )
   cut = cut_head.cut(whole, tuple(range(output_tokens)))
-  return pretrained.place(whole, 'whole'), pretrained.place(cut, 'cut')
+  return (
+      pretrained.place(whole, 'whole'),
+      pretrained.place(cut, 'cut'),
+      pretrained.place(cut, 'cut_int8', weights='int8'),
+  )
 
 
-def compare(pair, batch: int, name: str, options) -> None:
+def compare(drafts, batch: int, name: str, options) -> None:
   """One line of results, and of text."""
   decoding = decoding_lib.Decoding(**SETTINGS[name])
   rng = np.random.default_rng(batch)
@@ -59,13 +64,14 @@ def compare(pair, batch: int, name: str, options) -> None:
       model.name: costs.step(
           model, inputs, decoding, model.config.vocab_size, speculative=False
       )
-      for model in pair
+      for model in drafts
   }
   found = stopwatch.read(watches)
-  ratio = found['cut'] / found['whole']
+  ratios = {kind: found[kind] / found['whole'] for kind in ('cut', 'cut_int8')}
   print(
       f'batch {batch}, {name:13}: {1e3 * found["whole"]:6.2f} ms ->'
-      f' {1e3 * found["cut"]:6.2f} ms, ratio {ratio:.2f}',
+      f' {1e3 * found["cut"]:6.2f} ms, ratio {ratios["cut"]:.2f}; in int8'
+      f' {1e3 * found["cut_int8"]:6.2f} ms, ratio {ratios["cut_int8"]:.2f}',
       flush=True,
   )
   laps = min(len(watch.laps) for watch in watches.values())
@@ -80,7 +86,11 @@ def compare(pair, batch: int, name: str, options) -> None:
       draft=f't5_1_1_{options.size} {options.dtype}',
       task='random tokens',
       decoding=decoding.describe(speculative=False, batch_size=batch),
-      metrics={**metrics, 'ratio': results.Metric(ratio, None, laps, '1')},
+      metrics=metrics
+      | {
+          f'{kind}_ratio': results.Metric(ratio, None, laps, '1')
+          for kind, ratio in ratios.items()
+      },
   )
 
 
@@ -94,10 +104,10 @@ def main() -> None:
   parser.add_argument('--settings', default=','.join(SETTINGS))
   parser.add_argument('--input_length', type=int, default=64)
   options = parser.parse_args()
-  pair = models(options.size, options.output_tokens, options.dtype)
+  drafts = models(options.size, options.output_tokens, options.dtype)
   for batch in options.batches:
     for name in options.settings.split(','):
-      compare(pair, batch, name, options)
+      compare(drafts, batch, name, options)
 
 
 if __name__ == '__main__':
