@@ -2,8 +2,8 @@
 
 Random weights of a published size; the cut draft is made of the whole one, by
 what `distillspec convert --output_tokens` does, and a third is the cut one held
-in int8, which needs qwix. A step feeds one token, makes the logits and draws the
-next token, as when drafting; all take turns.
+in int8, which needs qwix. A step feeds one token, makes the logits and draws
+the next token, as when drafting; all take turns.
 
     python benchmarks/cut_vocabulary.py --run=runs/cut [--size=small]
         [--output_tokens=8032] [--batches=1,8] [--dtype=float32]
