@@ -29,7 +29,8 @@ def delay_aborts() -> None:
 
   Gloo and JAX's service abort a process from threads of their own soon after
   another is lost, often before it is known here which one was. The others go
-  on meanwhile, and an abort that is not about that is one after the sleep.
+  on meanwhile, and an abort that is not about that is one after the sleep. (The
+  signal from outside, without abort(), is no more than the sleep.)
 
   The handler is the C library's own `sleep`, which is called with the signal's
   number: Python's handlers wait for the main thread, which abort() does not.
