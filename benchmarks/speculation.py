@@ -34,6 +34,7 @@ import numpy as np
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import int8
 from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -168,7 +169,7 @@ class Found(NamedTuple):
     return results.Metric(accepted / judged, None, judged, '1')
 
 
-def best(name, call, rows, tried, temperature, block_lengths, **more) -> Way:
+def best(tried, temperature, name, call, rows, block_lengths, **more) -> Way:
   """The way whose block length takes least over inputs, the first warming up.
 
   They are not those of the comparison, nor are their seeds: what is best by
@@ -192,24 +193,21 @@ def compare(ours: Ours, theirs: Theirs, mode: str, options) -> None:
   temperature, rounds, batch = MODES[mode], options.rounds, options.batch
   made = beside.random_inputs(rounds + 1 + TRIED, batch, options.input_length)
   inputs, tried = made[: rounds + 1], made[rounds + 1 :]
+  at_best = functools.partial(best, tried, temperature)
   print(mode, flush=True)
   ways = {
-      'ours': best('ours', ours, 1, tried, temperature, options.blocks),
-      'assisted': best(
-          'assisted', theirs, 1, tried, temperature, options.peer_blocks
-      ),
+      'ours': at_best('ours', ours, 1, options.blocks),
+      'assisted': at_best('assisted', theirs, 1, options.peer_blocks),
       'ours, alone': Way(ours, 1, None),
       'transformers, alone': Way(theirs, 1, None),
-      'plain call': best(
-          'plain call', theirs, 1, tried, temperature, options.plain_blocks,
-          workaround=False,
+      'plain call': at_best(
+          'plain call', theirs, 1, options.plain_blocks, workaround=False
       ),
-      'ours, batch': best(
-          f'ours, batch {batch}', ours, batch, tried, temperature,
-          options.blocks,
+      'ours, batch': at_best(
+          f'ours, batch {batch}', ours, batch, options.blocks
       ),
       'ours, batch, alone': Way(ours, batch, None),
-  }  # fmt: skip
+  }
   found = {name: Found(way, []) for name, way in ways.items()}
 
   def timed(name, i):
@@ -275,11 +273,12 @@ def report(found, name: str, temperature: float, options) -> None:
         ' by token, what transformers says alone'
     )
   decoding = mine.way.call.decoding(temperature, mine.way.block_length)
-  weights = options.draft_weights
   beside.write(
       options.run,
       target=f't5_1_1_{options.target}',
-      draft=f't5_1_1_{options.draft}' + (f' ({weights})' if weights else ''),
+      draft=int8.named(
+          f't5_1_1_{options.draft}', options.draft_weights or 'float'
+      ),
       task='controlled pair',
       decoding=decoding.describe(speculative=True, batch_size=rows),
       metrics=metrics,

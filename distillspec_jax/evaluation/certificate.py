@@ -18,6 +18,7 @@ from distillspec_jax.checkpoints import store
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.evaluation import exactness
+from distillspec_jax.models import int8
 from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -336,11 +337,12 @@ def _inputs(models, file, count, length, seed):
 
 
 def _write(run, models, check, seed) -> None:
+  target, draft = (int8.named(x.name, x.config.weights) for x in models)
   results.write(
       run,
       'certificate',
-      target=_named(models[0]),
-      draft=_named(models[1]),
+      target=target,
+      draft=draft,
       task='certificate',
       split='all',
       decoding=check.decoding.describe(speculative=True, batch_size=1),
@@ -350,8 +352,3 @@ def _write(run, models, check, seed) -> None:
       },
       seed=seed,
   )
-
-
-def _named(model: pretrained.Model) -> str:
-  weights = model.config.weights
-  return model.name if weights == 'float' else f'{model.name} ({weights})'

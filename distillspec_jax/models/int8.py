@@ -58,6 +58,11 @@ def check(weights: str) -> None:
     library()
 
 
+def named(name: str, weights: str) -> str:
+  """What a model that is held so is called in results: 'NAME (int8)'."""
+  return name if weights == 'float' else f'{name} ({weights})'
+
+
 def quantize(
     path: str,
     array: jax.Array,

@@ -1,9 +1,16 @@
 """What a process makes of flags, environment and cluster."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
+import distillspec_jax
 from distillspec_jax.core import errors
 from distillspec_jax.core import hosts
+from distillspec_jax.core import watch
+from tests.core import loopback
 
 ALL = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
@@ -89,3 +96,22 @@ def test_a_variable_that_is_no_number_is_refused(monkeypatch):
 def test_times_below_a_second_are_refused(name):
   with pytest.raises(errors.UserError, match=f'--{name} is 0.5'):
     hosts.start(hosts.Place('h:1', 2, 0), **{name: 0.5})
+
+
+ABORTING = """
+import ctypes, os, sys, threading, time
+from distillspec_jax.core import hosts, watch
+hosts.start(hosts.Place(f'127.0.0.1:{sys.argv[1]}', 1, 0))
+threading.Thread(target=ctypes.CDLL(None).abort).start()
+time.sleep(1)
+os._exit(watch.LOST)
+"""
+
+
+def test_an_abort_waits_once_hosts_are_started():
+  child = subprocess.run(
+      [sys.executable, '-c', ABORTING, str(loopback.free_port())],
+      cwd=pathlib.Path(distillspec_jax.__file__).parents[1],
+      timeout=120,
+  )
+  assert child.returncode == watch.LOST
