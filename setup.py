@@ -60,7 +60,7 @@ setuptools.setup(
         'distillspec_jax.reporting': ['*.css', '*.j2'],
     },
     entry_points={
-        'console_scripts': ['distillspec = distillspec_jax.main:run']
+        'console_scripts': ['distillspec = distillspec_jax.commands.main:run']
     },
     install_requires=[
         'etils[epath]>=1.9,<2',

@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.core import randomness
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 
@@ -158,7 +158,7 @@ def main() -> None:
       print(options.out / name)
     return
   models = [
-      pretrained.Model(transformer_lib.Transformer(config), made)
+      loading.Model(transformer_lib.Transformer(config), made)
       for config, made in zip(configs, params)
   ]
   rng = np.random.default_rng(0)

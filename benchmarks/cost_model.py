@@ -29,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
-from distillspec_jax.evaluation import costs as costs_lib
 from distillspec_jax.evaluation import pair as pair_lib
+from distillspec_jax.evaluation.speed import costs as costs_lib
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -42,10 +42,10 @@ from distillspec_jax.sampling import decoding as decoding_lib
 WANTED = 0.10  # how far from 1 measured over predicted may be
 
 
-def random_model(name: str, seed: int) -> pretrained.Model:
+def random_model(name: str, seed: int) -> loading.Model:
   transformer = transformer_lib.Transformer(config_lib.published(name))
   params = transformer.init(jax.random.key(seed))
-  return pretrained.Model(transformer, params, None, name)
+  return loading.Model(transformer, params, None, name)
 
 
 def seconds(call):
@@ -82,8 +82,8 @@ class Bench:
     )
     size = self.vocabulary
     self.base = {
-        'begin': costs_lib.begin(target, self.inputs, first),
-        'draft_begin': costs_lib.begin(draft, self.inputs, first),
+        'begin': costs_lib.prefill(target, self.inputs, first),
+        'draft_prefill': costs_lib.prefill(draft, self.inputs, first),
         'step': costs_lib.step(
             target, self.inputs, first, size, speculative=False
         ),
@@ -154,12 +154,12 @@ class Bench:
       steps = self.options.max_new_tokens
       for rate, took, out in times:
         blocks = np.asarray(out.statistics.blocks)
-        predicted_s = costs.begin + costs.draft_begin
+        predicted_s = costs.prefill + costs.draft_prefill
         predicted_s += int(blocks.max()) * costs.block(length)
         one = found[rate, length]
         one.seconds.append(took)
         one.speedup.append(plain / took)
-        one.predicted.append((costs.begin + steps * costs.step) / predicted_s)
+        one.predicted.append((costs.prefill + steps * costs.step) / predicted_s)
         one.blocks.append(int(blocks.max()))
         one.efficiency.append(steps * self.batch / int(blocks.sum()))
       yield length, costs, plain
@@ -212,7 +212,7 @@ def print_costs(batch, length, seen) -> None:
       f' draft {ms(lambda c: c.draft_first)} + {length - 1} x'
       f' {ms(lambda c: c.draft)}, verify {ms(lambda c: c.verify[length])},'
       f' block {ms(lambda c: c.block(length))}, encoders'
-      f' {ms(lambda c: c.begin)} and {ms(lambda c: c.draft_begin)};'
+      f' {ms(lambda c: c.prefill)} and {ms(lambda c: c.draft_prefill)};'
       f' autoregressive {plain:.0f} ms in all'
   )
 
@@ -251,8 +251,8 @@ def write(bench, options, rate, length, one, seen, ratios) -> None:
           'draft_first_ms': ms(lambda c: c.draft_first),
           'draft_step_ms': ms(lambda c: c.draft),
           'verify_ms': ms(lambda c: c.verify[length]),
-          'encoder_ms': ms(lambda c: c.begin),
-          'draft_encoder_ms': ms(lambda c: c.draft_begin),
+          'encoder_ms': ms(lambda c: c.prefill),
+          'draft_encoder_ms': ms(lambda c: c.draft_prefill),
       },
   )  # fmt: skip
 

@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import tensors
+from distillspec_jax.checkpoints import trim_vocabulary
 from distillspec_jax.core import results
-from distillspec_jax.evaluation import costs
-from distillspec_jax.evaluation import stopwatch
+from distillspec_jax.evaluation.speed import costs
+from distillspec_jax.evaluation.speed import stopwatch
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import cut_head
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 
@@ -44,11 +44,11 @@ def models(size: str, output_tokens: int, dtype: str):
       config.to_dict(),
       {path: tensors.from_array(array) for path, array in flat.items()},
   )
-  cut = cut_head.cut(whole, tuple(range(output_tokens)))
+  cut = trim_vocabulary.cut(whole, tuple(range(output_tokens)))
   return (
-      pretrained.place(whole, 'whole'),
-      pretrained.place(cut, 'cut'),
-      pretrained.place(cut, 'cut_int8', weights='int8'),
+      loading.place(whole, 'whole'),
+      loading.place(cut, 'cut'),
+      loading.place(cut, 'cut_int8', weights='int8'),
   )
 
 

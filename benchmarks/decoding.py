@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -38,7 +38,7 @@ SERVERS = {
 CACHES = {'transformers': (None, 'static'), 't5x': (None,)}
 
 
-def ours(model: pretrained.Model, inputs: np.ndarray, length: int):
+def ours(model: loading.Model, inputs: np.ndarray, length: int):
   """Seconds and tokens of one call."""
   decoding = decoding_lib.Decoding(max_new_tokens=length, eos_ids=())
   keys = randomness.row_keys(jax.random.key(0), len(inputs))
@@ -69,7 +69,7 @@ def _seconds(function) -> float:
   return time.perf_counter() - start
 
 
-def bytes_a_token(model: pretrained.Model) -> int:
+def bytes_a_token(model: loading.Model) -> int:
   """Weights that a decoding step reads: keys and values of the encoder's
   output are there already, and of the embedding one row is read."""
   decoder = tensors.flatten(model.params['decoder'])
@@ -168,7 +168,7 @@ def main() -> None:
         params = transformer_lib.Transformer(config).init(jax.random.key(0))
         beside.save(folder, config, params, options.library)
         del params
-        model = pretrained.load(folder)
+        model = loading.load(folder)
         about = peer.ask(model=name, config=config.to_dict())
       if number == 0:
         print(beside.about(about))

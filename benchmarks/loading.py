@@ -19,9 +19,9 @@ from etils import epath
 import jax
 
 from distillspec_jax.checkpoints import hugging_face
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 
 
@@ -37,8 +37,8 @@ def make(folder: pathlib.Path, size: str) -> None:
   )
 
 
-def load(folder: pathlib.Path) -> pretrained.Model:
-  model = pretrained.load(folder)
+def load(folder: pathlib.Path) -> loading.Model:
+  model = loading.load(folder)
   jax.block_until_ready(model.params)
   return model
 

@@ -31,11 +31,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
-from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
@@ -59,8 +59,8 @@ class Ours:
 
   def __init__(self, folders, length: int, draft_weights: str | None):
     target, draft = folders
-    self.target = pretrained.load(target)
-    self.draft = pretrained.load(draft, weights=draft_weights)
+    self.target = loading.load(target)
+    self.draft = loading.load(draft, weights=draft_weights)
     self.length = length
 
   def decoding(self, temperature: float, block_length: int | None):

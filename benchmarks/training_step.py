@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import results
 from distillspec_jax.core import types
 from distillspec_jax.losses import objective
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
@@ -45,7 +45,7 @@ class Ours:
   """Our step on a pair, and its parts."""
 
   def __init__(self, folders):
-    self.target, draft = (pretrained.load(folder) for folder in folders)
+    self.target, draft = (loading.load(folder) for folder in folders)
     self.draft = draft.transformer
     self._optimizer = optimizers.Optimizer(
         name='adamw', learning_rate=RATE, cooldown_from=1.0

@@ -17,11 +17,11 @@ import beside
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import results
-from distillspec_jax.evaluation import costs
-from distillspec_jax.evaluation import stopwatch
+from distillspec_jax.evaluation.speed import costs
+from distillspec_jax.evaluation.speed import stopwatch
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 
@@ -77,7 +77,7 @@ def main() -> None:
       beside.save(folder, config, params)
       del params
       models = {
-          kind: pretrained.load(folder, **how) for kind, how in KINDS.items()
+          kind: loading.load(folder, **how) for kind, how in KINDS.items()
       }
       for batch in options.batches:
         compare(models, size, batch, options)

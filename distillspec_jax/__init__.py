@@ -9,11 +9,11 @@ out.text, out.statistics.block_efficiency
 """
 
 from distillspec_jax.core.errors import UserError
-from distillspec_jax.evaluation.planner import Plan
-from distillspec_jax.evaluation.planner import plan_block_length
+from distillspec_jax.evaluation.speed.block_length import Plan
+from distillspec_jax.evaluation.speed.block_length import plan_block_length
 from distillspec_jax.losses import divergences
-from distillspec_jax.models.pretrained import load
-from distillspec_jax.models.pretrained import Model
+from distillspec_jax.checkpoints.loading import load
+from distillspec_jax.checkpoints.loading import Model
 from distillspec_jax.sampling.generation import generate
 from distillspec_jax.sampling.generation import Generation
 

@@ -7,6 +7,18 @@ import pathlib
 # Before jax is imported anywhere: the platform is fixed when it first starts.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+# Compiling is most of what tests do. Programs are kept outside the checkout, and
+# workers, runs and the processes that tests start share them: in the
+# environment, so that all of them have it. An entry is keyed by the program, the
+# compiler and its flags, and one that is half written is compiled anew.
+_CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR',
+    str(_CACHE.expanduser() / 'distillspec_jax' / 'tests'),
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
 import hypothesis
 import jax
 import pytest

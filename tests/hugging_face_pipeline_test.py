@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from distillspec_jax import main
 from distillspec_jax.checkpoints import hugging_face
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import tensors
+from distillspec_jax.commands import main
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 
 WORDS = 'ab cd ef gh ij kl'.split()
@@ -84,7 +84,7 @@ def test_from_their_folders_to_a_draft_and_back(tmp_path, capsys, monkeypatch):
   ).read_bytes()
   tokens = np.arange(2, 14).reshape(2, 6)
   before, trained, after = (
-      pretrained.load(name, step=step).logits(tokens, tokens)
+      loading.load(name, step=step).logits(tokens, tokens)
       for name, step in (('small', None), ('draft', 2), ('out', None))
   )
   np.testing.assert_array_equal(after, trained)

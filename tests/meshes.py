@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import mesh as mesh_lib
 
 SHAPES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 every = pytest.mark.parametrize(

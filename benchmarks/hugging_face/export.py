@@ -13,12 +13,12 @@ import sys
 import jax
 import numpy as np
 
+from distillspec_jax.checkpoints import convert
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import convert
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method
@@ -109,7 +109,7 @@ def export(folder: pathlib.Path, kind: str) -> None:
   print(f'--- {kind}')
   source = str(folder / kind)
   made = convert.convert(source, f'{source}/hugging_face', to='hugging_face')
-  model = pretrained.load(source)
+  model = loading.load(source)
   rng = np.random.default_rng(0)
   inputs = rng.integers(2, model.config.vocab_size, (3, 200))
   mask = np.arange(200) < np.array([[200], [131], [7]])

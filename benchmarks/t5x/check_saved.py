@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 
-from distillspec_jax.models import pretrained
+from distillspec_jax.checkpoints import loading
 
 TOLERANCE = 1e-4  # absolute, float32
 
@@ -23,7 +23,7 @@ def main(folder: pathlib.Path) -> int:
   for path in sorted(folder.glob('*/expected.npz')):
     expected = np.load(path)
     for layout in ('native', 'orbax'):
-      model = pretrained.load(path.parent / layout)
+      model = loading.load(path.parent / layout)
       logits = model.logits(expected['inputs'], expected['tokens'])
       apart = float(np.abs(logits - expected['logits']).max())
       verdict = '' if apart <= TOLERANCE else '  WRONG'

@@ -13,10 +13,10 @@ follow `tie_word_embeddings`, as in transformers 4; version 5 scales them all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 import json
 import os
 from typing import Any, NamedTuple
-from collections.abc import Iterator, Mapping
 
 from etils import epath
 import numpy as np

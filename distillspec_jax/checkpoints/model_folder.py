@@ -7,13 +7,13 @@ vocabulary*  written by the caller, see `save_model`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import json
 import os
 import pathlib
 import re
 import shutil
 from typing import Any
-from collections.abc import Callable
 
 from etils import epath
 import orbax.checkpoint as ocp
@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from distillspec_jax.checkpoints import orbax_arrays
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
-from distillspec_jax.core import hosts
+from distillspec_jax.distributed import hosts
 
 
 def is_one(folder: epath.Path) -> bool:

@@ -8,10 +8,10 @@ https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import json
 import math
 from typing import Any
-from collections.abc import Mapping
 
 from etils import epath
 import ml_dtypes

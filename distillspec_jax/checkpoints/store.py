@@ -14,13 +14,13 @@ import tempfile
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import hosts
+from distillspec_jax.distributed import hosts
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

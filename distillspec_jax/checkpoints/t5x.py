@@ -9,9 +9,9 @@ it. Written is the native layout, which every t5x reads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import re
 from typing import Any
-from collections.abc import Mapping
 
 from etils import epath
 import numpy as np

@@ -16,9 +16,9 @@ follows from their shapes.
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 import re
 from typing import Any
-from collections.abc import Mapping
 
 import numpy as np
 

@@ -7,10 +7,10 @@ wrote such a file too, whose leaves are then strings.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 import math
 import pathlib
 from typing import Any
-from collections.abc import Callable, Mapping
 
 from etils import epath
 from flax import serialization

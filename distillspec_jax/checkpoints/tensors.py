@@ -11,13 +11,13 @@ read twice and no host reads what it does not hold.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import contextlib
 import dataclasses
 import math
 import threading
 from typing import Any, NamedTuple
-from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_dtypes  # gives numpy bfloat16

@@ -7,8 +7,8 @@ of hosts: each makes its rows of the same global batch.
 
 from __future__ import annotations
 
-from typing import NamedTuple
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 

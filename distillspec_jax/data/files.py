@@ -6,10 +6,10 @@ an error, unless it is to be skipped; then it is counted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import json
 import os
 import pathlib
-from collections.abc import Iterator
 
 from distillspec_jax.core import errors
 

@@ -7,9 +7,9 @@ Face's code; mT5's model has its sentinels itself; ByT5 has no file of pieces.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import json
 from typing import Any
-from collections.abc import Mapping
 
 from etils import epath
 

@@ -10,11 +10,11 @@ is new.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 import hashlib
 import os
 import pathlib
 import sysconfig
-from collections.abc import Iterator
 
 # Tests, generated tables, and what is not installed everywhere.
 _LEFT_OUT = {

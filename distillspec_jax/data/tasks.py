@@ -6,10 +6,10 @@ language model's task has empty inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 import itertools
 import pathlib
 from typing import Any, NamedTuple
-from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 

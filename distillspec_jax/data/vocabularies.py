@@ -7,25 +7,25 @@ itself, together with the tokenizer files of Hugging Face that it came with.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 import hashlib
 import io
 import json
 import os
 import pathlib
 from typing import Any
-from collections.abc import Iterable, Iterator
 
 from etils import epath
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import sources
 from distillspec_jax.data import hugging_face_tokenizer
-from distillspec_jax.data import quietly
+from distillspec_jax.data import lazy_imports
 from distillspec_jax.data import vocabulary_kinds
 
-import_seqio = quietly.import_seqio
-import_tensorflow = quietly.import_tensorflow
-quiet = quietly.quiet
+import_seqio = lazy_imports.import_seqio
+import_tensorflow = lazy_imports.import_tensorflow
+quiet = lazy_imports.quiet
 
 _FILE = 'vocabulary.json'
 _MODEL = 'vocabulary.model'

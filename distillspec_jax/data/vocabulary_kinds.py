@@ -16,15 +16,15 @@ to import, so the classes are made when first used.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 import functools
 import re
 from typing import Any, NamedTuple
-from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from distillspec_jax.core import errors
-from distillspec_jax.data import quietly
+from distillspec_jax.data import lazy_imports
 from distillspec_jax.data import tokenizer_json
 
 PAD, EOS = 0, 1
@@ -91,7 +91,7 @@ def tokenizers(
 
 def pieces(vocabulary: Any) -> list[str]:
   """What each number stands for; sentinels and controls by one name."""
-  seqio = quietly.import_seqio()
+  seqio = lazy_imports.import_seqio()
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
     processor = vocabulary.tokenizer
     found = processor.id_to_piece(list(range(processor.get_piece_size())))
@@ -123,7 +123,7 @@ class Surfaces(NamedTuple):
 
 def surfaces(vocabulary: Any) -> Surfaces:
   """What each number spells, one after the other, as `decode` does it."""
-  seqio = quietly.import_seqio()
+  seqio = lazy_imports.import_seqio()
   if isinstance(vocabulary, seqio.ByteVocabulary):
     later = [b''] * _FIRST_BYTE + [bytes([byte]) for byte in range(_BYTES)]
     # seqio's own sentinels have no text.
@@ -175,8 +175,8 @@ def _text_of(ids: Iterable[int], size: int) -> list[int]:
 
 @functools.cache
 def _classes() -> dict[str, Any]:
-  seqio = quietly.import_seqio()
-  tf = quietly.import_tensorflow()
+  seqio = lazy_imports.import_seqio()
+  tf = lazy_imports.import_tensorflow()
 
   class InPython(seqio.Vocabulary):
     """Uses the same Python in TensorFlow's graphs, by a call back."""
@@ -215,7 +215,7 @@ def _classes() -> dict[str, Any]:
       self._proto = proto.SerializeToString()
       self._processor = package.SentencePieceProcessor()
       try:
-        with quietly.quiet():
+        with lazy_imports.quiet():
           self._processor.LoadFromSerializedProto(self._proto)
       except RuntimeError as error:
         raise errors.UserError(

@@ -20,20 +20,20 @@ import numpy as np
 import rich.console
 import rich.table
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
+from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
-from distillspec_jax.core import hosts
+from distillspec_jax.core import progress
 from distillspec_jax.core import results
+from distillspec_jax.core import statistics
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
-from distillspec_jax.evaluation import cost_model
+from distillspec_jax.distributed import hosts
 from distillspec_jax.evaluation import examples as examples_lib
 from distillspec_jax.evaluation import pair as pair_lib
-from distillspec_jax.core import progress
 from distillspec_jax.evaluation import quality
-from distillspec_jax.evaluation import statistics
 from distillspec_jax.losses import divergences
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
@@ -46,8 +46,8 @@ _CHUNK = 16
 def evaluate(
     *,
     run: str,
-    target: str | pretrained.Model,
-    draft: str | pretrained.Model,
+    target: str | loading.Model,
+    draft: str | loading.Model,
     task: tasks.Task,
     split: str = 'validation',
     examples: int = 128,
@@ -172,8 +172,8 @@ def evaluate(
 
 
 def measure(
-    target: pretrained.Model,
-    draft: pretrained.Model,
+    target: loading.Model,
+    draft: loading.Model,
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     seed: int,
@@ -201,8 +201,8 @@ def measure(
 
 
 def count(
-    target: pretrained.Model,
-    draft: pretrained.Model,
+    target: loading.Model,
+    draft: loading.Model,
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     seed: int,

@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.evaluation import exactness
 from distillspec_jax.models import int8
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
-from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import batching
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from distillspec_jax.sampling import lossy
 
@@ -146,10 +146,10 @@ def certify(
   if run is not None:
     store.check_writable(run)
   models = (
-      pretrained.load(target, weights=target_weights),
-      pretrained.load(draft, weights=draft_weights),
+      loading.load(target, weights=target_weights),
+      loading.load(draft, weights=draft_weights),
   )
-  pretrained.check_pair(*models)
+  loading.check_pair(*models)
   tokens, segments = _inputs(models, file, inputs, input_length, seed)
   device = jax.devices()[0]
   print(

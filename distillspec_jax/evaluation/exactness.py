@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import randomness
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -79,7 +79,7 @@ class Fit(NamedTuple):
   p_value: float
 
 
-def compute_in(model: pretrained.Model, dtype: str) -> pretrained.Model:
+def compute_in(model: loading.Model, dtype: str) -> loading.Model:
   """The model, computing in another dtype."""
   config = dataclasses.replace(model.config, dtype=dtype)
   transformer = transformer_lib.Transformer(config)
@@ -87,8 +87,8 @@ def compute_in(model: pretrained.Model, dtype: str) -> pretrained.Model:
 
 
 def speculate(
-    target: pretrained.Model,
-    draft: pretrained.Model,
+    target: loading.Model,
+    draft: loading.Model,
     inputs: jax.Array,
     segments: jax.Array,
     decoding: decoding_lib.Decoding,
@@ -100,8 +100,8 @@ def speculate(
 
 
 def greedy(
-    target: pretrained.Model,
-    draft: pretrained.Model,
+    target: loading.Model,
+    draft: loading.Model,
     inputs: jax.Array,
     segments: jax.Array,
     decoding: decoding_lib.Decoding,
@@ -143,12 +143,12 @@ def greedy(
 
 
 def incremental(
-    model: pretrained.Model,
+    model: loading.Model,
     inputs: jax.Array,
     segments: jax.Array,
     decoding: decoding_lib.Decoding,
     seed: int,
-    target: pretrained.Model | None = None,
+    target: loading.Model | None = None,
 ) -> Incremental:
   """What a model samples, read through the cache and teacher-forced.
 
@@ -209,8 +209,8 @@ def _of_target(decoding: decoding_lib.Decoding) -> decoding_lib.Decoding:
 
 
 def uniforms(
-    target: pretrained.Model,
-    draft: pretrained.Model,
+    target: loading.Model,
+    draft: loading.Model,
     inputs: jax.Array,
     segments: jax.Array,
     decoding: decoding_lib.Decoding,
@@ -304,7 +304,7 @@ def chi_squared(observed: np.ndarray, expected: np.ndarray) -> float:
 
 
 @functools.cache
-def _tiny(seed: int) -> pretrained.Model:
+def _tiny(seed: int) -> loading.Model:
   config = config_lib.published(
       'test',
       vocab_size=_TINY_VOCABULARY,
@@ -313,11 +313,11 @@ def _tiny(seed: int) -> pretrained.Model:
       num_decoder_layers=1,
   )
   transformer = transformer_lib.Transformer(config)
-  return pretrained.Model(transformer, transformer.init(jax.random.key(seed)))
+  return loading.Model(transformer, transformer.init(jax.random.key(seed)))
 
 
 def _tiny_threshold(
-    draft: pretrained.Model, inputs: jax.Array, name: str
+    draft: loading.Model, inputs: jax.Array, name: str
 ) -> float:
   """Where a tiny draft goes on at half of its places, the first not among."""
   _, logits = _all_logits(draft, inputs, _TINY_LENGTH)
@@ -329,7 +329,7 @@ def _tiny_threshold(
 
 
 def _all_logits(
-    model: pretrained.Model, inputs: jax.Array, size: int
+    model: loading.Model, inputs: jax.Array, size: int
 ) -> tuple[np.ndarray, jax.Array]:
   """All outputs int[N, size], and teacher-forced logits [N, size, V]."""
   outputs = np.array(
@@ -343,7 +343,7 @@ def _all_logits(
 
 
 def _law(
-    model: pretrained.Model, inputs: jax.Array, decoding: decoding_lib.Decoding
+    model: loading.Model, inputs: jax.Array, decoding: decoding_lib.Decoding
 ) -> dict[tuple[int, ...], float]:
   """P(tokens) of all outputs, from teacher-forced logits of all of them."""
   size = decoding.max_new_tokens
@@ -381,12 +381,14 @@ def _both_logits(
       ones,
       encoded=encoded,
   )[..., :vocabulary]
-  state, prefix = model.begin(params, inputs, segments, length, encoded=encoded)
+  state, prefix = model.prefill(
+      params, inputs, segments, length, encoded=encoded
+  )
   first = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
 
   def step(carry, token):
     state, last = carry
-    hidden, state = model.advance(params, state, last)
+    hidden, state = model.extend(params, state, last)
     logits = model.all_logits(params, hidden, vocabulary)[:, 0]
     return (state, token[:, None]), logits
 

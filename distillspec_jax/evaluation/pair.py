@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import jax
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
-from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
@@ -21,14 +21,14 @@ from distillspec_jax.sampling import speculative
 class Pair(NamedTuple):
   """Both models, and what the draft is called in results."""
 
-  target: pretrained.Model
-  draft: pretrained.Model
+  target: loading.Model
+  draft: loading.Model
   draft_name: str
 
 
 def load(
-    target: str | os.PathLike[str] | pretrained.Model,
-    draft: str | os.PathLike[str] | pretrained.Model,
+    target: str | os.PathLike[str] | loading.Model,
+    draft: str | os.PathLike[str] | loading.Model,
     task: tasks.Task,
     draft_name: str | None = None,
 ) -> Pair:
@@ -44,7 +44,7 @@ def load(
     UserError: a folder without a model, or vocabularies that differ.
   """
   target, draft = _model(target), _model(draft)
-  pretrained.check_pair(target, draft)
+  loading.check_pair(target, draft)
   task.adopt(target.vocabulary or draft.vocabulary, target.name)
   for model in (target, draft):
     if model.vocabulary is not None and not vocabularies.same(
@@ -60,8 +60,8 @@ def load(
 
 
 def answer(
-    target: pretrained.Model,
-    draft: pretrained.Model,
+    target: loading.Model,
+    draft: loading.Model,
     inputs: jax.Array,
     segments: jax.Array,
     keys: jax.Array,
@@ -83,8 +83,8 @@ def answer(
 
 
 def _model(
-    model: str | os.PathLike[str] | pretrained.Model,
-) -> pretrained.Model:
+    model: str | os.PathLike[str] | loading.Model,
+) -> loading.Model:
   if isinstance(model, (str, os.PathLike)):
-    return pretrained.load(model)
+    return loading.load(model)
   return model

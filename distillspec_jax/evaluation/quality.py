@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import results
+from distillspec_jax.core import statistics
 from distillspec_jax.core import types
 from distillspec_jax.data import metrics as metrics_lib
 from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import examples
-from distillspec_jax.evaluation import statistics
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -21,12 +21,12 @@ from distillspec_jax.sampling import generation
 
 
 def measure(
-    model: pretrained.Model,
+    model: loading.Model,
     task: tasks.Task,
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     seed: int,
-    target: pretrained.Model | None = None,
+    target: loading.Model | None = None,
 ) -> dict[str, results.Metric]:
   """The task's metrics over the batches' examples; empty rows do not count.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import itertools
 import os
 from typing import Any
-from collections.abc import Iterable
 
 import jax
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import types
 from distillspec_jax.evaluation import examples
 from distillspec_jax.evaluation import pair
-from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from distillspec_jax.sampling import samples as samples_lib
@@ -26,8 +26,8 @@ _SOURCES = {
 
 
 def collect(
-    target: pretrained.Model,
-    draft: pretrained.Model,
+    target: loading.Model,
+    draft: loading.Model,
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     *,

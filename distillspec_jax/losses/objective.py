@@ -27,11 +27,11 @@ import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh
 from distillspec_jax.core import shapes
+from distillspec_jax.core import trimmed_vocabulary
 from distillspec_jax.core import types
+from distillspec_jax.distributed import mesh
 from distillspec_jax.losses import divergences
-from distillspec_jax.models import columns as columns_lib
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
@@ -54,7 +54,7 @@ def distillation(
     mask: jax.Array,
     divergence: divergences.Divergence,
     chunk: int = 8,
-    columns: columns_lib.Columns | None = None,
+    columns: trimmed_vocabulary.Columns | None = None,
 ) -> dict[str, types.Mean]:
   """The divergence of the draft from the target over the tokens under the mask.
 
@@ -135,7 +135,7 @@ def supervised(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     chunk: int = 8,
-    columns: columns_lib.Columns | None = None,
+    columns: trimmed_vocabulary.Columns | None = None,
 ) -> dict[str, types.Mean]:
   """The cross-entropy on given labels over the tokens under the mask.
 
@@ -262,5 +262,5 @@ def _sum_over_chunks(
 
   # The gradient of what the functions hold is added up over devices here, once,
   # and not chunk by chunk.
-  sums = mesh.by_rows(over_chunks, functions, arrays)
+  sums = mesh.shard_over_batch(over_chunks, functions, arrays)
   return jax.tree.map(lambda parts: jnp.sum(parts, axis=0), sums)

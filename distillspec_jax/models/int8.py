@@ -14,9 +14,9 @@ magnitude of each token, and the products are added up in int32. In
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import functools
 import math
-from collections.abc import Mapping
 from types import ModuleType
 
 import jax

@@ -16,8 +16,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.core import layouts
 from distillspec_jax.core import randomness
+from distillspec_jax.distributed import layouts
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
 

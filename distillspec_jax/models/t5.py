@@ -17,10 +17,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.core import layouts
+from distillspec_jax.distributed import layouts
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import forks
 from distillspec_jax.models import layers
+from distillspec_jax.models import path_slots
 from distillspec_jax.models import relative_position
 
 _RESIDUAL = ('batch', 'length', 'embed_activation')
@@ -324,14 +324,14 @@ class T5(nn.Module):
     x, _ = self.decoder.run(x, shared)
     return dropout(x, 'decoder_out', broadcast_axis=-2)
 
-  def advance(
+  def extend(
       self,
       tokens: jax.Array,
       start: jax.Array,
       cache: Any,
       cross: Any,
       input_mask: jax.Array,
-      fork: forks.Fork | None = None,
+      fork: path_slots.Fork | None = None,
   ) -> tuple[jax.Array, Any]:
     """Hidden states float[B, N, D] of a block appended at `start` int32[B].
 
@@ -384,7 +384,7 @@ class T5(nn.Module):
         logits, ('batch', 'length', 'vocab'), layouts.SPLIT
     )
 
-  def everything(self, inputs: jax.Array, tokens: jax.Array) -> jax.Array:
+  def init_all(self, inputs: jax.Array, tokens: jax.Array) -> jax.Array:
     """Touches every parameter; for initialisation."""
     ones = jnp.ones_like
     encoded = None

@@ -2,12 +2,12 @@
 
 No Flax object leaves this folder. A cache is a pytree that is passed in and
 out; every row of a batch has its own length in it. Appending a block of tokens
-is one call (`advance`), taking tokens back is setting a length (`rewind`).
+is one call (`extend`), taking tokens back is setting a length (`rollback`).
 Several continuations can stand side by side until one of them is kept.
 
   teacher forcing    hidden -> unembed -> logits
-  generation         begin -> (advance -> unembed -> rewind)*
-  several paths      begin -> (advance -> unembed -> keep -> rewind)*
+  generation         prefill -> (extend -> unembed -> rollback)*
+  several paths      prefill -> (extend -> unembed -> keep -> rollback)*
 
 A draft without an encoder reads its target's: `shared_encoding` is what both
 are then given as `encoded`.
@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import layouts
 from distillspec_jax.core import shapes
-from distillspec_jax.models import columns as columns_lib
+from distillspec_jax.core import trimmed_vocabulary
+from distillspec_jax.distributed import layouts
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import forks
 from distillspec_jax.models import layers
+from distillspec_jax.models import path_slots
 from distillspec_jax.models import t5
 
 
@@ -119,7 +119,7 @@ class Transformer:
     )
 
   @property
-  def is_on_tensor(self) -> bool:
+  def is_tensor_parallel(self) -> bool:
     """Whether it is split over the axis `tensor` of the mesh that is set."""
     return layouts.lies_on(self.layout, 'tensor')
 
@@ -134,7 +134,7 @@ class Transformer:
 
   def _boxed(self, key: jax.Array) -> Any:
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return self._module.init(key, tokens, tokens, method='everything')['params']
+    return self._module.init(key, tokens, tokens, method='init_all')['params']
 
   def _apply(self, params: Any, *args: Any, method: str) -> Any:
     on = jax.sharding.get_abstract_mesh()
@@ -300,9 +300,11 @@ class Transformer:
       return {'token_embedder': params['token_embedder']}
     return {'decoder': {'logits_dense': params['decoder']['logits_dense']}}
 
-  def columns(self, vocabulary: int | None = None) -> columns_lib.Columns:
+  def columns(
+      self, vocabulary: int | None = None
+  ) -> trimmed_vocabulary.Columns:
     """What the columns of `unembed` are; of tokens below `vocabulary` only."""
-    return columns_lib.Columns(
+    return trimmed_vocabulary.Columns(
         self.config.output_tokens,
         self.config.vocab_size if vocabulary is None else vocabulary,
     )
@@ -321,7 +323,7 @@ class Transformer:
     """Teacher-forced logits float32[B, T, V]; arguments as in `hidden`."""
     return self.all_logits(params, self.hidden(params, *args, **kwargs))
 
-  def begin(
+  def prefill(
       self,
       params: Any,
       inputs: jax.Array,
@@ -373,15 +375,15 @@ class Transformer:
         input_mask=input_mask,
     )
     if tokens.shape[1] > 1:
-      _, state = self.advance(params, state, tokens[:, :-1])
-    return self.rewind(state, length - 1), Prefix(tokens, length)
+      _, state = self.extend(params, state, tokens[:, :-1])
+    return self.rollback(state, length - 1), Prefix(tokens, length)
 
-  def advance(
+  def extend(
       self,
       params: Any,
       state: DecodeState,
       tokens: jax.Array,
-      fork: forks.Fork | None = None,
+      fork: path_slots.Fork | None = None,
   ) -> tuple[jax.Array, DecodeState]:
     """Hidden states float[B, N, D] of tokens int32[B, N], and the new state.
 
@@ -405,7 +407,7 @@ class Transformer:
         state.cross,
         state.input_mask,
         fork,
-        method='advance',
+        method='extend',
     )
     length = state.length + tokens.shape[1]
     return hidden, state.replace(cache=cache, length=length)
@@ -415,12 +417,16 @@ class Transformer:
     place = int(self.config.scan_layers)
     return DecodeState(cache=place, length=0, cross=place, input_mask=0)
 
-  def rewind(self, state: DecodeState, length: jax.Array) -> DecodeState:
+  def rollback(self, state: DecodeState, length: jax.Array) -> DecodeState:
     """The state with only the first `length` int32[B] tokens of each row."""
     return state.replace(length=length)
 
   def keep(
-      self, state: DecodeState, fork: forks.Fork, path: jax.Array, size: int
+      self,
+      state: DecodeState,
+      fork: path_slots.Fork,
+      path: jax.Array,
+      size: int,
   ) -> DecodeState:
     """The state as if path int32[B] alone had followed, of `size` tokens."""
     slots = fork.slots(path, size)
@@ -474,7 +480,7 @@ def _check_room(state: DecodeState, number: int) -> None:
   if used + number > slots:
     raise ValueError(
         f'A block of {number} tokens does not fit: the cache has {slots} slots'
-        f' a row, of which {used} are in use. Give `begin` a larger'
+        f' a row, of which {used} are in use. Give `prefill` a larger'
         ' max_new_tokens.'
     )
 

@@ -28,7 +28,14 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _SOURCES = (
     *(
         f'{s}/*.py'
-        for s in ('core', 'models', 'sampling', 'losses', 'training')
+        for s in (
+            'core',
+            'distributed',
+            'models',
+            'sampling',
+            'losses',
+            'training',
+        )
     ),
     *(f'planning/{f}.py' for f in ('compiled', 'hlo', 'programs', 'worker')),
 )

@@ -260,15 +260,15 @@ def sampling(
   (draft,) = (
       each for each in block.inner if each.op_name.endswith('draft_loop/while')
   )
-  begin = lambda compiled: cost(
+  prefill = lambda compiled: cost(
       compiled.block, setting.topology, compiled.places, lambda *_: 0
   )
   return Sampling(
       part(autoregressive, token),
       part(speculative, block),
       part(speculative, draft),
-      begin(speculative).seconds,
-      begin(autoregressive).seconds,
+      prefill(speculative).seconds,
+      prefill(autoregressive).seconds,
   )
 
 

@@ -12,12 +12,12 @@ import dataclasses
 import pathlib
 import sys
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
-from distillspec_jax.core import layouts
 from distillspec_jax.core import results
 from distillspec_jax.core import sources
+from distillspec_jax.distributed import layouts
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.planning import compiling
 from distillspec_jax.planning import search
 from distillspec_jax.planning import setting as setting_lib
@@ -181,7 +181,7 @@ def _config(
       model = config_lib.published(model)
     except errors.UserError as unknown:
       try:
-        values = pretrained.read(sources.resolve(model)).config
+        values = loading.read(sources.resolve(model)).config
       except errors.UserError as absent:
         raise errors.UserError(f'{unknown} {absent}') from absent
       model = config_lib.T5Config.from_dict(values)

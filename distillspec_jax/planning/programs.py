@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.core import layouts
-from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.core import types
+from distillspec_jax.distributed import layouts
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.planning import setting as setting_lib
 from distillspec_jax.sampling import autoregressive

@@ -15,7 +15,7 @@ import math
 import jax
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.planning import compiling
 from distillspec_jax.planning import programs
 from distillspec_jax.planning import setting as setting_lib

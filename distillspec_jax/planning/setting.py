@@ -7,12 +7,12 @@ import dataclasses
 import jax
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import layouts
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import layouts
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.planning import topologies
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
-from distillspec_jax.planning import topologies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

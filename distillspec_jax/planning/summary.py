@@ -8,7 +8,7 @@ import functools
 import re
 from typing import NamedTuple
 
-from distillspec_jax.evaluation import cost_model
+from distillspec_jax.core import cost_model
 from distillspec_jax.planning import compiling
 from distillspec_jax.planning import estimate
 from distillspec_jax.planning import hlo

@@ -15,10 +15,10 @@ HBM what it does on v5e, 81 % of the peak.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from distillspec_jax.core import errors

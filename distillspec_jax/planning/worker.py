@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.planning import compiled as compiled_lib
 from distillspec_jax.planning import compiling
 from distillspec_jax.planning import programs

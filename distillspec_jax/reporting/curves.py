@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Iterable
+import math
 from typing import NamedTuple
 
 from distillspec_jax.reporting import rows as rows_lib

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import pathlib
 from collections.abc import Sequence
+import pathlib
 from typing import Any, NamedTuple
 
 import jinja2

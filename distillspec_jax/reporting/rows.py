@@ -8,10 +8,10 @@ are made of what they return.
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable, Sequence
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 Line = dict[str, Any]

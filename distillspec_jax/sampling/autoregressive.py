@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.core import mesh
 from distillspec_jax.core import randomness
+from distillspec_jax.distributed import mesh
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -28,7 +28,7 @@ class _Carry(NamedTuple):
   lengths: jax.Array
   log_probs: jax.Array | None
   stopping: jax.Array | None
-  broken: jax.Array  # int32[B]
+  nonfinite_at: jax.Array  # int32[B]
   state: transformer.DecodeState
 
 
@@ -58,13 +58,13 @@ def generate(
     encoded: float[B, S, E] the encoder's output, see `Transformer.hidden`.
   """
 
-  return mesh.by_rows(
+  return mesh.shard_over_batch(
       functools.partial(_generate, model, decoding, vocabulary),
       whole=(model.for_decoding(params), controls.stop),
       rows=(
           inputs, input_segments, keys, controls.replace(stop=None), encoded
       ),
-      axes=() if model.is_on_tensor else mesh.AXES,
+      axes=() if model.is_tensor_parallel else mesh.AXES,
   )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def _generate(model, decoding, vocabulary, whole, rows_):
   inputs, input_segments, keys, controls, encoded = rows_
   controls = controls.replace(stop=stop)
   batch, length = inputs.shape[0], decoding.max_new_tokens
-  state, prefix = model.begin(
+  state, prefix = model.prefill(
       params,
       inputs,
       input_segments,
@@ -91,7 +91,7 @@ def _generate(model, decoding, vocabulary, whole, rows_):
     return ~jnp.all(carry.done)
 
   def body(carry):
-    hidden, state = model.advance(params, carry.state, carry.last)
+    hidden, state = model.extend(params, carry.state, carry.last)
     own_logits = columns.cut(model.unembed(params, hidden))
     number = jnp.broadcast_to(carry.step, (batch, 1))
     logits = controls.allow(own_logits, number, decoding, columns)[:, 0]
@@ -124,7 +124,7 @@ def _generate(model, decoding, vocabulary, whole, rows_):
         lengths=lengths,
         log_probs=log_probs,
         stopping=stopping,
-        broken=jnp.where(now_broken, carry.step, carry.broken),
+        nonfinite_at=jnp.where(now_broken, carry.step, carry.nonfinite_at),
         state=state,
     )
 
@@ -139,7 +139,7 @@ def _generate(model, decoding, vocabulary, whole, rows_):
           lengths=jnp.zeros(batch, jnp.int32),
           log_probs=jnp.zeros((batch, length)) if decoding.log_probs else None,
           stopping=None if stop is None else jnp.full(batch, stop.start),
-          broken=jnp.full(batch, -1),
+          nonfinite_at=jnp.full(batch, -1),
           state=state,
       ),
   )
@@ -155,5 +155,5 @@ def _generate(model, decoding, vocabulary, whole, rows_):
           out.lengths, zeros, zeros, out.lengths, places, places
       ),
       log_probs=out.log_probs,
-      broken=jnp.stack([out.broken, jnp.full(batch, -1)], axis=1),
+      nonfinite_at=jnp.stack([out.nonfinite_at, jnp.full(batch, -1)], axis=1),
   )

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.models import columns as columns_lib
+from distillspec_jax.core import trimmed_vocabulary
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import stopping
 
@@ -53,7 +53,7 @@ class Controls:
       logits: jax.Array,
       number: jax.Array,
       decoding: decoding_lib.Decoding,
-      columns: columns_lib.Columns | None = None,
+      columns: trimmed_vocabulary.Columns | None = None,
   ) -> jax.Array:
     """The logits without EOS where it is too early for it.
 

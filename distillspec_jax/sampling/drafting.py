@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import layouts
-from distillspec_jax.core import mesh
 from distillspec_jax.core import randomness
-from distillspec_jax.models import forks
+from distillspec_jax.distributed import layouts
+from distillspec_jax.distributed import mesh
+from distillspec_jax.models import path_slots
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -55,11 +55,11 @@ class Block(NamedTuple):
 
 def fork(
     total: jax.Array, decoding: decoding_lib.Decoding
-) -> forks.Fork | None:
+) -> path_slots.Fork | None:
   """Where several drafts part: after `total` int32[B] tokens."""
   if decoding.num_drafts == 1:
     return None
-  return forks.Fork(total, decoding.num_drafts)
+  return path_slots.Fork(total, decoding.num_drafts)
 
 
 def depths(decoding: decoding_lib.Decoding) -> np.ndarray:
@@ -99,11 +99,11 @@ def draft_block(
 
   of_state = draft.row_places()
   controls = controls.replace(stop=None)  # which no draft asks for
-  state, block = mesh.by_rows(
+  state, block = mesh.shard_over_batch(
       functools.partial(_draft_block, draft, decoding, vocabulary),
       whole=params,
       rows=(tokens, state, total, number, done, keys, controls),
-      axes=() if draft.is_on_tensor else mesh.AXES,
+      axes=() if draft.is_tensor_parallel else mesh.AXES,
       places=(0, of_state, 0, 0, 0, 0, 0),
       out_places=(of_state, 0),
   )
@@ -150,13 +150,13 @@ def _draft_block(draft, decoding, vocabulary, params, rows_):
   # overwrite itself, makes that case no case. A row of one token feeds it and
   # a meaningless second, whose slot the next token overwrites.
   start = jnp.maximum(total - 2, 0)
-  hidden, cache = draft.advance(
-      params, draft.rewind(state, start), rows.window(tokens, start, 2)
+  hidden, cache = draft.extend(
+      params, draft.rollback(state, start), rows.window(tokens, start, 2)
   )
   newest = jnp.minimum(total, 2) - 1
   first = propose(0, rows.window(hidden, newest, 1))
   token, logits, goes_on, finite = first
-  cache = draft.rewind(cache, total)
+  cache = draft.rollback(cache, total)
   parting = fork(total, decoding)
 
   def unfinished(carry):
@@ -167,7 +167,7 @@ def _draft_block(draft, decoding, vocabulary, params, rows_):
 
   def next_token(carry):
     place, cache, drafted, proposed, token, is_open, lengths, finite = carry
-    hidden, cache = draft.advance(params, cache, token, parting)
+    hidden, cache = draft.extend(params, cache, token, parting)
     token, logits, goes_on, is_finite = propose(place, hidden)
     return (
         place + 1,

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
-from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import controls as controls_lib
@@ -49,10 +49,10 @@ class Generation:
 
 
 def generate(
-    target: pretrained.Model,
+    target: loading.Model,
     inputs: Sequence[str] | np.ndarray | jax.Array,
     *,
-    draft: pretrained.Model | None = None,
+    draft: loading.Model | None = None,
     max_new_tokens: int | Sequence[int] = 128,
     min_new_tokens: int | Sequence[int] = 0,
     block_length: int = 5,
@@ -145,7 +145,7 @@ def generate(
         ' tokens.'
     )
   if draft is not None:
-    pretrained.check_pair(target, draft)
+    loading.check_pair(target, draft)
   order, parts = [], []
   size = min(batch_size, len(tokens))
   for batch in batches:
@@ -176,8 +176,8 @@ def generate(
 
 
 def sample(
-    target: pretrained.Model,
-    draft: pretrained.Model | None,
+    target: loading.Model,
+    draft: loading.Model | None,
     tokens: jax.Array | np.ndarray,
     segments: jax.Array | np.ndarray,
     numbers: Sequence[int] | np.ndarray,
@@ -240,9 +240,9 @@ def _first(out: samples_lib.Samples, rows: int) -> samples_lib.Samples:
 
 def _check_finite(out, numbers, target, draft) -> None:
   for column, model in enumerate((target, draft)):
-    rows = np.flatnonzero(out.broken[:, column] >= 0)
+    rows = np.flatnonzero(out.nonfinite_at[:, column] >= 0)
     if len(rows):
-      step = out.broken[rows[0], column]
+      step = out.nonfinite_at[rows[0], column]
       raise errors.Failed(
           f'The logits of {model.name} are not finite in row'
           f' {numbers[rows[0]]} after {step} new tokens'
@@ -258,7 +258,7 @@ def detokenize(vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
 
 
 def batched(
-    target: pretrained.Model,
+    target: loading.Model,
     inputs: Sequence[str] | np.ndarray | jax.Array,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray, list[batching.Batch]]:
@@ -311,7 +311,7 @@ def _texts(target, out, requests, stop, eos_ids) -> list[str]:
   return texts
 
 
-def tokenize(model: pretrained.Model, text: str) -> list[int]:
+def tokenize(model: loading.Model, text: str) -> list[int]:
   """The tokens that the model reads for a text; its encoder's end with EOS."""
   tokens = list(model.vocabulary.encode(text))
   return tokens if model.config.is_decoder_only else [*tokens, _EOS]

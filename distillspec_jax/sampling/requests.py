@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabulary_kinds
-from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import stopping
@@ -75,7 +75,7 @@ class Requests:
 
 
 def check(
-    target: pretrained.Model,
+    target: loading.Model,
     count: int,
     *,
     max_new_tokens: int | Sequence[int],
@@ -151,7 +151,7 @@ def check_numbers(
 
 
 def stop_automaton(
-    target: pretrained.Model, stop: str | Sequence[str]
+    target: loading.Model, stop: str | Sequence[str]
 ) -> stopping.Automaton | None:
   """The automaton of stop strings in the target's vocabulary, if there are any.
 
@@ -252,7 +252,7 @@ def _refuse(
 
 
 def _prefixes(
-    target: pretrained.Model, prefix: Any, count: int
+    target: loading.Model, prefix: Any, count: int
 ) -> list[list[int]] | None:
   """The tokens of each row's prefix."""
   if prefix is None:
@@ -268,7 +268,7 @@ def _prefixes(
   return [_prefix(target, one, row) for row, one in enumerate(prefix)]
 
 
-def _prefix(target: pretrained.Model, one: Any, row: int) -> list[int]:
+def _prefix(target: loading.Model, one: Any, row: int) -> list[int]:
   """The tokens of one prefix."""
   if isinstance(one, str):
     if target.vocabulary is None:
@@ -292,7 +292,7 @@ def _prefix(target: pretrained.Model, one: Any, row: int) -> list[int]:
 
 
 def _begun(
-    target: pretrained.Model, prefix: list[list[int]] | None
+    target: loading.Model, prefix: list[list[int]] | None
 ) -> np.ndarray | None:
   """bool[B]: the prefix of a row has text."""
   if prefix is None or target.vocabulary is None:

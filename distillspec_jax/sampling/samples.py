@@ -70,8 +70,8 @@ class Samples:
     statistics: of speculative generation; autoregressive: one call a token.
     log_probs: float32[B, L] nats, of each token under the target's own
       distribution (not warped), 0 after the row; None unless asked for.
-    broken: int32[B, 2] how many tokens a row had when the logits of the target,
-      or of the draft, were not finite; the row ends there. -1: never.
+    nonfinite_at: int32[B, 2] how many tokens a row had when the logits of the
+      target, or of the draft, were not finite; the row ends there. -1: never.
   """
 
   tokens: jax.Array
@@ -79,4 +79,4 @@ class Samples:
   origins: jax.Array
   statistics: Statistics
   log_probs: jax.Array | None
-  broken: jax.Array
+  nonfinite_at: jax.Array

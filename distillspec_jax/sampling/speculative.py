@@ -1,4 +1,4 @@
-"""Speculative generation: draft, verify, commit and rewind in one program.
+"""Speculative generation: draft, verify, commit and rollback in one program.
 
 One block of a row whose last committed token stands at position n - 1:
 
@@ -7,7 +7,7 @@ One block of a row whose last committed token stands at position n - 1:
   target   reads [last, x_1 .. x_G] at once and gives p for G + 1 positions
   verdict  how many are accepted, and the target's own token after them
   commit   the tokens are written at n; n grows by 1 .. G + 1
-  rewind   both caches are cut back by setting their lengths
+  rollback   both caches are cut back by setting their lengths
 
 Several drafts stand side by side in the caches until the verdict; then the path
 that it went along is kept, and all is as if it alone had been drafted.
@@ -25,8 +25,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from distillspec_jax.core import mesh
 from distillspec_jax.core import randomness
+from distillspec_jax.distributed import mesh
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -54,7 +54,7 @@ class SpeculativeState:
     target: its cache; holds the first `total - 1` tokens.
     draft: its cache; holds the first `total - 2` tokens at least.
     statistics: counts so far.
-    broken: int32[B, 2] see `Samples`.
+    nonfinite_at: int32[B, 2] see `Samples`.
   """
 
   step: jax.Array
@@ -67,7 +67,7 @@ class SpeculativeState:
   target: transformer.DecodeState
   draft: transformer.DecodeState
   statistics: samples_lib.Statistics
-  broken: jax.Array
+  nonfinite_at: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=('target', 'draft', 'decoding'))
@@ -98,8 +98,8 @@ def generate(
     controls: settings of rows.
   """
 
-  is_on_tensor = target.is_on_tensor or draft.is_on_tensor
-  return mesh.by_rows(
+  is_tensor_parallel = target.is_tensor_parallel or draft.is_tensor_parallel
+  return mesh.shard_over_batch(
       functools.partial(_generate, target, draft, decoding),
       whole=(
           target.for_decoding(target_params),
@@ -107,7 +107,7 @@ def generate(
           controls.stop,
       ),
       rows=(inputs, input_segments, keys, controls.replace(stop=None)),
-      axes=() if is_on_tensor else mesh.AXES,
+      axes=() if is_tensor_parallel else mesh.AXES,
   )
 
 
@@ -122,8 +122,8 @@ def _generate(target, draft, decoding, whole, rows_):
   encoded = transformer.shared_encoding(draft, target, target_params, *read)
   forced = (controls.prefix, controls.prefix_segments)
   begin = (*read, slack, *forced, encoded)
-  target_state, prefix = target.begin(target_params, *begin)
-  draft_state, _ = draft.begin(draft_params, *begin)
+  target_state, prefix = target.prefill(target_params, *begin)
+  draft_state, _ = draft.prefill(draft_params, *begin)
   tokens = jnp.pad(prefix.tokens, ((0, 0), (0, slack)))
   state = SpeculativeState(
       step=jnp.int32(0),
@@ -136,7 +136,7 @@ def _generate(target, draft, decoding, whole, rows_):
       target=target_state,
       draft=draft_state,
       statistics=samples_lib.Statistics.zeros(batch, size),
-      broken=jnp.full((batch, 2), -1),
+      nonfinite_at=jnp.full((batch, 2), -1),
   )
 
   def body(state: SpeculativeState) -> SpeculativeState:
@@ -148,9 +148,9 @@ def _generate(target, draft, decoding, whole, rows_):
     )  # fmt: skip
     last = rows.window(state.tokens, state.total - 1, 1)
     fork = drafting.fork(state.total, decoding)
-    hidden, target_state = target.advance(
+    hidden, target_state = target.extend(
         target_params,
-        target.rewind(state.target, state.total - 1),
+        target.rollback(state.target, state.total - 1),
         jnp.concatenate([last, block.tokens.reshape(batch, -1)], axis=1),
         fork,
     )
@@ -177,7 +177,7 @@ def _generate(target, draft, decoding, whole, rows_):
       origins=out(state.origins),
       statistics=state.statistics,
       log_probs=out(state.log_probs) if decoding.log_probs else None,
-      broken=state.broken,
+      nonfinite_at=state.nonfinite_at,
   )
 
 
@@ -228,8 +228,10 @@ def commit(
   to_end = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), size) + 1
   room = prefix_length + controls.limit(decoding) - state.total
   count = jnp.minimum(jnp.minimum(verdict.num_accepted + 1, to_end), room)
-  broken = _broken(state, prefix_length, block, verdict, tokens, logits)
-  active = ~state.done & (broken < 0).all(axis=1)
+  nonfinite_at = _nonfinite_at(
+      state, prefix_length, block, verdict, tokens, logits
+  )
+  active = ~state.done & (nonfinite_at < 0).all(axis=1)
   count = jnp.where(active, count, 0)
 
   written = place < count[:, None]
@@ -264,7 +266,7 @@ def commit(
           reached_at=old.reached_at + judged,
           accepted_at=old.accepted_at + passed,
       ),
-      broken=broken,
+      nonfinite_at=nonfinite_at,
   )
 
 
@@ -273,7 +275,9 @@ def _add(state, array, new, written) -> jax.Array:
   return rows.write(array, new, state.total)
 
 
-def _broken(state, prefix_length, block, verdict, tokens, logits) -> jax.Array:
+def _nonfinite_at(
+    state, prefix_length, block, verdict, tokens, logits
+) -> jax.Array:
   """int32[B, 2] of `Samples`, after this block.
 
   Of the target's logits all matter where the verdict adds a token of its own.
@@ -287,5 +291,5 @@ def _broken(state, prefix_length, block, verdict, tokens, logits) -> jax.Array:
   of_target = rows.is_finite(at) & passed.all(axis=1)
   is_fine = jnp.stack([of_target, block.finite], axis=1)
   now = (state.total - prefix_length)[:, None]
-  is_new = ~is_fine & (state.broken < 0) & ~state.done[:, None]
-  return jnp.where(is_new, now, state.broken)
+  is_new = ~is_fine & (state.nonfinite_at < 0) & ~state.done[:, None]
+  return jnp.where(is_new, now, state.nonfinite_at)

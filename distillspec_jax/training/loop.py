@@ -19,29 +19,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
-from distillspec_jax.core import hosts
-from distillspec_jax.core import layouts
-from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import sources
 from distillspec_jax.core import types
 from distillspec_jax.data import batches as batches_lib
+from distillspec_jax.data import sharded_batches
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
+from distillspec_jax.distributed import hosts
+from distillspec_jax.distributed import layouts
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
-from distillspec_jax.models import shared_encoder as shared_encoder_lib
 from distillspec_jax.models import transformer as transformer_lib
-from distillspec_jax.training import feeding
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
 from distillspec_jax.training import progress as progress_lib
+from distillspec_jax.training import shared_encoder as shared_encoder_lib
 from distillspec_jax.training import step as step_lib
 from distillspec_jax.training import validation
 
@@ -155,7 +155,7 @@ def train(
   mesh_lib.check_batch(mesh, batch_size // micro_batches)
   target_model = None
   if target is not None:
-    target_model = pretrained.load(
+    target_model = loading.load(
         target,
         mesh=mesh,
         layout=layouts.rules(target_layout),
@@ -171,7 +171,7 @@ def train(
       model, initial, shared, task, seed, mesh, layouts.rules(layout), changes
   )
   if target_model is not None:
-    pretrained.check_pair(target_model, trained)
+    loading.check_pair(target_model, trained)
   elif trained.config.shares_encoder:
     raise errors.UserError(
         "The model reads its target's encoder output, but there is no target;"
@@ -180,7 +180,7 @@ def train(
   moments = _moments(initial, num_steps) if initial_optimizer else None
   # All that can fail on the data fails here, before anything is written.
   held_out = _first(task, 'validation', validation_examples, batch_size, mesh)
-  feeding.batches(mesh, task, 'train', batch_size, seed=seed)
+  sharded_batches.batches(mesh, task, 'train', batch_size, seed=seed)
   _describe_data(task, folder.name)
   store.check_writable(folder)
   store.check_shared(folder)
@@ -245,7 +245,7 @@ def train(
 
     if latest is None:
       keep_if_best(start)
-    data = feeding.batches(
+    data = sharded_batches.batches(
         mesh, task, 'train', batch_size, seed=seed, pack=pack, start=start
     )
     with (
@@ -302,13 +302,13 @@ def _check(num_steps, batch_size, micro_batches, pack, method, target) -> None:
 def _model_to_train(
     model: config_lib.T5Config | str | None,
     initial: str | None,
-    shared: pretrained.Model | None,
+    shared: loading.Model | None,
     task: tasks.Task,
     seed: int,
     mesh: Any,
     layout: layouts.Rules,
     changes: dict[str, str],
-) -> pretrained.Model:
+) -> loading.Model:
   """The model to train, with its starting parameters on the mesh.
 
   Args:
@@ -327,7 +327,7 @@ def _model_to_train(
         ' configuration of a new model, or the folder of one to start from.'
     )
   if initial is not None:
-    trained = pretrained.load(
+    trained = loading.load(
         initial, param_dtype='float32', mesh=mesh, layout=layout
     )
     trained = dataclasses.replace(
@@ -370,7 +370,7 @@ def _model_to_train(
   transformer = transformer_lib.Transformer(model, layout)
   key = randomness.stream(jax.random.key(seed), 'init')
   params = transformer.init(key, mesh)
-  return pretrained.Model(transformer, params, vocabulary, 'new')
+  return loading.Model(transformer, params, vocabulary, 'new')
 
 
 def _moments(initial: str | None, num_steps: int) -> optimizers.Moments:
@@ -416,7 +416,7 @@ def _first(
   rows = min(batch_size, examples)
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   rows = -(-rows // ways) * ways
-  found = feeding.batches(
+  found = sharded_batches.batches(
       mesh, task, split, rows, seed=0, shuffle=False, num_epochs=1
   )
   return list(itertools.islice(found, -(-examples // rows)))

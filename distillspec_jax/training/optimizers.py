@@ -6,9 +6,9 @@ t5x and given back: `with_adafactor_moments` and `adafactor_moments`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any, NamedTuple
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp

@@ -8,18 +8,18 @@ update     of the sum, divided by the number of tokens of the whole batch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 from typing import Any
-from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from distillspec_jax.core import mesh as mesh_lib
 from distillspec_jax.core import randomness
 from distillspec_jax.core import types
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.losses import objective
 from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib

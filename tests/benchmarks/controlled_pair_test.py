@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import randomness
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -32,7 +32,7 @@ def _models():
   ]
   params = controlled_pair.pair(*configs, AGREEMENT, CERTAINTY)
   return [
-      pretrained.Model(transformer.Transformer(config), made)
+      loading.Model(transformer.Transformer(config), made)
       for config, made in zip(configs, params)
   ]
 

@@ -10,8 +10,8 @@ import pytest
 
 from distillspec_jax.checkpoints import store
 from distillspec_jax.core import errors
-from distillspec_jax.core import hosts
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import hosts
+from distillspec_jax.distributed import mesh as mesh_lib
 
 
 def make_state(seed=0):

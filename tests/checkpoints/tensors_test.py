@@ -9,15 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 import ml_dtypes
 import numpy as np
 import pytest
 
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import mesh as mesh_lib
 
 ARRAYS = {
     'a/kernel': np.arange(32.0, dtype=np.float32).reshape(4, 8),

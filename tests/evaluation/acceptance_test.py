@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.data import vocabularies
 from distillspec_jax.evaluation import acceptance
-from distillspec_jax.evaluation import cost_model
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative

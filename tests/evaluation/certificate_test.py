@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax import main
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
+from distillspec_jax.commands import main
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
@@ -17,7 +18,6 @@ from distillspec_jax.data import vocabularies
 from distillspec_jax.evaluation import certificate
 from distillspec_jax.evaluation import exactness
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import block_verification
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -42,7 +42,7 @@ def model(seed, size=40, **changes):
   config = config_lib.published('test', vocab_size=size, **changes)
   transformer = transformer_lib.Transformer(config)
   params = transformer.init(jax.random.key(seed))
-  return pretrained.Model(transformer, jax.tree.map(lambda x: 1.5 * x, params))
+  return loading.Model(transformer, jax.tree.map(lambda x: 1.5 * x, params))
 
 
 @pytest.fixture(name='pair', scope='module')
@@ -208,7 +208,7 @@ def test_a_verifier_that_does_not_know_the_length_is_seen(
       jax.random.key(x.size), x.shape
   )
   near = jax.tree.map(noise, pair[0].params)
-  pair = pair[0], pretrained.Model(pair[0].transformer, near)
+  pair = pair[0], loading.Model(pair[0].transformer, near)
   fit = exactness.uniforms(*pair, *inputs(1024), of_rule(rule), seed=0)
   assert fit.p_value > FALSE_ALARM
   monkeypatch.setattr(module, name, broken)
@@ -327,14 +327,14 @@ def only(monkeypatch, *names):
 
 
 def test_a_cache_that_is_wrong_is_seen(folders, monkeypatch, capsys):
-  advance = transformer_lib.Transformer.advance
+  advance = transformer_lib.Transformer.extend
 
   def wrong(model, *args, **kwargs):
     hidden, state = advance(model, *args, **kwargs)
     return 1.01 * hidden, state
 
   only(monkeypatch, 'token verification')
-  monkeypatch.setattr(transformer_lib.Transformer, 'advance', wrong)
+  monkeypatch.setattr(transformer_lib.Transformer, 'extend', wrong)
   # Another shape than anything that was compiled before.
   with pytest.raises(errors.Failed, match='cache of the target .* the draft'):
     certificate.certify(**folders, **{**SMALL, 'inputs': 3, 'samples': 3})
@@ -390,8 +390,8 @@ def test_an_int8_draft_is_certified_and_named(
 def test_an_int8_target_has_ties_and_is_not_certified(folders):
   with pytest.raises(errors.UserError, match="target_weights is 'int8'"):
     certificate.certify(**folders, **SMALL, target_weights='int8')
-  target = pretrained.load(folders['target'], weights='int8')
-  draft = pretrained.load(folders['draft'])
+  target = loading.load(folders['target'], weights='int8')
+  draft = loading.load(folders['draft'])
   found = exactness.greedy(target, draft, *inputs(8), SAMPLED)
   assert found.rounding > 1e-3 and found.are_ties
 
@@ -438,9 +438,7 @@ def test_a_lossy_rule_is_refused_on_the_command_line(folders, capsys):
 def test_a_vocabulary_of_words_reads_a_file(pair, tmp_path):
   words = vocabularies.load('bytes')
   one = model(0, 384)
-  models = [
-      pretrained.Model(one.transformer, one.params, words) for _ in range(2)
-  ]
+  models = [loading.Model(one.transformer, one.params, words) for _ in range(2)]
   (tmp_path / 'in.txt').write_text('ab\n\nabc\n')
   tokens, segments = certificate._inputs(
       models, str(tmp_path / 'in.txt'), 9, 0, 0

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from distillspec_jax.evaluation import stopwatch
+from distillspec_jax.evaluation.speed import stopwatch
 
 
 @pytest.fixture

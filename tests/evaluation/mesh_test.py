@@ -3,11 +3,11 @@
 import jax
 import pytest
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.evaluation import acceptance
-from distillspec_jax.models import pretrained
 from distillspec_jax.sampling import decoding as decoding_lib
 from tests.evaluation import tiny
 
@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
 
 
 def measured(folders):
-  target, draft = map(pretrained.load, folders)
+  target, draft = map(loading.load, folders)
   batches = [tiny.batch(8, 0)]
   return target, acceptance.measure(target, draft, batches, DECODING, 3)
 

@@ -4,9 +4,9 @@ import types
 
 import pytest
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
 from distillspec_jax.evaluation import pair
-from distillspec_jax.models import pretrained
 from tests.evaluation import tiny
 
 
@@ -24,7 +24,7 @@ def test_models_are_taken_as_they_are_and_named_after_the_folder(task):
 def test_folders_are_loaded(task, tmp_path, monkeypatch):
   loaded = []
   monkeypatch.setattr(
-      pretrained, 'load', lambda path: loaded.append(path) or tiny.target(384)
+      loading, 'load', lambda path: loaded.append(path) or tiny.target(384)
   )
   pair.load(tmp_path, str(tmp_path / 'draft'), task)
   assert loaded == [tmp_path, str(tmp_path / 'draft')]

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.evaluation import acceptance
-from distillspec_jax.evaluation import costs
 from distillspec_jax.evaluation import exactness
-from distillspec_jax.evaluation import latency
-from distillspec_jax.models import pretrained
+from distillspec_jax.evaluation.speed import costs
+from distillspec_jax.evaluation.speed import latency
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import decoding as decoding_lib
 from tests.evaluation import tiny
@@ -34,7 +34,7 @@ def drafts(vocabulary_size=tiny.V):
   )
   params = {k: v for k, v in own.params.items() if k != 'encoder'}
   params['encoder_projection'] = {'kernel': jnp.eye(config.encoded_dim)}
-  shared = pretrained.Model(
+  shared = loading.Model(
       transformer.Transformer(config), params, None, 'folder/shared'
   )
   return own, shared
@@ -108,6 +108,6 @@ def test_its_steps_are_those_of_decoding(loops):
     inputs = costs.inputs(target, draft, batch.inputs, batch.input_segments)
     assert (inputs.encoded is None) == (draft.name != 'folder/shared')
     costs.step(draft, inputs, DECODING, tiny.V)
-    costs.begin(draft, inputs, DECODING)
+    costs.prefill(draft, inputs, DECODING)
   own, shared = (run(4)[1] for run in loops)
   np.testing.assert_array_equal(own, shared)

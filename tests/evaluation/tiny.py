@@ -6,10 +6,10 @@ import functools
 import jax
 import numpy as np
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer
 
 V = 40
@@ -35,7 +35,7 @@ def target(vocabulary_size=V, **changes):
     return (deviation * rng.standard_normal(leaf.shape)).astype(np.float32)
 
   params = jax.tree_util.tree_map_with_path(draw, model.abstract())
-  return pretrained.Model(model, params, None, 'folder/target')
+  return loading.Model(model, params, None, 'folder/target')
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def draft(vocabulary_size=V, scale=0.3, **changes):
       * rng.standard_normal(x.shape).astype(np.float32),
       model.params,
   )
-  return pretrained.Model(model.transformer, params, None, 'folder/draft')
+  return loading.Model(model.transformer, params, None, 'folder/draft')
 
 
 @functools.cache
@@ -61,15 +61,13 @@ def cut_draft():
   decoder = dict(whole.params['decoder'])
   kernel = decoder['logits_dense']['kernel'][:, list(tokens)]
   decoder['logits_dense'] = {'kernel': kernel}
-  return pretrained.Model(
+  return loading.Model(
       transformer.Transformer(config), {**whole.params, 'decoder': decoder}
   )
 
 
 def with_vocabulary(model, vocabulary):
-  return pretrained.Model(
-      model.transformer, model.params, vocabulary, model.name
-  )
+  return loading.Model(model.transformer, model.params, vocabulary, model.name)
 
 
 def batch(rows, empty=0, seed=0, inputs=5, labels=4):

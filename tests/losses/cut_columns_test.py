@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distillspec_jax.core import trimmed_vocabulary
 from distillspec_jax.losses import divergences
 from distillspec_jax.losses import objective
-from distillspec_jax.models import columns as columns_lib
 
 B, T, V = 3, 7, 13
 TOKENS = (0, 1, 4, 5, 9, 12)
 INSIDE = np.array(TOKENS)
-COLUMNS = columns_lib.Columns(TOKENS, V)
+COLUMNS = trimmed_vocabulary.Columns(TOKENS, V)
 NAMES = {
     'forward_kl': None,
     'reverse_kl': None,
@@ -165,7 +165,7 @@ def test_metrics_are_those_of_all_tokens():
 def test_columns_for_all_tokens_are_the_whole_layer(name):
   batch = make_batch()
   q_logits = jnp.roll(batch['p_logits'], 1, axis=-1)
-  every = columns_lib.Columns(tuple(range(V)), V)
+  every = trimmed_vocabulary.Columns(tuple(range(V)), V)
   value_and_grad = lambda columns: jax.value_and_grad(
       lambda q: distil(name, batch, q, columns=columns)['loss'].total
   )(q_logits)
@@ -252,7 +252,7 @@ def test_labels_that_are_all_unknown_cost_nothing():
 def test_no_array_of_the_whole_vocabulary_is_made_for_the_draft():
   # Beside p's logits, their gather and the target's head: of V, nothing more.
   b, t, v, kept = 4, 32, 8192, 1024
-  columns = columns_lib.Columns(tuple(range(kept)), v)
+  columns = trimmed_vocabulary.Columns(tuple(range(kept)), v)
   struct = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
   def temporary(columns, width):

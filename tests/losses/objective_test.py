@@ -4,13 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.losses import divergences
 from distillspec_jax.losses import objective
 

@@ -10,16 +10,16 @@ import numpy as np
 import optax
 import pytest
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
-from distillspec_jax.core import mesh as mesh_lib
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
-from distillspec_jax.models import pretrained
-from distillspec_jax.models import shared_encoder
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import method
+from distillspec_jax.training import shared_encoder
 from distillspec_jax.training import step
 
 needs_qwix = pytest.mark.skipif(
@@ -68,8 +68,8 @@ def spread_of_errors(a, b):
 @pytest.mark.parametrize('shape', SHAPES)
 def test_logits_are_near_those_of_the_float_model(tmp_path, shape, weights):
   folder = saved(tmp_path / 'm', **SHAPES[shape])
-  whole = pretrained.load(folder)
-  model = pretrained.load(folder, weights=weights)
+  whole = loading.load(folder)
+  model = loading.load(folder, weights=weights)
   wanted = shapes(model.transformer.abstract())
   assert shapes(model.params) == wanted
   # Each of some ten roundings is off by half a step of 127 at most, that is
@@ -83,8 +83,8 @@ def test_logits_are_near_those_of_the_float_model(tmp_path, shape, weights):
 @needs_qwix
 def test_kernels_and_the_embedding_are_int8_and_the_rest_is_not(tmp_path):
   folder = saved(tmp_path / 'm')
-  whole = pretrained.load(folder)
-  model = pretrained.load(folder, weights='int8')
+  whole = loading.load(folder)
+  model = loading.load(folder, weights='int8')
   before = tensors.flatten(whole.params)
   after = tensors.flatten(model.params)
   held = {path for path, leaf in after.items() if leaf.dtype == jnp.int8}
@@ -148,8 +148,8 @@ def test_few_rows_are_those_of_many():
 def test_parameters_are_laid_out_on_the_mesh(tmp_path, shape):
   folder = saved(tmp_path / 'm', **SHAPES[shape])
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
-  alone = pretrained.load(folder, weights='int8')
-  model = pretrained.load(folder, weights='int8', mesh=mesh)
+  alone = loading.load(folder, weights='int8')
+  model = loading.load(folder, weights='int8', mesh=mesh)
   jax.tree.map(np.testing.assert_array_equal, model.params, alone.params)
   layout = model.transformer.shardings(mesh)
   found = jax.tree.map(lambda x: x.sharding, model.params)
@@ -164,7 +164,7 @@ def test_a_draft_that_shares_an_encoder(tmp_path):
   folder = saved(tmp_path / 'm', encoded_dim=32)
   encoded = np.random.default_rng(2).standard_normal((4, 9, 32))
   logits = [
-      pretrained.load(folder, weights=weights).logits(
+      loading.load(folder, weights=weights).logits(
           TOKENS, LABELS, encoded=jnp.asarray(encoded, jnp.float32)
       )
       for weights in (None, 'int8')
@@ -174,14 +174,14 @@ def test_a_draft_that_shares_an_encoder(tmp_path):
 
 @needs_qwix
 def test_it_can_be_neither_saved_nor_trained(tmp_path):
-  model = pretrained.load(saved(tmp_path / 'm'), weights='int8')
+  model = loading.load(saved(tmp_path / 'm'), weights='int8')
   with pytest.raises(errors.UserError, match='cannot be saved; take the one'):
     model.config.to_dict()
   with pytest.raises(errors.UserError, match='cannot be trained or made new'):
     model.transformer.init(jax.random.key(0))
   with pytest.raises(errors.UserError, match="='int8' cannot be trained"):
     step.make_step(method.Method(), optax.sgd(0.1), model.transformer)
-  whole = pretrained.load(tmp_path / 'm')
+  whole = loading.load(tmp_path / 'm')
   with pytest.raises(errors.UserError, match="='int8' cannot be trained"):
     shared_encoder.from_draft(model, whole, [])
 
@@ -196,7 +196,7 @@ def test_what_is_saved_does_not_name_weights():
 def test_unknown_weights_are_refused(tmp_path):
   folder = saved(tmp_path / 'm')
   with pytest.raises(errors.UserError, match="weights is 'int4'; it must be"):
-    pretrained.load(folder, weights='int4')
+    loading.load(folder, weights='int4')
   with pytest.raises(errors.UserError, match="weights is 'int4'; it must be"):
     config_lib.published('test', weights='int4')
 
@@ -205,5 +205,5 @@ def test_without_the_library_it_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'qwix', None)
   folder = saved(tmp_path / 'm')
   with pytest.raises(errors.UserError, match=r"'distillspec_jax\[int8\]'"):
-    pretrained.load(folder, weights='int8')
-  assert pretrained.load(folder).config.weights == 'float'
+    loading.load(folder, weights='int8')
+  assert loading.load(folder).config.weights == 'float'

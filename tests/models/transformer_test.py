@@ -80,14 +80,14 @@ def teacher_forced(
 def incremental(model, params, inputs, input_segments, labels, blocks):
   """Logits of all positions through the cache, in blocks of these sizes."""
   rows, length = labels.shape
-  state, prefix = model.begin(params, inputs, input_segments, length)
+  state, prefix = model.prefill(params, inputs, input_segments, length)
   last = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
   tokens = jnp.concatenate([last, labels[:, :-1]], axis=1)
 
   def cycle(state, tokens):
     logits, start = [], 0
     for block in blocks:
-      hidden, state = model.advance(
+      hidden, state = model.extend(
           params, state, tokens[:, start : start + block]
       )
       logits.append(model.unembed(params, hidden))
@@ -158,7 +158,7 @@ def test_rewinding_after_garbage_leaves_no_trace(name):
 
   @jax.jit
   def run(params, garbage):
-    state, prefix = model.begin(params, inputs, input_segments, 24 + 6)
+    state, prefix = model.prefill(params, inputs, input_segments, 24 + 6)
     last = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
     tokens = jnp.pad(
         jnp.concatenate([last, labels[:, :-1]], axis=1), ((0, 0), (0, 6))
@@ -171,10 +171,10 @@ def test_rewinding_after_garbage_leaves_no_trace(name):
       wrong = jnp.arange(6)[None] > kept_of_block[:, None]
       block = jnp.where(wrong, garbage, block)
       before = state.length
-      hidden, state = model.advance(params, state, block)
+      hidden, state = model.extend(params, state, block)
       logits = model.unembed(params, hidden)
       seen = seen.at[jnp.arange(B)[:, None], index].set(logits)
-      state = model.rewind(state, before + kept_of_block + 1)
+      state = model.rollback(state, before + kept_of_block + 1)
       consumed = consumed + kept_of_block + 1
     return seen, consumed
 
@@ -437,34 +437,34 @@ def test_arrays_that_disagree_are_named():
   with pytest.raises(ValueError, match='Axis T is 8 in `decoder_inputs` but 7'):
     model.hidden(params, inputs, input_segments, labels, segments[:, :7])
   with pytest.raises(ValueError, match='Axis B is 5 in `inputs` but 4'):
-    model.begin(params, inputs, input_segments[:4], 8)
-  begin = functools.partial(model.begin, max_new_tokens=8)
+    model.prefill(params, inputs, input_segments[:4], 8)
+  begin = functools.partial(model.prefill, max_new_tokens=8)
   state, _ = jax.eval_shape(begin, params, inputs, input_segments)
   with pytest.raises(ValueError, match='Axis B is 2 in `tokens` but 5'):
-    model.advance(params, state, labels[:2])
+    model.extend(params, state, labels[:2])
 
 
 @pytest.mark.parametrize('name', ['decoder_only', 'scanned'])
 def test_a_block_without_room_is_refused(name):
   model, params = make(name)
   inputs, input_segments, *_ = ragged_batch(8)
-  begin = functools.partial(model.begin, max_new_tokens=3)
+  begin = functools.partial(model.prefill, max_new_tokens=3)
   state, prefix = jax.eval_shape(begin, params, inputs, input_segments)
   slots = prefix.tokens.shape[1] + 3
   state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
   state = state.replace(length=jnp.full(B, slots - 4).at[2].set(slots - 3))
 
-  def advance(size, state=state):
+  def extend(size, state=state):
     tokens = jnp.zeros((B, size), jnp.int32)
-    return jax.eval_shape(lambda: model.advance(params, state, tokens))
+    return jax.eval_shape(lambda: model.extend(params, state, tokens))
 
-  advance(3)
+  extend(3)
   used = f'cache has {slots} slots a row, of which {slots - 3} are in use'
   with pytest.raises(ValueError, match=f'of 4 tokens does not fit.*{used}'):
-    advance(4)
+    extend(4)
   # As far as is known while a program is compiled.
   with pytest.raises(ValueError, match=f'block of {slots + 1} tokens'):
-    jax.eval_shape(lambda state: advance(slots + 1, state), state)
+    jax.eval_shape(lambda state: extend(slots + 1, state), state)
 
 
 def test_tokens_of_the_larger_vocabulary_are_not_shared():

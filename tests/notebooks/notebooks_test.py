@@ -15,14 +15,15 @@ import gin
 import nbclient
 import nbformat
 import pytest
+
 from tests import hugging_face_pipeline_test
 from tests.repository import readme_test
 
 # The README's, with fewer programs to compile.
 SMALL = [
     *readme_test.SMALL[2:],
-    '--gin.pipeline.run_experiment.control=None',
-    '--gin.pipeline.run_experiment.benchmark=None',
+    '--gin.experiment.run_experiment.control=None',
+    '--gin.experiment.run_experiment.benchmark=None',
     '--gin.acceptance.evaluate.temperatures=(0.0,)',
     '--gin.loop.train.batch_size=8',
 ]

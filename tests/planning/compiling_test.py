@@ -6,9 +6,9 @@ import pathlib
 import re
 
 import pytest
+
 from distillspec_jax.core import errors
 from distillspec_jax.planning import compiling
-
 from tests.planning import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -3,13 +3,13 @@
 import dataclasses
 
 import pytest
+
 from distillspec_jax.core import errors
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.planning import compiled as compiled_lib
 from distillspec_jax.planning import estimate
 from distillspec_jax.planning import hlo
 from distillspec_jax.planning import topologies
-
 from tests.planning import tiny
 
 V5E = topologies.parse('v5e:2x2')  # 1.5e9 cycles a second, no axis wraps
@@ -104,10 +104,10 @@ def test_a_block_is_drafts_and_a_verification():
   draft = hlo.Block('while/body/draft_loop/while', 3, cycles=150_000)  # 0.1 ms
   layers = hlo.Block('while/body/decoder.run/while', 2, cycles=300_000)
   block = hlo.Block('', None, cycles=1_200_000, inner=[layers, draft])
-  begin = 3_000_000
-  speculative = hlo.Block('', 1, cycles=begin, inner=[block])
+  prefill = 3_000_000
+  speculative = hlo.Block('', 1, cycles=prefill, inner=[block])
   token = hlo.Block('', None, cycles=1_500_000)
-  plain = hlo.Block('', 1, cycles=begin, inner=[token])
+  plain = hlo.Block('', 1, cycles=prefill, inner=[token])
   made = estimate.sampling(
       tiny.setting(),
       compiled_lib.Compiled(0.0, block=speculative, places=PLACES),

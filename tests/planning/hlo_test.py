@@ -1,6 +1,7 @@
 """What is read from a program's text, on lines as XLA prints them for TPUs."""
 
 import pytest
+
 from distillspec_jax.planning import compiled
 from distillspec_jax.planning import hlo
 

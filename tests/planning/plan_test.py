@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.models import config as config_lib
@@ -10,7 +11,6 @@ from distillspec_jax.planning import compiling
 from distillspec_jax.planning import plan as plan_lib
 from distillspec_jax.planning import summary
 from distillspec_jax.training import method as method_lib
-
 from tests.planning import tiny
 
 SMALL = config_lib.published('test', vocab_size=256)

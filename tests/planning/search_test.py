@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from distillspec_jax.core import layouts
-from distillspec_jax.core import mesh as mesh_lib
+
+from distillspec_jax.distributed import layouts
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.planning import programs
 from distillspec_jax.planning import search
-
 from tests.planning import tiny
 
 
@@ -54,7 +54,7 @@ def test_caches_are_counted_as_the_sampler_makes_them(asked):
   model = transformer.Transformer(asked.target)
   inputs = jax.ShapeDtypeStruct((32, asked.input_length), jnp.int32)
   state, _ = jax.eval_shape(
-      lambda params, inputs: model.begin(
+      lambda params, inputs: model.prefill(
           params, inputs, inputs, asked.output_length
       ),
       model.abstract(),

@@ -5,7 +5,6 @@ from distillspec_jax.planning import compiling
 from distillspec_jax.planning import hlo
 from distillspec_jax.planning import summary
 from distillspec_jax.planning import table
-
 from tests.planning import tiny
 
 PLACES = ((0, 0), (1, 0), (0, 1), (1, 1))

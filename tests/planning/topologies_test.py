@@ -1,6 +1,7 @@
 """Slices by name, and how long chips need to exchange data."""
 
 import pytest
+
 from distillspec_jax.core import errors
 from distillspec_jax.planning import topologies
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+import distillspec_jax
 from distillspec_jax.core import errors
 from distillspec_jax.reporting import report
-import distillspec_jax
 
 
 class Page(html.parser.HTMLParser):

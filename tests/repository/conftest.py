@@ -2,7 +2,8 @@
 
 import gin
 import pytest
-from distillspec_jax import main
+
+from distillspec_jax.commands import main
 from distillspec_jax.core import configuration
 
 

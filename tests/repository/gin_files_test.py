@@ -6,7 +6,8 @@ import subprocess
 
 import gin
 import pytest
-from distillspec_jax import main
+
+from distillspec_jax.commands import main
 
 FOLDER = main.gin_folder()
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.gin'))
@@ -79,7 +80,7 @@ def test_the_example_of_each_command_is_complete(command, configure):
     'binding',
     [
         'distil/loop.train.shared_encoder=True',
-        'pipeline.run_experiment.shared_encoder=True',
+        'experiment.run_experiment.shared_encoder=True',
     ],
 )
 def test_the_encoder_may_be_shared_in_an_experiment(binding, configure):

@@ -19,13 +19,13 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # What may be imported -> where, as a folder or file of the package.
 ONLY_IN = {
     'flax.linen': ('models',),
-    'gin': ('main.py',),
+    'gin': ('commands',),
     'jinja2': ('reporting',),
     'matplotlib': ('reporting',),
     'optax': ('training',),
     'orbax': ('checkpoints',),
     'qwix': ('models',),
-    'rich': ('core', 'evaluation', 'training'),
+    'rich': ('core', 'commands', 'evaluation', 'training'),
     'tensorstore': ('checkpoints',),
     'tokenizers': ('data',),
     'sentencepiece': ('data',),
@@ -95,7 +95,7 @@ def test_importing_the_package_loads_none_of_the_slow_ones():
       [
           sys.executable,
           '-c',
-          'import sys, distillspec_jax, distillspec_jax.main;'
+          'import sys, distillspec_jax, distillspec_jax.commands.main;'
           f'print(sorted(set({slow}) & set(sys.modules)))',
       ],
       cwd=ROOT,

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from distillspec_jax import main
+
+from distillspec_jax.commands import main
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / 'README.md').read_text()

@@ -132,7 +132,7 @@ def check(samples, expected):
         samples.log_probs[b, :length], log_probs[b], atol=2e-4
     )
     assert (samples.log_probs[b, length:] == 0.0).all()
-  assert (samples.broken == -1).all()
+  assert (samples.nonfinite_at == -1).all()
 
 
 CASES = {
@@ -287,9 +287,9 @@ def test_a_row_whose_targets_logits_are_no_numbers_ends_there(kind, method):
   samples = run(method, kind, controls(), scale=0.0, params=params)
   said, _ = expected(kind, 'nothing')
   others = np.arange(B) != row
-  assert (samples.broken[others] == -1).all()
-  assert samples.broken[row, 1] == -1
-  step = samples.broken[row, 0]
+  assert (samples.nonfinite_at[others] == -1).all()
+  assert samples.nonfinite_at[row, 1] == -1
+  step = samples.nonfinite_at[row, 0]
   if method == 'autoregressive':
     assert step == at + 1
   else:  # the block in which it shows is dropped
@@ -308,13 +308,13 @@ def test_a_row_whose_drafts_logits_are_no_numbers_ends_there(kind):
   samples = run('speculative', kind, controls(), draft_params=broken)
   said, _ = expected(kind, 'nothing')
   others = np.arange(B) != row
-  assert (samples.broken[row] >= 0).tolist() == [False, True]
-  step = samples.broken[row, 1]
+  assert (samples.nonfinite_at[row] >= 0).tolist() == [False, True]
+  step = samples.nonfinite_at[row, 1]
   assert at + 1 - DECODING.block_length <= step <= at + 1
   assert samples.lengths[row] == step
-  for b in np.flatnonzero(others & (samples.broken[:, 1] < 0)):
+  for b in np.flatnonzero(others & (samples.nonfinite_at[:, 1] < 0)):
     assert samples.tokens[b, : samples.lengths[b]].tolist() == said[b]
-  assert (samples.broken[others, 1] < 0).sum() >= 2
+  assert (samples.nonfinite_at[others, 1] < 0).sum() >= 2
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
@@ -331,9 +331,9 @@ def test_logits_of_every_kind_of_nonsense_are_seen(value):
       params={**params, 'decoder': decoder},
   )  # fmt: skip
   assert model.config.is_decoder_only
-  assert (samples.broken[:, 0] >= 0).any()
-  assert (samples.lengths == np.where(samples.broken[:, 0] >= 0,
-                                      samples.broken[:, 0],
+  assert (samples.nonfinite_at[:, 0] >= 0).any()
+  assert (samples.lengths == np.where(samples.nonfinite_at[:, 0] >= 0,
+                                      samples.nonfinite_at[:, 0],
                                       samples.lengths)).all()  # fmt: skip
 
 
@@ -355,5 +355,5 @@ def test_a_nan_that_the_draft_shares_is_not_accepted():
       pairs.keys_of(B),
       greedy,
   )
-  np.testing.assert_array_equal(samples.broken, 0)
+  np.testing.assert_array_equal(samples.nonfinite_at, 0)
   np.testing.assert_array_equal(samples.lengths, 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.models import columns as columns_lib
+from distillspec_jax.core import trimmed_vocabulary
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import controls as controls_lib
@@ -122,7 +122,7 @@ def test_with_lengths_limits_and_log_probabilities_it_is_the_targets():
   )
   np.testing.assert_array_equal(found.tokens, expected.tokens)
   np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
-  assert (np.asarray(found.broken) == -1).all()
+  assert (np.asarray(found.nonfinite_at) == -1).all()
   assert found.statistics.accepted.sum() > 0
 
 
@@ -220,13 +220,13 @@ def test_several_drafts_have_the_targets_law():
 
 
 def test_spreading_to_wrong_tokens_is_caught(monkeypatch):
-  spread = columns_lib.Columns.spread
+  spread = trimmed_vocabulary.Columns.spread
 
   def shifted(self, logits):  # q of the neighbours is what is verified
     full = spread(self, logits)
     return full if self.are_all else jnp.roll(full, 1, axis=-1)
 
-  monkeypatch.setattr(columns_lib.Columns, 'spread', shifted)
+  monkeypatch.setattr(trimmed_vocabulary.Columns, 'spread', shifted)
   decoding = pairs.law_decoding('plain', 2)
   samples = speculate(decoding, pairs.fresh())
   law = pairs.exact_law(decoding)

@@ -262,9 +262,9 @@ class Counting(transformer_lib.Transformer):
     super().__init__(config)
     self.calls = []
 
-  def advance(self, params, state, tokens, fork=None):
+  def extend(self, params, state, tokens, fork=None):
     jax.debug.callback(lambda: self.calls.append(1))
-    return super().advance(params, state, tokens, fork)
+    return super().extend(params, state, tokens, fork)
 
 
 def draft_steps(draft_stop):

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
-from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import batching
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 
 TEXTS = ['two words', 'a longer one', '']
@@ -27,7 +27,7 @@ def _model():
   )
   params = jax.tree.map(lambda x: 2 * x, transformer.init(jax.random.key(0)))
   words = vocabularies.load('bytes')
-  return pretrained.Model(transformer, params, words, 'model')
+  return loading.Model(transformer, params, words, 'model')
 
 
 def test_texts_and_their_tokens_have_the_same_answers(model):
@@ -64,7 +64,7 @@ def test_a_row_draws_from_the_stream_of_its_number(model):
 
 
 def test_without_a_vocabulary_there_is_no_text(model):
-  silent = pretrained.Model(model.transformer, model.params)
+  silent = loading.Model(model.transformer, model.params)
   out = generation.generate(silent, np.full((3, 16), 5), **SAMPLED)
   assert out.text == [] and out.tokens.shape == (3, 6)
   with pytest.raises(errors.UserError, match='model has no vocabulary'):
@@ -117,7 +117,7 @@ def _draft(model):
       x + 0.3 * np.std(x) * rng.standard_normal(x.shape), jnp.float32
   )
   params = jax.tree.map(noise, model.params)
-  return pretrained.Model(model.transformer, params, None, 'the draft')
+  return loading.Model(model.transformer, params, None, 'the draft')
 
 
 @pytest.mark.parametrize('with_draft', [False, True])
@@ -270,9 +270,7 @@ def test_logits_that_are_no_numbers_are_named(model, draft, who):
   }
   pair = {'target': model, 'draft': draft}
   name = {'target': 'model', 'draft': 'the draft'}[who]
-  spoilt = pretrained.Model(
-      model.transformer, broken, pair[who].vocabulary, name
-  )
+  spoilt = loading.Model(model.transformer, broken, pair[who].vocabulary, name)
   pair[who] = spoilt
   with pytest.raises(
       errors.Failed,

@@ -5,20 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
 from distillspec_jax.data import vocabulary_kinds
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import requests
 
 CONFIG = config_lib.published('test', vocab_size=384)
 # No parameters: nothing is computed here.
-READER = pretrained.Model(
+READER = loading.Model(
     transformer.Transformer(CONFIG), None, vocabularies.load('bytes'), 'reader'
 )
-SILENT = pretrained.Model(READER.transformer, None, None, 'silent')
+SILENT = loading.Model(READER.transformer, None, None, 'silent')
 
 
 def check(target=READER, count=3, **settings):

@@ -12,7 +12,7 @@ import pytest
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
-from distillspec_jax.models import forks
+from distillspec_jax.models import path_slots
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import controls as controls_lib
@@ -69,16 +69,18 @@ def test_greedy_tokens_are_those_of_autoregressive_decoding(
 
 def keeps_the_first(monkeypatch):
   """The caches go on with another path than the one that was accepted."""
-  slots = forks.Fork.slots
+  slots = path_slots.Fork.slots
   monkeypatch.setattr(
-      forks.Fork, 'slots', lambda fork, path, size: slots(fork, 0 * path, size)
+      path_slots.Fork,
+      'slots',
+      lambda fork, path, size: slots(fork, 0 * path, size),
   )
 
 
 def keeps_nothing(monkeypatch):
   """The slots stay as the paths had them."""
   monkeypatch.setattr(
-      forks.Fork,
+      path_slots.Fork,
       'slots',
       lambda fork, path, size: fork.start[:, None] + jnp.arange(size)[None],
   )

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from distillspec_jax.core import layouts
 from distillspec_jax.core import randomness
+from distillspec_jax.distributed import layouts
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib

@@ -4,7 +4,9 @@ import re
 import shlex
 
 import pytest
-from tests.repository.conftest import clean_gin, configure
+
+from tests.repository.conftest import clean_gin
+from tests.repository.conftest import configure
 from tests.tpu_scripts import conftest
 
 __all__ = ['clean_gin', 'configure']

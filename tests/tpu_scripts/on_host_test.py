@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+
 from tests.tpu_scripts import conftest
 
 # A run that ends at SIGTERM with a checkpoint, as training does.

@@ -12,13 +12,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from distillspec_jax.checkpoints import convert
+from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
-from distillspec_jax.models import convert
-from distillspec_jax.models import pretrained
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
@@ -112,9 +112,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
       last_state(tmp_path / name) for name in ('whole', 'stopped')
   )
   jax.tree.map(np.testing.assert_array_equal, whole, stopped)
-  best = [
-      pretrained.load(tmp_path / name).params for name in ('whole', 'stopped')
-  ]
+  best = [loading.load(tmp_path / name).params for name in ('whole', 'stopped')]
   jax.tree.map(np.testing.assert_array_equal, *best)
 
 
@@ -129,7 +127,7 @@ def test_a_run_leaves_its_files(tmp_path, task):
   assert list((folder / 'metrics').glob('events*'))
   kinds = {line['kind'] for line in results.read(folder / 'results.jsonl')}
   assert kinds == {'training'}
-  model = pretrained.load(folder)
+  model = loading.load(folder)
   assert model.vocabulary.decode(model.vocabulary.encode('ab')) == 'ab'
 
 
@@ -183,8 +181,8 @@ def test_a_draft_of_frequent_tokens_is_distilled_and_kept(
       method=method_lib.Method(divergence='total_variation'),
       num_steps=2,
   )
-  kept = pretrained.load(best).config.output_tokens
-  assert kept == pretrained.load(cut).config.output_tokens
+  kept = loading.load(best).config.output_tokens
+  assert kept == loading.load(cut).config.output_tokens
   assert len(kept) == 9
   found = results.read(tmp_path / 'run' / 'results.jsonl')
   metrics = next(line for line in found if line['split'] == 'train')['metrics']
@@ -284,7 +282,7 @@ def test_a_target_in_little_memory(tmp_path, task, target):
   )
   # Nearly the same model: what is lost in the third digit.
   assert 0.0 < line['loss']['value'] < 0.05
-  draft = pretrained.load(tmp_path / 'run')
+  draft = loading.load(tmp_path / 'run')
   assert draft.config.dtype == 'bfloat16'
   assert draft.params['token_embedder']['embedding'].dtype == jnp.float32
 
@@ -389,7 +387,7 @@ def test_only_a_run_of_t5x_is_gone_on_with(tmp_path, task, target):
 def test_the_vocabulary_is_that_of_the_model(tmp_path, target):
   chosen_by_none = tiny.task(tmp_path / 'task', vocabulary=None)
   train(tmp_path / 'run', chosen_by_none, initial=target, num_steps=1)
-  assert pretrained.load(tmp_path / 'run').vocabulary.vocab_size == 259
+  assert loading.load(tmp_path / 'run').vocabulary.vocab_size == 259
 
 
 def test_a_model_without_vocabulary_needs_one(tmp_path, adafactor_checkpoint):
@@ -414,9 +412,9 @@ def test_a_draft_that_shares_the_encoder_is_trained(
     train(tmp_path / 'second', task, num_steps=1, target=target, **changes)
     changes = {'initial': str(tmp_path / 'second')}
   train(folder, task, target=target, method=ON_POLICY, **changes)
-  draft = pretrained.load(folder)
+  draft = loading.load(folder)
   assert draft.config.encoded_dim == 16 and draft.config.num_encoder_layers == 0
-  pretrained.check_pair(pretrained.load(target), draft)
+  loading.check_pair(loading.load(target), draft)
   losses = [
       line['metrics']['loss']['value']
       for line in results.read(folder / 'results.jsonl')

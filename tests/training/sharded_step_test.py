@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from distillspec_jax.core import layouts
 from distillspec_jax.core import types
+from distillspec_jax.distributed import layouts
 from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers

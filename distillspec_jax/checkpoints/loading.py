@@ -1,0 +1,295 @@
+"""A model in hand: configuration, parameters, vocabulary, and `load`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+
+from distillspec_jax.checkpoints import hugging_face
+from distillspec_jax.checkpoints import model_folder
+from distillspec_jax.checkpoints import t5x
+from distillspec_jax.checkpoints import tensors
+from distillspec_jax.core import errors
+from distillspec_jax.core import sources
+from distillspec_jax.data import vocabularies
+from distillspec_jax.distributed import layouts
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import int8
+from distillspec_jax.models import transformer as transformer_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A transformer with its parameters.
+
+  Attributes:
+    transformer: the functions.
+    params: their parameters, named as in t5x.
+    vocabulary: text <-> tokens, or None.
+    name: for tables and messages.
+  """
+
+  transformer: transformer_lib.Transformer
+  params: Any
+  vocabulary: Any = None
+  name: str = 'model'
+
+  @property
+  def config(self) -> config_lib.T5Config:
+    return self.transformer.config
+
+  def logits(
+      self,
+      inputs: jax.Array,
+      decoder_inputs: jax.Array,
+      inputs_mask: jax.Array | None = None,
+      encoded: jax.Array | None = None,
+  ) -> jax.Array:
+    """Teacher-forced logits float32[B, T, V].
+
+    Args:
+      inputs: int32[B, S].
+      decoder_inputs: int32[B, T], already shifted right: they start with 0.
+      inputs_mask: bool[B, S]; default: inputs are padded with 0.
+      encoded: float[B, S, E] the encoder's output; only a draft that shares its
+        target's encoder needs it, see `transformer.shared_encoding`.
+
+    Raises:
+      UserError: such a draft without it.
+    """
+    inputs = jnp.asarray(inputs, jnp.int32)
+    decoder_inputs = jnp.asarray(decoder_inputs, jnp.int32)
+    mask = inputs != 0 if inputs_mask is None else jnp.asarray(inputs_mask)
+    return _logits(
+        self.transformer, self.params, inputs, mask, decoder_inputs, encoded
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(transformer, params, inputs, mask, decoder_inputs, encoded):
+  logits = transformer.logits(
+      params,
+      inputs,
+      mask.astype(jnp.int32),
+      decoder_inputs,
+      jnp.ones_like(decoder_inputs),
+      encoded=encoded,
+  )
+  return logits.astype(jnp.float32)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    vocabulary: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    layout: layouts.Rules = layouts.SPLIT,
+    allow_nonfinite: bool = False,
+) -> Model:
+  """The model in a folder, of whatever kind.
+
+  Args:
+    path: a model folder of ours; a run's folder, of which the best checkpoint
+      is taken; a Hugging Face folder with safetensors, or the name of a
+      repository in its cache; a t5x checkpoint, or a folder of several, of
+      which the latest is taken. Local, or in a bucket ('gs://...').
+    step: the checkpoint of that step instead, of a run or of t5x.
+    dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved, and
+      float32 for the formats that do not say.
+    param_dtype: what to hold the parameters in, 'float32' or 'bfloat16';
+      default: as on disk.
+    vocabulary: where it is, if not in the folder: a SentencePiece .model file,
+      a tokenizer.json, another folder, or 'bytes'.
+    weights: 'int8' holds kernels and the embedding in a quarter of the bytes of
+      float32 and multiplies in int8; 'int8_weight_only' only holds them so.
+      Either is another model, near the saved one, that decodes and scores but
+      can be neither trained nor saved. Default: as saved.
+    mesh: lays the parameters out on it, each device reading its own part;
+      default: the one that is set (`jax.set_mesh`), or else all on the first
+      device.
+    layout: by which rules, see `core.layouts.rules`.
+    allow_nonfinite: takes parameters that are NaN or infinite, too.
+
+  Raises:
+    UserError: there is no model, or it is not whole, or does not fit its
+      configuration.
+  """
+  folder = sources.resolve(path)
+  checkpoint = read(folder, step)
+  model = place(
+      checkpoint,
+      str(path),
+      dtype=dtype,
+      param_dtype=param_dtype,
+      weights=weights,
+      mesh=mesh,
+      layout=layout,
+      allow_nonfinite=allow_nonfinite,
+  )
+  found = find_vocabulary(folder, model.config.vocab_size, vocabulary)
+  return dataclasses.replace(model, vocabulary=found)
+
+
+def place(
+    checkpoint: tensors.Checkpoint,
+    name: str,
+    *,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    weights: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    layout: layouts.Rules = layouts.SPLIT,
+    allow_nonfinite: bool = False,
+) -> Model:
+  """A checkpoint's model, without vocabulary; arguments as in `load`."""
+  if param_dtype not in (None, 'float32', 'bfloat16'):
+    raise errors.UserError(
+        f"param_dtype is {param_dtype!r}; it must be 'float32' or 'bfloat16',"
+        ' or left out.'
+    )
+  weights = 'float' if weights is None else weights
+  int8.check(weights)
+  config = config_lib.T5Config.from_dict(checkpoint.config)
+  if dtype is not None:
+    config = dataclasses.replace(config, dtype=dtype)
+  transformer = transformer_lib.Transformer(config)
+  wanted = tensors.flatten(transformer.abstract())
+  wrong = tensors.mismatches(
+      checkpoint.tensors, {path: leaf.shape for path, leaf in wanted.items()}
+  )
+  if wrong:
+    raise errors.UserError(
+        f'The parameters in {name} do not fit its configuration: {wrong}.'
+    )
+  transformer = transformer_lib.Transformer(
+      dataclasses.replace(config, weights=weights), layout
+  )
+  shardings = made = None
+  if mesh is None and not jax.sharding.get_mesh().empty:
+    mesh = jax.sharding.get_mesh()
+  if mesh is not None:
+    shardings = tensors.flatten(transformer.shardings(mesh))
+  if weights != 'float':
+    made = functools.partial(int8.quantize, shardings=shardings)
+  try:
+    placed = tensors.place(
+        checkpoint.tensors,
+        shardings,
+        dtype=param_dtype,
+        made=made,
+        allow_nonfinite=allow_nonfinite,
+    )
+  except errors.UserError as error:
+    raise errors.UserError(f'{name}: {error}') from error
+  return Model(transformer, tensors.unflatten(placed), None, name)
+
+
+def find_vocabulary(
+    folder: epath.Path,
+    vocab_size: int,
+    given: str | os.PathLike[str] | None = None,
+) -> Any | None:
+  """The vocabulary that is given, or else the one in the folder, or None."""
+  if given is not None:
+    return vocabularies.load(given, vocab_size)
+  return vocabularies.load_from(folder, vocab_size)
+
+
+def read(folder: epath.Path, step: int | None = None) -> tensors.Checkpoint:
+  """The checkpoint in a folder of any kind; no parameter is read yet.
+
+  Raises:
+    UserError: there is none; the message says what was looked for.
+  """
+  if model_folder.is_one(folder):
+    return model_folder.read(folder, step)
+  checkpoint = t5x.find(folder, step)
+  if checkpoint is not None:
+    number = checkpoint.name.removeprefix('checkpoint_')
+    return tensors.Checkpoint(
+        *t5x.read(checkpoint),
+        ('the state of the optimizer',),
+        int(number) if number.isdigit() else 0,
+    )
+  if hugging_face.is_one(folder):
+    if step is not None:
+      raise errors.UserError(
+          f'{folder} is a Hugging Face folder, which has no steps, but step is'
+          f' {step}; leave it out.'
+      )
+    return hugging_face.read(folder)
+  raise errors.UserError(
+      f'{folder} holds no model. Looked for: model.json and params/, there or'
+      ' in best/ (a model or a run of ours); config.json and model.safetensors'
+      ' (Hugging Face); checkpoint_STEP/ or a file checkpoint (t5x).'
+  )
+
+
+def check_encoder(target: Model, draft: Model) -> None:
+  """Raises UserError where the draft is to share an encoder that is not there.
+
+  Args:
+    target: must have an encoder of its own if the draft has none.
+    draft: any model.
+  """
+  if target.config.shares_encoder:
+    raise errors.UserError(
+        f'The target {target.name} has no encoder of its own: it is a draft'
+        " that reads its target's. Name the model that it was made for."
+    )
+  wanted = draft.config.encoded_dim
+  if not wanted:
+    return
+  if target.config.is_decoder_only:
+    raise errors.UserError(
+        f"The draft {draft.name} reads its target's encoder output, but the"
+        f' target {target.name} is decoder-only. Use a draft that is'
+        ' decoder-only, too.'
+    )
+  if target.config.emb_dim != wanted:
+    raise errors.UserError(
+        f'The draft {draft.name} reads an encoder output of width {wanted}, but'
+        f' that of the target {target.name} is {target.config.emb_dim} wide.'
+        ' Name the target that the draft was made for.'
+    )
+
+
+def check_pair(target: Model, draft: Model) -> None:
+  """Raises UserError where the draft cannot propose for the target.
+
+  Both must speak of the same tokens. Sizes may differ by padding rows: both
+  must round up to the same multiple of 128, as 32,100 and 32,128 do. A draft
+  that shares an encoder must have been made for one as wide as the target's.
+  """
+  check_encoder(target, draft)
+  if target.config.is_decoder_only != draft.config.is_decoder_only:
+    raise errors.UserError(
+        f'One of {target.name} and {draft.name} is decoder-only, the other is'
+        ' not; both must be of one kind.'
+    )
+  a, b = target.config.vocab_size, draft.config.vocab_size
+  if -(-a // 128) != -(-b // 128):
+    raise errors.UserError(
+        f'The target {target.name} has {a} tokens and the draft {draft.name}'
+        f' has {b}. Speculative decoding compares them token by token; only a'
+        ' difference in padding rows (up to the next multiple of 128) is'
+        ' allowed. Train the draft with the vocabulary of the target.'
+    )
+  if target.vocabulary is None or draft.vocabulary is None:
+    return
+  if not vocabularies.same(target.vocabulary, draft.vocabulary):
+    raise errors.UserError(
+        f'The vocabularies of the target {target.name} and the draft'
+        f' {draft.name} differ: the same number stands for different text.'
+        ' Train the draft with the vocabulary of the target.'
+    )

@@ -1,0 +1,481 @@
+"""Text in, text out: in order, whatever the batches, and after a stop."""
+
+import io
+import json
+import os
+import pty
+import re
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import model_folder
+from distillspec_jax.commands import decode
+from distillspec_jax.commands import main
+from distillspec_jax.core import errors
+from distillspec_jax.core import progress
+from distillspec_jax.data import vocabularies
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.sampling import batching
+from distillspec_jax.sampling import generation
+
+TEXTS = ['one', 'two words', '', 'a longer line of words', 'é ✓', 'x', 'y z']
+SAMPLED = {'temperature': 1.0, 'max_new_tokens': 8, 'batch_size': 2}
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+  """Folders of a target and a draft that read bytes."""
+  folder = tmp_path_factory.mktemp('pair')
+  config = config_lib.published('test', vocab_size=384)
+  transformer = transformer_lib.Transformer(config)
+  words = vocabularies.load('bytes')
+  for number, name in enumerate(('target', 'draft')):
+    params = transformer.init(jax.random.key(number))
+    model_folder.save_model(
+        folder / name,
+        config.to_dict(),
+        jax.tree.map(lambda x: 2 * x, params),  # so that texts differ
+        step=0,
+        also=lambda path: vocabularies.save(words, path),
+    )
+  return {name: str(folder / name) for name in ('target', 'draft')}
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_those_of_generate_in_order(pair, tmp_path, capsys):
+  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(tmp_path / 'out.jsonl'))
+  expected = generation.generate(
+      loading.load(pair['target']),
+      TEXTS,
+      draft=loading.load(pair['draft']),
+      temperature=1.0,
+      max_new_tokens=8,
+  )
+  lines = read(tmp_path / 'out.jsonl')
+  assert [line['input'] for line in lines] == TEXTS
+  assert [line['text'] for line in lines] == expected.text
+  for number, line in enumerate(lines):
+    row = expected.tokens[number, : expected.lengths[number]]
+    assert line['index'] == number
+    assert line['tokens'] == row.tolist()
+    found = line['statistics']
+    counts = jax.tree.map(lambda x, n=number: x[n], expected.statistics)
+    for name in ('blocks', 'drafted', 'accepted', 'emitted'):
+      assert found[name] == getattr(counts, name)
+    for name in ('reached_at', 'accepted_at'):
+      assert found[name] == getattr(counts, name).tolist()
+    assert found['block_efficiency'] == found['emitted'] / found['blocks']
+    assert found['acceptance_rate'] == (
+        found['accepted'] / counts.reached_at.sum()
+    )
+    assert line['settings']['temperature'] == 1.0
+    assert line['settings']['draft'] == pair['draft']
+  assert '7 texts' in capsys.readouterr().err
+
+
+def test_int8_models_decode_and_are_named(pair, tmp_path, capsys):
+  pytest.importorskip(
+      'qwix', reason="needs qwix: pip install 'distillspec_jax[int8]'"
+  )
+  out = tmp_path / 'out.jsonl'
+  code, _ = run(
+      capsys, pair, *TEXTS, f'--draft={pair["draft"]}', f'--out={out}',
+      '--max_new_tokens=8', '--target_weights=int8_weight_only',
+      '--draft_weights=int8',
+  )  # fmt: skip
+  assert code == 0
+  lines = read(out)
+  expected = generation.generate(
+      loading.load(pair['target'], weights='int8_weight_only'),
+      TEXTS,
+      max_new_tokens=8,
+  )
+  assert [line['text'] for line in lines] == expected.text
+  settings = lines[0]['settings']
+  assert settings['target_weights'] == 'int8_weight_only'
+  assert settings['draft_weights'] == 'int8'
+  with pytest.raises(errors.UserError, match='another .*target_weights'):
+    decode.decode(*TEXTS, **pair, max_new_tokens=8, out=str(out))
+
+
+def test_texts_do_not_depend_on_their_batches(pair, tmp_path):
+  for size in (2, 5):
+    settings = {**SAMPLED, 'batch_size': size}
+    decode.decode(*TEXTS, **pair, **settings, out=str(tmp_path / f'{size}'))
+  assert read(tmp_path / '2') == read(tmp_path / '5')
+
+
+def test_without_a_draft_there_are_no_blocks(pair, capsys):
+  decode.decode('one', target=pair['target'], max_new_tokens=4, json=True)
+  found = json.loads(capsys.readouterr().out)['statistics']
+  assert found['blocks'] == found['emitted'] > 0
+  assert found['drafted'] == found['accepted'] == 0
+  assert found['reached_at'] == found['accepted_at'] == []
+  assert found['acceptance_rate'] is None
+  assert found['block_efficiency'] == 1.0
+
+
+def test_settings_of_generate_are_flags(pair, capsys):
+  code, said = run(
+      capsys, pair, f'--draft={pair["draft"]}', '--json', 'one', 'two',
+      '--min_new_tokens=3', '--draft_stop=confidence,0.3', '--block_length=2',
+      '--temperature=1', '--stop=qq', '--stop=e',
+  )  # fmt: skip
+  assert code == 0, said.err
+  expected = generation.generate(
+      loading.load(pair['target']),
+      ['one', 'two'],
+      draft=loading.load(pair['draft']),
+      temperature=1.0,
+      max_new_tokens=4,
+      min_new_tokens=3,
+      draft_stop=('confidence', 0.3),
+      block_length=2,
+      stop=['qq', 'e'],
+  )
+  lines = [json.loads(line) for line in said.out.splitlines()]
+  assert [line['text'] for line in lines] == expected.text
+  for line, count in zip(lines, expected.statistics.drafted):
+    assert line['statistics']['drafted'] == count
+    settings = line['settings']
+    assert settings['stop'] == ['qq', 'e']
+    assert settings['min_new_tokens'] == 3
+    assert settings['draft_stop'] == ['confidence', 0.3]
+
+
+def test_an_answer_ends_before_a_stop_string(pair, capsys):
+  settings = ['--temperature=1', '--json', 'one', 'two words', 'x']
+  code, said = run(capsys, pair, *settings, '--max_new_tokens=12')
+  free = [json.loads(line) for line in said.out.splitlines()]
+  letters = [c for line in free for c in line['text'][1:-1] if c.isascii()]
+  stop = max(letters, key=letters.count)
+  code, said = run(
+      capsys, pair, *settings, '--max_new_tokens=12', f'--stop={stop}'
+  )
+  assert code == 0, said.err
+  lines = [json.loads(line) for line in said.out.splitlines()]
+  shorter = 0
+  for line, whole in zip(lines, free):
+    assert line['text'] == whole['text'].split(stop)[0]
+    count = len(line['tokens'])
+    assert line['tokens'] == whole['tokens'][:count]
+    assert line['statistics']['emitted'] == count
+    if stop in whole['text']:
+      assert line['tokens'][-1] == 3 + ord(stop)
+      shorter += count < len(whole['tokens'])
+  assert shorter
+
+
+class Stopped(Exception):
+  pass
+
+
+@pytest.mark.parametrize('after', [1, 2, 3])
+def test_a_stopped_file_ends_as_if_it_had_not_been_stopped(
+    pair, tmp_path, monkeypatch, after
+):
+  whole, out = tmp_path / 'whole', tmp_path / 'out'
+  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(whole))
+  sample, calls = generation.sample, []
+
+  def stop(*args):
+    calls.append(args)
+    if len(calls) > after:
+      raise Stopped
+    return sample(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(generation, 'sample', stop)
+    with pytest.raises(Stopped):
+      decode.decode(*TEXTS, **pair, **SAMPLED, out=str(out))
+  written = out.read_bytes()
+  assert whole.read_bytes().startswith(written) and len(written)
+  out.write_bytes(written + b'{"index": 9, "inp')  # a line that was cut off
+  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(out))
+  assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize('keep', range(1, len(TEXTS)))
+def test_a_stopped_file_goes_on_with_the_batches_of_a_whole_one(
+    pair, tmp_path, monkeypatch, keep
+):
+  # Rounding may depend on a batch's shape and on a row's place in it.
+  whole, out = tmp_path / 'whole', tmp_path / 'out'
+  sample, calls = generation.sample, []
+
+  def note(target, draft, tokens, segments, numbers, *rest):
+    calls.append((tokens.tolist(), numbers.tolist()))
+    return sample(target, draft, tokens, segments, numbers, *rest)
+
+  monkeypatch.setattr(generation, 'sample', note)
+  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(whole))
+  of_whole = calls.copy()
+  calls.clear()
+  lines = whole.read_bytes().splitlines(keepends=True)
+  out.write_bytes(b''.join(lines[:keep]))
+  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(out))
+  assert out.read_bytes() == whole.read_bytes()
+  assert calls == [call for call in of_whole if max(call[1]) >= keep]
+  assert len({np.shape(tokens)[0] for tokens, _ in of_whole}) == 1
+
+
+def test_what_is_done_is_not_done_again(pair, tmp_path, monkeypatch, capsys):
+  out = str(tmp_path / 'out')
+  decode.decode('a', **pair, **SAMPLED, out=out)
+  monkeypatch.setattr(loading, 'load', None)
+  decode.decode('a', **pair, **SAMPLED, out=out)
+  assert 'has all 1 answers already' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'texts, changes, message',
+    [
+        (['b'], {}, 'line 1 is an answer to another input'),
+        ([], {}, 'line 1 is an answer to another input'),
+        (['a'], {'seed': 4}, 'line 1 was made with another seed'),
+        (['a'], {'draft': None}, 'another draft'),
+        (['a'], {'vocabulary': 'bytes'}, 'with another vocabulary; remove'),
+    ],
+)
+def test_a_file_of_other_answers_is_left_alone(
+    pair, tmp_path, texts, changes, message, monkeypatch
+):
+  out = tmp_path / 'out'
+  decode.decode('a', **pair, **SAMPLED, out=str(out))
+  before = out.read_bytes()
+  give(monkeypatch, b'none\n')
+  with pytest.raises(errors.UserError, match=message):
+    decode.decode(*texts, **{**pair, **SAMPLED, **changes}, out=str(out))
+  assert out.read_bytes() == before
+  out.write_text('[1]\n')
+  with pytest.raises(errors.UserError, match='line 1 is not an answer'):
+    decode.decode('a', **pair, **SAMPLED, out=str(out))
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'index': 1}, 'line 1 is an answer to another input'),
+        ({'settings': 3}, 'line 1 is not an answer'),
+        ({'settings': None}, 'line 1 is not an answer'),
+        ({'settings': []}, 'line 1 was made with another target'),
+    ],
+)
+def test_a_line_that_was_changed_is_named(pair, tmp_path, changes, message):
+  out = tmp_path / 'out'
+  decode.decode('a', **pair, **SAMPLED, out=str(out))
+  out.write_text(json.dumps({**json.loads(out.read_text()), **changes}) + '\n')
+  with pytest.raises(errors.UserError, match=message):
+    decode.decode('a', **pair, **SAMPLED, out=str(out))
+
+
+def test_a_setting_that_a_file_does_not_know_is_none(pair, tmp_path, capsys):
+  out = tmp_path / 'out'
+  decode.decode('a', **pair, **SAMPLED, out=str(out))
+  values = json.loads(out.read_text())
+  del values['settings']['vocabulary']
+  out.write_text(json.dumps(values) + '\n')
+  decode.decode('a', **pair, **SAMPLED, out=str(out))
+  assert 'has all 1 answers already' in capsys.readouterr().err
+
+
+def give(monkeypatch, data, terminal=False):
+  """Standard input of these bytes."""
+  stream = types.SimpleNamespace(
+      isatty=lambda: terminal, buffer=io.BytesIO(data)
+  )
+  monkeypatch.setattr(decode.sys, 'stdin', stream)
+
+
+def run(capsys, pair, *arguments):
+  """Exit code and what was printed of a command line, greedy."""
+  code = main.main([
+      'decode',
+      f'--target={pair["target"]}',
+      '--max_new_tokens=4',
+      *arguments,
+  ])  # fmt: skip
+  return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize('dash', [[], ['-']])
+def test_lines_of_standard_input(pair, capsys, monkeypatch, dash):
+  give(monkeypatch, '\ufeffone\r\n\ntwo\n'.encode())
+  code, said = run(capsys, pair, '--json', *dash)
+  assert code == 0, said.err
+  lines = [json.loads(line) for line in said.out.splitlines()]
+  assert [line['input'] for line in lines] == ['one', '', 'two']
+
+
+def test_lines_of_a_file_and_plain_text(pair, capsys, tmp_path):
+  (tmp_path / 'in.txt').write_text('one\ntwo')
+  code, said = run(capsys, pair, f'--file={tmp_path / "in.txt"}', '--prefix=p ')
+  expected = generation.generate(
+      loading.load(pair['target']), ['p one', 'p two'], max_new_tokens=4
+  )
+  assert code == 0, said.err
+  assert said.out == ''.join(text + '\n' for text in expected.text)
+  assert '2 texts, ' in said.err
+
+
+def test_a_field_of_json_lines(pair, capsys, tmp_path):
+  file = tmp_path / 'in.jsonl'
+  file.write_text('{"q": "one"}\n{"q": "two\\nlines"}\n')
+  code, said = run(capsys, pair, f'--file={file}', '--field=q', '--json')
+  lines = [json.loads(line) for line in said.out.splitlines()]
+  assert code == 0, said.err
+  assert [line['input'] for line in lines] == ['one', 'two\nlines']
+
+
+def test_a_prompt_asks_until_an_empty_line(pair, capsys, monkeypatch):
+  give(monkeypatch, b'', terminal=True)
+  asked = iter(['one', 'two', ''])
+  monkeypatch.setattr('builtins.input', lambda: next(asked))
+  code, said = run(capsys, pair)
+  expected = generation.generate(
+      loading.load(pair['target']), ['one', 'two'], max_new_tokens=4
+  )
+  assert code == 0, said.err
+  assert said.out == ''.join(text + '\n' for text in expected.text)
+  assert said.err.count('1 text, ') == 2
+
+
+@pytest.mark.parametrize('end, code', [(EOFError, 0), (KeyboardInterrupt, 130)])
+def test_a_prompt_ends_with_the_input(pair, capsys, monkeypatch, end, code):
+  def stop():
+    raise end
+
+  give(monkeypatch, b'', terminal=True)
+  monkeypatch.setattr('builtins.input', stop)
+  assert run(capsys, pair)[0] == code
+
+
+def test_a_terminal_is_asked_and_its_answers_are_json(
+    pair, capsys, monkeypatch
+):
+  typist, terminal = pty.openpty()
+  with open(terminal, encoding='utf-8', errors='surrogateescape') as stream:
+    monkeypatch.setattr(decode.sys, 'stdin', stream)
+    os.write(typist, b'one\n\xff\ntwo\n\x04')
+    code, said = run(capsys, pair, '--json', '--prefix=p ')
+  os.close(typist)
+  assert code == 0, said.err
+  lines = [json.loads(line) for line in said.out.splitlines()]
+  assert [line['input'] for line in lines] == ['p one', 'p two']
+  assert [line['index'] for line in lines] == [0, 1]
+  # Standard output is no terminal here: the prompt is not among the answers.
+  assert said.err.count('> ') == 4
+  assert "The text is not Unicode ('\\udcff' at character 0)" in said.err
+
+
+@pytest.mark.parametrize(
+    'out, terminal, shown', [(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 1)]
+)
+def test_a_bar_is_shown_unless_answers_are(
+    pair, monkeypatch, tmp_path, out, terminal, shown
+):
+  bars = []
+  monkeypatch.setattr(
+      progress, 'shown', lambda items, name: bars.append(name) or items
+  )
+  monkeypatch.setattr(sys.stdout, 'isatty', lambda: bool(terminal))
+  file = str(tmp_path / 'out') if out else None
+  decode.decode('one', target=pair['target'], max_new_tokens=4, out=file)
+  assert bars == ['decoding'] * shown
+
+
+@pytest.mark.parametrize(
+    'arguments, data, message',
+    [
+        (['a', '--file=x'], b'', 'give one of them'),
+        (['--file=none.txt'], b'', 'none.txt cannot be read: No such file'),
+        (['--file=.'], b'', r'\. cannot be read: Is a directory'),
+        (
+            ['a', 'b\udcff'],
+            b'',
+            r"Text 2 of .* not Unicode \('\\udcff' at .* 1",
+        ),
+        (['a', '--prefix=\udcff'], b'', '--prefix is not Unicode'),
+        (['a', '--seed=-1'], b'', r'seed is -1; it must lie in \[0, 2\*\*32'),
+        (['a', '--seed=4294967296'], b'', 'seed is 4294967296; it must'),
+        (['a', '--batch_size=x'], b'', "--batch_size: invalid int value: 'x'"),
+        (['a', '--max-tokens=3'], b'', 'Did you mean --max_new_tokens?'),
+        (['a', '--out=gs://bucket/x'], b'', 'added to local files only'),
+        ([], b'', 'standard input is empty'),
+        ([], b'a\n\xff\n', 'standard input, line 2 is not UTF-8'),
+        (['a', '--batch_size=0'], b'', 'batch_size is 0'),
+        (['a', '--temperature=-1'], b'', 'temperature is -1'),
+        (['a', '--min_new_tokens=5'], b'', 'min_new_tokens is 5; it must lie'),
+        (['a', '--draft_stop=confidence'], b'', 'draft_stop is .*; give'),
+        (['a', '--draft_stop=sure,1'], b'', 'draft_stop is .*; give'),
+        (['a', '--lenience=0.5'], b'', 'lenience function is 0.5'),
+        (['a', '--lenience=typical,2'], b'', "lenience's epsilon is 2.0"),
+        (['a', '--stop='], b'', 'A stop string is empty'),
+        (['a', '--stop=\udcff'], b'', 'stop string .* is not Unicode'),
+        (['a', '--target=nowhere'], b'', 'There is no folder nowhere'),
+        (
+            ['a', '--draft=nowhere', '--block_length=2'],
+            b'',
+            'There is no folder nowhere',
+        ),
+        (['a', '--out=/proc/none/x'], b'', 'Nothing can be written to /proc'),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    pair, capsys, monkeypatch, arguments, data, message
+):
+  give(monkeypatch, data)
+  code, said = run(capsys, pair, *arguments)
+  assert code == 2
+  assert len(said.err.splitlines()) == 1 and said.out == ''
+  assert re.search(message, said.err)
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('{"inputs": "a"}\n[]\n', 'line 2 has no text in the field'),
+        ('{"inputs": 3}\n', 'line 1 has no text in the field'),
+        ('{', 'line 1 is not JSON'),
+        ('{"inputs": "a\\ud800"}', "line 1, field 'inputs' is not Unicode"),
+    ],
+)
+def test_bad_json_lines_are_named(pair, tmp_path, text, message):
+  (tmp_path / 'in.jsonl').write_text(text)
+  with pytest.raises(errors.UserError, match=message):
+    decode.decode(**pair, file=str(tmp_path / 'in.jsonl'))
+
+
+def test_a_target_without_a_vocabulary_is_refused(pair, tmp_path):
+  config = config_lib.published('test', vocab_size=384)
+  params = transformer_lib.Transformer(config).init(jax.random.key(0))
+  model_folder.save_model(tmp_path / 'm', config.to_dict(), params, 0)
+  with pytest.raises(errors.UserError, match='has no vocabulary.*--vocabulary'):
+    decode.decode('a', target=str(tmp_path / 'm'))
+  decode.decode(
+      'a', target=str(tmp_path / 'm'), vocabulary='bytes', max_new_tokens=2
+  )
+
+
+def test_batches_are_of_one_width_and_do_not_depend_on_the_start():
+  lengths = [5, 9, 6, 30, 7, 100, 8, 8, 8, 10, 11, 12]
+  batches = list(batching.plan(lengths, 4))
+  assert sorted(i for batch in batches for i in batch.numbers) == list(
+      range(12)
+  )
+  width = {i: batch.width for batch in batches for i in batch.numbers}
+  assert all(lengths[i] <= width[i] for i in width)
+  assert len(set(width.values())) == 3  # 30 has no width of its own
+  for start in range(12):
+    rest = list(batching.plan(lengths, 4, start))
+    assert rest == [batch for batch in batches if max(batch.numbers) >= start]
+  assert np.max([len(batch.numbers) for batch in batches]) == 4

@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distillspec_jax.core import errors
+from distillspec_jax.distributed import mesh as mesh_lib
+
+
+@pytest.mark.parametrize(
+    'sizes, message',
+    [
+        ({'data': 3}, 'The mesh is data 3 x fsdp 1 x tensor 1 = 3 devices'),
+        ({'fsdp': 3}, 'but there are 8'),
+        ({'fsdp': 0}, 'The mesh axis fsdp is 0; it must be at least 1'),
+        ({'tensor': -1}, 'The mesh axis tensor is -1'),
+        ({'data': 0}, 'The mesh axis data is 0'),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_devices(sizes, message):
+  with pytest.raises(errors.UserError, match=message):
+    mesh_lib.make_mesh(**sizes)
+
+
+def test_what_is_left_goes_to_the_rows():
+  mesh = mesh_lib.make_mesh(fsdp=2, tensor=2)
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  some = mesh_lib.make_mesh(devices=jax.devices()[:2])
+  assert dict(some.shape) == {'data': 2, 'fsdp': 1, 'tensor': 1}
+
+
+def test_a_batch_that_does_not_divide_the_mesh():
+  mesh = mesh_lib.make_mesh(fsdp=2, tensor=2)
+  mesh_lib.check_batch(mesh, 12)
+  with pytest.raises(errors.UserError, match='6 rows .* make 4; use a multipl'):
+    mesh_lib.check_batch(mesh, 6)
+
+
+@pytest.mark.parametrize(
+    'axes, share', [(mesh_lib.ROWS, 2), (mesh_lib.AXES, 1)]
+)
+def test_each_device_sees_its_own_rows(axes, share):
+  def function(weight, rows):
+    seen.append(rows.shape)
+    return rows * weight
+
+  rows = jnp.arange(16.0).reshape(8, 2)
+  weight = jnp.float32(3)
+  seen = []
+  with jax.set_mesh(mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)):
+    run = jax.jit(lambda w, r: mesh_lib.shard_over_batch(function, w, r, axes))
+    np.testing.assert_array_equal(run(weight, rows), 3 * rows)
+    assert seen == [(share, 2)]
+    seen.clear()
+    np.testing.assert_array_equal(run(weight, rows[:6]), 3 * rows[:6])
+    assert seen == [(3, 2)]  # 6 rows are spread over 2 of 4 or 8 devices
+  seen.clear()
+  np.testing.assert_array_equal(
+      mesh_lib.shard_over_batch(function, weight, rows, axes), 3 * rows
+  )
+  assert seen == [(8, 2)]
+
+
+@pytest.mark.parametrize('axes', [mesh_lib.ROWS, mesh_lib.AXES])
+@pytest.mark.parametrize('count', [8, 6, 3])
+def test_gradients_of_what_is_whole_are_added_up(axes, count):
+  def loss(weight, rows):
+    each = mesh_lib.shard_over_batch(
+        lambda weight, rows: jnp.sum(jnp.sin(rows @ weight))[None],
+        weight,
+        rows,
+        axes,
+    )
+    return jnp.sum(each)
+
+  rng = np.random.default_rng(0)
+  rows, weight = rng.standard_normal((count, 4)), rng.standard_normal((4, 6))
+  expected = jax.grad(loss)(weight, rows)
+  with jax.set_mesh(mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)):
+    actual = jax.jit(jax.grad(loss))(weight, rows)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_loops_end_where_their_rows_end():
+  def steps(_, rows):
+    count, _ = jax.lax.while_loop(
+        lambda c: jnp.any(c[1] > 0),
+        lambda c: (c[0] + 1, c[1] - 1),
+        (jnp.int32(0), rows),
+    )
+    return jnp.broadcast_to(count, rows.shape)
+
+  rows = jnp.arange(8)
+  with jax.set_mesh(mesh_lib.make_mesh()):
+    counts = jax.jit(
+        lambda rows: mesh_lib.shard_over_batch(steps, None, rows, mesh_lib.AXES)
+    )(rows)
+  np.testing.assert_array_equal(counts, rows)
+  np.testing.assert_array_equal(mesh_lib.shard_over_batch(steps, None, rows), 7)

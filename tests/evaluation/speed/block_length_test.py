@@ -1,0 +1,166 @@
+"""Plans against a simulation of decoding, and what they are made of."""
+
+import numpy as np
+import pytest
+
+import distillspec_jax as ds
+from distillspec_jax.core import errors
+from distillspec_jax.data import vocabulary_kinds
+from distillspec_jax.evaluation.speed import block_length as block_length_lib
+from distillspec_jax.evaluation.speed import costs as costs_lib
+from tests.evaluation import tiny
+
+PLACES = (0.8, 0.7, 0.9, 0.3, 0.1)
+LENGTHS = (12, 30, 31)
+
+
+def prices(draft=0.1, verify=1.2, step=1.0):
+  return costs_lib.Costs(
+      prefill=2.0,
+      step=step,
+      draft_prefill=1.0,
+      draft_first=1.5 * draft,
+      draft=draft,
+      verify={size: verify for size in (1, 3, 5)},
+  )
+
+
+def simulated_speedup(size, costs, rows, batches=20_000):
+  """Decoding as the sampler's loop does it, by the prices; and its error."""
+  rng = np.random.default_rng(0)
+  lengths = rng.choice(LENGTHS, (batches, rows))
+  left, calls = lengths.copy(), np.zeros(batches)
+  while (left > 0).any():
+    calls += (left > 0).any(axis=1)
+    passes = rng.random((batches, rows, size)) < PLACES[:size]
+    left -= 1 + np.cumprod(passes, axis=2).sum(axis=2)
+  plain = costs.prefill + costs.step * lengths.max(axis=1)
+  fast = costs.prefill + costs.draft_prefill + calls * costs.block(size)
+  ratio = plain.mean() / fast.mean()
+  spread = np.std(plain / plain.mean() - fast / fast.mean())
+  return ratio, ratio * spread / np.sqrt(batches)
+
+
+@pytest.mark.parametrize('rows', [1, 8])
+@pytest.mark.parametrize('size', [1, 3, 5])
+def test_predictions_are_what_a_simulation_gives(size, rows):
+  costs = prices()
+  found = block_length_lib.plan(PLACES, LENGTHS, costs, rows).speedups[size]
+  expected, error = simulated_speedup(size, costs, rows)
+  assert abs(found - expected) < 4.9 * error  # a false alarm of 1e-6
+
+
+def test_rows_that_wait_lower_the_speedup():
+  one = block_length_lib.plan(PLACES, [30], prices(), rows=1)
+  eight = block_length_lib.plan(PLACES, [30], prices(), rows=8)
+  for size in (1, 3, 5):
+    assert eight.speedups[size] < one.speedups[size]
+
+
+def test_the_best_length_is_chosen():
+  found = block_length_lib.plan(PLACES, LENGTHS, prices(), rows=1)
+  assert found.speedups[3] > max(found.speedups[1], found.speedups[5])
+  assert found.block_length == 3
+  assert found.speedup == found.speedups[3] > 1.0
+  assert found.acceptance == PLACES
+  assert found.block_efficiency[3] == pytest.approx(1 + 0.8 + 0.56 + 0.504)
+
+
+def test_a_costly_draft_is_left_alone():
+  found = block_length_lib.plan(PLACES, LENGTHS, prices(draft=0.9), rows=1)
+  assert found.block_length is None
+  assert found.speedup == 1.0
+  assert max(found.speedups.values()) < 1.0
+
+
+def test_encoders_of_short_answers_may_decide():
+  costs = prices()._replace(draft_prefill=30.0)
+  assert block_length_lib.plan(PLACES, [4], costs, rows=1).block_length is None
+  assert block_length_lib.plan(PLACES, [400], costs, rows=1).block_length == 3
+
+
+def test_places_that_were_never_reached_are_never_accepted():
+  reached = np.array([[4, 2, 0], [4, 0, 0]])
+  accepted = np.array([[2, 1, 0], [0, 0, 0]])
+  assert block_length_lib.acceptance_by_place(reached, accepted) == (
+      0.25,
+      0.5,
+      0.0,
+  )
+
+
+def test_acceptance_of_too_few_places_is_an_error():
+  with pytest.raises(
+      errors.UserError, match='known for 2 places.* blocks of 5'
+  ):
+    block_length_lib.plan(PLACES[:2], LENGTHS, prices(), rows=1)
+
+
+def measured(monkeypatch, verify_s):
+  """What `plan_block_length` times, with prices set by hand."""
+  asked = []
+
+  def measure(target, draft, inputs, decodings):
+    asked.append((inputs, decodings))
+    found = prices(draft=0.05)
+    return found._replace(verify={d.block_length: verify_s for d in decodings})
+
+  monkeypatch.setattr(costs_lib, 'measure', measure)
+  return asked
+
+
+def test_a_plan_of_a_pair(monkeypatch):
+  asked = measured(monkeypatch, verify_s=1.0)
+  rows = np.random.default_rng(0).integers(2, tiny.V, (5, 6))
+  found = ds.plan_block_length(
+      tiny.target(),
+      tiny.draft(scale=0.0),
+      rows,
+      block_lengths=(2, 4),
+      max_new_tokens=8,
+      temperature=0.5,
+      eos_ids=(0, 39),
+      batch_size=3,
+  )
+  assert isinstance(found, ds.Plan)
+  # The draft is the target: nearly everything is accepted.
+  assert found.acceptance == pytest.approx((1.0,) * 4, abs=0.01)
+  assert found.block_length == 4
+  ((read, decodings),) = asked
+  assert read.tokens.shape == (3, 6)
+  assert [d.block_length for d in decodings] == [2, 4]
+  assert {d.temperature for d in decodings} == {0.5}
+  assert {d.eos_ids for d in decodings} == {(0, 39)}
+
+
+def test_a_plan_may_be_not_to_speculate(monkeypatch):
+  measured(monkeypatch, verify_s=100.0)
+  rows = np.full((2, 4), 7)
+  found = ds.plan_block_length(
+      tiny.target(),
+      tiny.draft(),
+      rows,
+      block_lengths=(2,),
+      max_new_tokens=4,
+  )
+  assert found.block_length is None
+
+
+def test_costs_are_measured_on_rows_of_a_typical_length(monkeypatch):
+  asked = measured(monkeypatch, verify_s=1.0)
+  model = tiny.target(384)
+  vocabulary = vocabulary_kinds.bytes_()
+  pair = [tiny.with_vocabulary(m, vocabulary) for m in (model, tiny.draft(384))]
+  texts = ['a' * 5] * 6 + ['b' * 40]
+  ds.plan_block_length(
+      *pair, texts, block_lengths=(1,), max_new_tokens=2, batch_size=2
+  )
+  ((read, _),) = asked
+  assert read.tokens.shape == (2, 8)  # five bytes and EOS, padded
+
+
+def test_no_block_lengths_are_an_error():
+  with pytest.raises(errors.UserError, match='block_lengths is empty'):
+    ds.plan_block_length(
+        tiny.target(), tiny.draft(), np.ones((1, 2)), block_lengths=()
+    )

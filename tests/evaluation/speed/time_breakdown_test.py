@@ -1,0 +1,116 @@
+"""The parts of a block are those of the loop, and add up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distillspec_jax.evaluation.speed import costs
+from distillspec_jax.evaluation.speed import stopwatch
+from distillspec_jax.evaluation.speed import time_breakdown
+from distillspec_jax.sampling import decoding as decoding_lib
+from tests.evaluation import tiny
+
+L, G = 12, 3
+
+
+def settings(temperature=0.0):
+  return decoding_lib.Decoding(
+      temperature=temperature, max_new_tokens=L, block_length=G
+  )
+
+
+def inputs(rows=2):
+  batch = tiny.batch(rows)
+  return costs.Inputs(
+      jnp.asarray(batch.inputs), jnp.asarray(batch.input_segments)
+  )
+
+
+class Fake:
+  """A stopwatch that is not one; `carries` are those of two steps, if any."""
+
+  def __init__(self, programs=(), carries=()):
+    self.programs, self.carries = programs, carries
+
+
+@pytest.fixture
+def watches(monkeypatch):
+  """What `measure` would time, by name; every step takes a second."""
+  found = {}
+
+  def loop(step, arguments, carry):
+    carries, step = [carry], jax.jit(step)
+    for i in range(2):
+      carries.append(step(arguments, carries[-1], jnp.int32(i)))
+    return Fake(carries=carries)
+
+  def read(these):
+    found.update(these)
+    return dict.fromkeys(these, 1.0)
+
+  monkeypatch.setattr(stopwatch, 'loop', loop)
+  monkeypatch.setattr(stopwatch, 'Stopwatch', lambda *args: Fake(args))
+  monkeypatch.setattr(stopwatch, 'read', read)
+  return found
+
+
+def profile(temperature=0.0, draft=tiny.draft):
+  return time_breakdown.measure(
+      tiny.target(), draft(), inputs(), settings(temperature), seed=0
+  )
+
+
+def test_parts_are_called_as_often_as_in_a_block(watches):
+  found = profile()
+  assert {part.name: part.calls for part in found.parts} == {
+      "draft's first read": 1,
+      "draft's reads": G - 1,
+      "draft's output layer": G,
+      "draft's choice": G,
+      "target's read": 1,
+      "target's output layer": 1,
+      'verification': 1,
+      'commit': 1,
+  }
+  assert found.parts_s == 1 + (G - 1) + 2 * G + 4
+  assert found.block_s == 1.0
+  metrics = found.metrics()
+  assert metrics['block_ms'].value == 1000.0
+  assert metrics['block_draft_output_layer_ms'].value == 3000.0
+  assert metrics['begin_target_ms'].value == 1000.0
+
+
+@pytest.mark.parametrize(
+    'temperature, draft', [(0.0, tiny.draft), (1.0, tiny.cut_draft)]
+)
+def test_every_step_is_another_one(watches, temperature, draft):
+  """What does not change from step to step could be done before the loop."""
+  parts = profile(temperature, draft).parts
+  loops = {n: watch for n, watch in watches.items() if watch.carries}
+  assert set(loops) == {part.name for part in parts}
+  for name, watch in loops.items():
+    _, first, second = watch.carries
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for once, twice in zip(jax.tree.leaves(first), jax.tree.leaves(second)):
+      assert (once.shape, once.dtype) == (twice.shape, twice.dtype), name
+  for name in ("draft's first read", "draft's reads", "target's read"):
+    _, first, second = loops[name].carries
+    assert not np.array_equal(first[2], second[2]), name  # hidden states
+  _, first, second = loops['verification'].carries
+  assert not np.array_equal(first[0], second[0])
+  assert first[2][0, 0, 0] != second[2][0, 0, 0]
+  assert loops["target's output layer"].carries[1][1].shape == (
+      2,
+      G + 1,
+      tiny.V,
+  )
+
+
+def test_a_block_is_taken_from_the_loop_itself(watches):
+  profile()
+  few, many, blocks = watches['block'].programs
+  counts = [int(np.max(call().statistics.blocks)) for call in (few, many)]
+  assert counts[0] == 1
+  assert counts[1] - counts[0] == blocks > 1
+  np.testing.assert_array_equal(many().lengths, [L, L])
