@@ -8,12 +8,12 @@ out = ds.generate(target, ['def main('], draft=draft, block_length=5)
 out.text, out.statistics.block_efficiency
 """
 
+from distillspec_jax.checkpoints.loading import load
+from distillspec_jax.checkpoints.loading import Model
 from distillspec_jax.core.errors import UserError
 from distillspec_jax.evaluation.speed.block_length import Plan
 from distillspec_jax.evaluation.speed.block_length import plan_block_length
 from distillspec_jax.losses import divergences
-from distillspec_jax.checkpoints.loading import load
-from distillspec_jax.checkpoints.loading import Model
 from distillspec_jax.sampling.generation import generate
 from distillspec_jax.sampling.generation import Generation
 

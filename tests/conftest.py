@@ -7,10 +7,10 @@ import pathlib
 # Before jax is imported anywhere: the platform is fixed when it first starts.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-# Compiling is most of what tests do. Programs are kept outside the checkout, and
-# workers, runs and the processes that tests start share them: in the
-# environment, so that all of them have it. An entry is keyed by the program, the
-# compiler and its flags, and one that is half written is compiled anew.
+# Compiling is most of what tests do. Programs are kept outside the checkout;
+# workers, runs and the processes that tests start share them, because the
+# settings are in the environment. An entry is keyed by the program, the
+# compiler and its flags; one that is half written is compiled again.
 _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR',
@@ -19,9 +19,9 @@ os.environ.setdefault(
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
-import hypothesis
-import jax
-import pytest
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # The first example of a test may compile a program.
 hypothesis.settings.register_profile('compiling', deadline=None)

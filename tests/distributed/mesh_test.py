@@ -97,3 +97,9 @@ def test_loops_end_where_their_rows_end():
     )(rows)
   np.testing.assert_array_equal(counts, rows)
   np.testing.assert_array_equal(mesh_lib.shard_over_batch(steps, None, rows), 7)
+
+
+@pytest.mark.parametrize('sizes', ['8', '2,2', 'a,b,c', '8,1,1,1', ''])
+def test_sizes_that_are_none(sizes):
+  with pytest.raises(errors.UserError, match='write the sizes of data, fsdp'):
+    mesh_lib.using(sizes)

@@ -16,7 +16,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests import hugging_face_pipeline_test
+from tests.commands import main_hugging_face_test
 from tests.repository import readme_test
 
 # The README's, with fewer programs to compile.
@@ -128,8 +128,8 @@ def test_the_quickstart(execute):
 
 
 def test_a_users_own_pair(execute, tmp_path):
-  hugging_face_pipeline_test.save(tmp_path / 'large', 0)
-  hugging_face_pipeline_test.save(tmp_path / 'small', 1, num_decoder_layers=1)
+  main_hugging_face_test.save(tmp_path / 'large', 0)
+  main_hugging_face_test.save(tmp_path / 'small', 1, num_decoder_layers=1)
   notebook = execute(
       'distil_flan_t5',
       TARGET='large',

@@ -10,6 +10,7 @@ import pytest
 import distillspec_jax as ds
 from distillspec_jax.commands import main
 from distillspec_jax.core import results
+from distillspec_jax.studies import experiment as experiment_lib
 
 EXPERIMENT = """
 from __gin__ import dynamic_registration

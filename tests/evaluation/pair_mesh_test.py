@@ -5,7 +5,6 @@ import pytest
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
-from distillspec_jax.core import errors
 from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -42,9 +41,3 @@ def test_numbers_are_those_of_one_device(folders, sizes):
   assert kernel.is_fully_replicated == (sizes == '-1,1,1')
   for name, metric in expected.items():
     assert metrics[name].value == pytest.approx(metric.value, rel=1e-5)
-
-
-@pytest.mark.parametrize('sizes', ['8', '2,2', 'a,b,c', '8,1,1,1', ''])
-def test_sizes_that_are_none(sizes):
-  with pytest.raises(errors.UserError, match='write the sizes of data, fsdp'):
-    mesh_lib.using(sizes)
