@@ -1,10 +1,10 @@
-"""What speculation gains, predicted from acceptance and cost.
+"""Speed-ups of speculative decoding, predicted from acceptance and cost.
 
 Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, section 3. alpha is the
-acceptance rate of a drafted token, gamma the block length, c the time of a
-draft step over that of a target step. Where acceptance is known place by place,
-alpha need not be the same everywhere; rows that are decoded together wait for
-the slowest.
+acceptance rate of a drafted token, gamma the draft length, c the time of a
+draft step over that of a target step. Where acceptance is known position by
+position, alpha may differ between them; a batch is done when its slowest
+sequence is.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 
 
 def predicted_block_efficiency(alpha: float, gamma: int) -> float:
-  """(1 - alpha^(gamma + 1)) / (1 - alpha): tokens a target call.
+  """(1 - alpha^(gamma + 1)) / (1 - alpha): tokens per target call.
 
-  It supposes that tokens are accepted independently of each other.
+  Assumes that tokens are accepted independently of each other.
 
   Raises:
-    UserError: alpha outside [0, 1], or gamma below 1.
+    UserError: alpha is outside [0, 1], or gamma below 1.
   """
   _check(alpha, gamma)
   # The geometric sum itself, which also holds at alpha = 1.
@@ -30,9 +31,9 @@ def predicted_block_efficiency(alpha: float, gamma: int) -> float:
 
 
 def block_efficiency_slope(alpha: float, gamma: int) -> float:
-  """Derivative of the predicted block efficiency with respect to alpha.
+  """Derivative of `predicted_block_efficiency` with respect to alpha.
 
-  It carries an error of alpha over to the prediction.
+  It propagates the standard error of alpha to the prediction.
   """
   _check(alpha, gamma)
   return sum(i * alpha ** (i - 1) for i in range(1, gamma + 1))
@@ -41,37 +42,30 @@ def block_efficiency_slope(alpha: float, gamma: int) -> float:
 def speedup(
     block_efficiency: float, c: float, gamma: int, verify: float = 1.0
 ) -> float:
-  """tau / (c gamma + verify): times faster than autoregressive decoding.
+  """tau / (c gamma + verify): the speed-up over autoregressive decoding.
 
   Args:
-    block_efficiency: tau, tokens a target call.
+    block_efficiency: tau, tokens per target call.
     c: time of a draft step over that of a target step.
-    gamma: drafted tokens a call.
-    verify: time of reading gamma + 1 tokens at once over that of one token;
-      1 where the target is bound by memory.
+    gamma: tokens drafted per target call.
+    verify: time of a target call on gamma + 1 tokens over that on one; 1 where
+      the target is bound by memory bandwidth.
   """
   return block_efficiency / (c * gamma + verify)
 
 
-def best_block_length(alpha: float, c: float, longest: int = 16) -> int:
-  """The block length in [1, longest] with the largest predicted speed-up."""
-  return max(
-      range(1, longest + 1),
-      key=lambda g: speedup(predicted_block_efficiency(alpha, g), c, g),
-  )
-
-
-def block_law(acceptance: Sequence[float]) -> np.ndarray:
-  """float64[gamma + 1]: chance that a block emits 1, 2, .. gamma + 1 tokens.
+def block_distribution(acceptance: Sequence[float]) -> np.ndarray:
+  """float64[gamma + 1]: P(a block emits 1, 2, .. gamma + 1 tokens).
 
   Its mean is 1 + a_1 + a_1 a_2 + .. + a_1 .. a_gamma.
 
   Args:
-    acceptance: a_i, the chance that the i-th token of a block is accepted if
-      all before it were. Empty: a token a call, as autoregressive decoding.
+    acceptance: a_i, the probability that the i-th token of a block is accepted
+      given that all before it were. Empty: one token per call, as in
+      autoregressive decoding.
 
   Raises:
-    UserError: a chance outside [0, 1].
+    UserError: a probability is outside [0, 1].
   """
   for alpha in acceptance:
     _check(alpha, 1)
@@ -80,16 +74,17 @@ def block_law(acceptance: Sequence[float]) -> np.ndarray:
 
 
 def expected_calls(
-    law: np.ndarray, lengths: Sequence[int] | np.ndarray, rows: int
+    distribution: np.ndarray, lengths: Sequence[int] | np.ndarray, batch: int
 ) -> float:
-  """Calls of the target until the slowest of `rows` rows is done, on average.
+  """Expected target calls until the slowest sequence of a batch is done.
 
-  Rows are independent, each with one of the lengths, and blocks are as well.
+  Sequences are independent, with lengths drawn from `lengths`, and so are
+  their blocks.
 
   Args:
-    law: float64[gamma + 1], see `block_law`.
-    lengths: int[n], tokens of answers; a row's is any of them.
-    rows: decoded together.
+    distribution: float64[gamma + 1], see `block_distribution`.
+    lengths: int[n], tokens of sample outputs.
+    batch: sequences decoded together.
 
   Raises:
     UserError: no lengths, or one below 1.
@@ -97,28 +92,26 @@ def expected_calls(
   lengths = np.asarray(lengths)
   if not lengths.size or lengths.min() < 1:
     raise errors.UserError(
-        'lengths of answers must be at least one number, and all at least 1;'
-        f' they are {lengths.tolist()}.'
+        f'lengths is {lengths.tolist()}; give the length of at least one'
+        ' output, each at least 1.'
     )
   longest = int(lengths.max())
   share = np.bincount(lengths, minlength=longest + 1) / lengths.size
-  # P(length > n): a row that has n tokens goes on.
-  unfinished = 1.0 - np.cumsum(share)[:longest]
-  # P(a row has n tokens), n < longest; before the first call none has any.
+  unfinished = 1.0 - np.cumsum(share)[:longest]  # P(length > n)
+  # P(an endless sequence has n tokens after this many calls), n < longest.
   emitted = np.zeros(longest)
   emitted[0] = 1.0
-  step = np.concatenate([[0.0], law])
+  step = np.concatenate([[0.0], distribution])
   calls = 0.0
   while emitted.any():
-    going = min(max(float(emitted @ unfinished), 0.0), 1.0)
-    # A call is made if any row goes on.
-    calls += 1.0 - (1.0 - going) ** rows
+    running = np.clip(emitted @ unfinished, 0.0, 1.0)
+    # The target is called as long as any sequence of the batch is unfinished.
+    calls += 1.0 - (1.0 - running) ** batch
+    # Adding a block convolves; mass at `longest` and above is surely finished.
     emitted = np.convolve(emitted, step)[:longest]
-  return calls
+  return float(calls)
 
 
 def _check(alpha: float, gamma: int) -> None:
-  if not 0.0 <= alpha <= 1.0:
-    raise errors.UserError(f'alpha is {alpha}; it must lie in [0, 1].')
-  if gamma < 1:
-    raise errors.UserError(f'gamma is {gamma}; it must be at least 1.')
+  check.in_interval('[0, 1]', alpha=alpha)
+  check.at_least(1, gamma=gamma)

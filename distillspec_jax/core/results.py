@@ -1,9 +1,17 @@
-"""results.jsonl: every measured number of the project, one schema, one line.
+"""results.jsonl: one line of one schema for every measurement.
 
-A line says what was measured (`kind`), on which pair, task and split, with
-which decoding, the metrics with their standard errors, and where it comes from
-(code, configuration, seed, device, time). Tables, figures and the page are
-drawn from these lines alone.
+A line names what was measured (`kind`), the pair of models, task and split, the
+decoding, the metrics with their standard errors, and the provenance (code,
+configuration, seed, device, time). Tables, figures and the report are drawn
+from these lines alone. Keys of `decoding` are those of `Decoding.describe`:
+
+  temperature, top_k, top_p, max_new_tokens, batch_size
+  draft_length   tokens drafted per target call; None if autoregressive
+  paths          drafted side by side
+  adaptive       None, or the rule that ends a draft early: 'confidence(0.4)'
+  verifier       'token', 'block', 'lenient(linear, 0.5)'; None likewise
+  model          of task quality: 'target', the draft's name, or 'pair' for
+                 speculative decoding
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ import pathlib
 import subprocess
 from typing import Any, NamedTuple
 
+from distillspec_jax.core import check
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 
@@ -30,7 +39,7 @@ KINDS = (
     'plan',
 )
 
-# What every line has, and of which type.
+# The entries of a line and their types.
 _ENTRIES: dict[str, type | tuple[type, ...]] = {
     'kind': str,
     'run': str,
@@ -51,7 +60,7 @@ class Metric(NamedTuple):
   Attributes:
     value: in `unit`.
     standard_error: over examples, or None where there is none.
-    count: of examples, or of what the unit says.
+    count: number of examples, or of repetitions of a time.
     unit: 'nats/token', 'tokens/block', 's'; '1' for a ratio.
   """
 
@@ -73,24 +82,23 @@ def write(
     metrics: dict[str, Metric],
     seed: int,
 ) -> dict[str, Any]:
-  """Appends one line and returns it; of several processes, the first does.
+  """Appends one line and returns it; only the first process writes.
 
   Args:
-    folder: of the run, which has the folder's name; it is made if need be.
-    kind: of `KINDS`.
-    target: name of the target, if there is one.
-    draft: likewise.
-    task: whose examples were measured.
+    folder: of the run, whose name is the run's; created if it is absent.
+    kind: one of `KINDS`.
+    target: name of the target, or None.
+    draft: name of the draft, or None.
+    task: name of the task.
     split: of the task.
-    decoding: settings, if anything was decoded.
+    decoding: its settings, or None if nothing was decoded.
     metrics: what was measured, by name.
     seed: of the measurement.
 
   Raises:
     ValueError: unknown kind, no metrics, or a value that is not a number.
   """
-  if kind not in KINDS:
-    raise ValueError(f'Unknown kind of result {kind!r}; use one of {KINDS}.')
+  check.one_of(KINDS, kind=kind)
   if not metrics:
     raise ValueError(f'A result of kind {kind!r} needs at least one metric.')
   path = pathlib.Path(folder) / FILE
@@ -113,27 +121,27 @@ def write(
       },
       'provenance': provenance(seed),
   }
-  if not _writes():
+  if not _is_writer():
     return line
   text = json.dumps(line)
   path.parent.mkdir(parents=True, exist_ok=True)
-  _mend(path)
-  # One call of the system, so that a process that dies tears one line at most.
+  _repair_end(path)
+  # One system call: a process that dies truncates at most this line.
   with path.open('ab', buffering=0) as file:
     file.write(text.encode() + b'\n')
   return line
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The lines of a file; a last line that was torn off is left out.
+  """The lines of a file, without a truncated last line.
 
   Raises:
     UserError: the file is absent, or a line is not JSON or not a result.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise errors.UserError(f'There is no file of results {path}.')
-  # Not splitlines, which also splits at characters that JSON may hold.
+    raise errors.UserError(f'There is no results file {path}.')
+  # Not `splitlines`, which also splits at characters that JSON may contain.
   raw = path.read_bytes().split(b'\n')
   lines = []
   for number, line in enumerate(raw, start=1):
@@ -157,9 +165,9 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def drop_after(folder: str | os.PathLike[str], step: int) -> None:
-  """Removes the run's training lines after `step`; they are to be redone."""
+  """Removes the run's training lines after `step`, which will be repeated."""
   path = pathlib.Path(folder) / FILE
-  if not _writes() or not path.exists():
+  if not _is_writer() or not path.exists():
     return
   kept = [
       line
@@ -168,16 +176,16 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
       or line['run'] != path.parent.name
       or line['metrics']['step']['value'] <= step
   ]
-  beside = path.with_name(path.name + '.new')
-  beside.write_text(
+  temporary = path.with_name(path.name + '.new')
+  temporary.write_text(
       ''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8'
   )
-  os.replace(beside, path)
+  os.replace(temporary, path)
 
 
 def provenance(seed: int) -> dict[str, Any]:
-  """Where a number comes from: code, configuration, seed, device, time."""
-  import jax  # reporting reads results without it
+  """Code, configuration, seed, device and time of a measurement."""
+  import jax  # Not at the top: reporting reads results without JAX.
 
   now = datetime.datetime.now(datetime.UTC)
   return {
@@ -190,18 +198,18 @@ def provenance(seed: int) -> dict[str, Any]:
   }
 
 
-def _writes() -> bool:
-  import jax  # reporting reads results without it
+def _is_writer() -> bool:
+  import jax  # As in `provenance`.
 
   return jax.process_index() == 0
 
 
 @functools.cache
 def _git() -> str:
-  """The commit of the source tree, '' where it is not a checkout."""
+  """The commit of the source tree; '' outside a checkout."""
   here = pathlib.Path(__file__).resolve().parent
   try:
-    found = subprocess.run(
+    done = subprocess.run(
         ['git', 'describe', '--always', '--dirty', '--abbrev=10'],
         cwd=here,
         capture_output=True,
@@ -211,7 +219,7 @@ def _git() -> str:
     )
   except (OSError, subprocess.TimeoutExpired):
     return ''
-  return found.stdout.strip() if found.returncode == 0 else ''
+  return done.stdout.strip() if done.returncode == 0 else ''
 
 
 def _number(name: str, value: Any) -> float:
@@ -221,26 +229,24 @@ def _number(name: str, value: Any) -> float:
 
 
 def _error(name: str, value: Any) -> float | None:
-  """A standard error; nan, which one example gives, is none."""
+  """A standard error; None instead of nan, the error over one example."""
   if value is None or math.isnan(_number(name, value)):
     return None
   return float(value)
 
 
-def _mend(path: pathlib.Path) -> None:
-  """Ends the file with a whole line, so that the next one starts a new line.
+def _repair_end(path: pathlib.Path) -> None:
+  """Makes the file end with a complete line, so that one can be appended.
 
-  A last line without its end is one that a dying process tore, and goes; or
-  one that an editor left so, and stays.
+  A last line without a newline is kept if it is JSON (an editor left out the
+  newline), and removed otherwise (a dying process truncated it).
   """
   if not path.exists():
     return
   with path.open('rb+') as file:
     size = file.seek(0, os.SEEK_END)
-    if not size:
-      return
-    file.seek(size - 1)
-    if file.read() == b'\n':
+    file.seek(max(size - 1, 0))
+    if file.read() in (b'', b'\n'):
       return
     file.seek(0)
     content = file.read()
@@ -254,7 +260,7 @@ def _mend(path: pathlib.Path) -> None:
 
 
 def _fault(line: Any) -> str:
-  """What a parsed line lacks to be a result; '' for a good one."""
+  """Why a parsed line is not a result; '' if it is one."""
   if not isinstance(line, dict):
     return f'it is {type(line).__name__}, not an object'
   for name, kind in _ENTRIES.items():
@@ -263,7 +269,7 @@ def _fault(line: Any) -> str:
     if not isinstance(line[name], kind):
       return f'{name!r} is {line[name]!r}'
   if line['kind'] not in KINDS:
-    return f'its kind is {line["kind"]!r}, not one of {", ".join(KINDS)}'
+    return f"'kind' is {line['kind']!r}, not one of {', '.join(KINDS)}"
   for name, metric in line['metrics'].items():
     if not isinstance(metric, dict):
       return f'metric {name!r} is {metric!r}'
@@ -275,7 +281,7 @@ def _fault(line: Any) -> str:
     if not isinstance(metric['standard_error'], (int, float, type(None))):
       return f'metric {name!r} has the error {metric["standard_error"]!r}'
   if line['kind'] == 'training' and 'step' not in line['metrics']:
-    return "it is of training but has no metric 'step'"
+    return "its kind is 'training' but it has no metric 'step'"
   for name in _PROVENANCE:
     if name not in line['provenance']:
       return f'its provenance lacks {name!r}'

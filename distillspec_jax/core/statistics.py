@@ -1,4 +1,4 @@
-"""Means, ratios and medians with standard errors over examples."""
+"""Means, ratios and medians over examples, with their standard errors."""
 
 from __future__ import annotations
 
@@ -22,73 +22,64 @@ def mean(values: np.ndarray) -> Estimate:
 
 
 def ratio(totals: np.ndarray, counts: np.ndarray) -> Estimate:
-  """sum(totals) / sum(counts), with the error of a ratio of two sums.
+  """sum(totals) / sum(counts), with the standard error of a ratio of sums.
 
-  Each example gives a total and a count, and both vary; to first order the
-  ratio r varies as sum(totals - r counts) / sum(counts) (Cochran, Sampling
-  Techniques, 3rd edition, section 2.11).
+  Each example contributes a total and a count, and both vary. To first order
+  the error of the ratio r is that of sum(totals - r counts) / sum(counts)
+  (Cochran, Sampling Techniques, 3rd edition, section 2.11).
 
   Args:
     totals: float[n].
     counts: float[n], not all 0.
 
   Raises:
-    ValueError: nothing was counted.
+    ValueError: the counts sum to 0.
   """
   totals = np.asarray(totals, np.float64)
   counts = np.asarray(counts, np.float64)
-  whole = counts.sum()
-  if whole == 0:
+  if counts.sum() == 0:
     raise ValueError(
         f'A ratio over {len(counts)} examples has counts that sum to 0; leave'
         ' out what was never counted.'
     )
-  value = float(totals.sum() / whole)
-  number = len(totals)
-  if number < 2:
-    return Estimate(value, None)
-  residual = totals - value * counts
-  variance = number / (number - 1) * np.sum(residual**2) / whole**2
-  return Estimate(value, float(np.sqrt(variance)))
+  value = float(totals.sum() / counts.sum())
+  residuals = (totals - value * counts) / counts.sum()
+  return Estimate(value, _error_of_sum(residuals))
 
 
 def ratio_difference(
     totals: tuple[np.ndarray, np.ndarray], counts: tuple[np.ndarray, np.ndarray]
 ) -> Estimate:
-  """The second ratio of sums less the first, measured on the same examples.
+  """The second ratio minus the first, paired: both on the same examples.
 
-  What makes an example hard for both does not count as an error: the standard
-  error is that of the examples' differences, to first order (see `ratio`).
+  Differences between examples that affect both ratios alike cancel: the
+  standard error is that of the per-example differences, to first order (see
+  `ratio`).
 
   Args:
     totals: two of float[n].
     counts: two of float[n], neither all 0.
 
   Raises:
-    ValueError: nothing was counted.
+    ValueError: the counts sum to 0.
   """
-  first, second = (ratio(*pair) for pair in zip(totals, counts))
-  value = second.value - first.value
-  number = len(totals[0])
-  if number < 2:
-    return Estimate(value, None)
+  ratios = [ratio(*pair).value for pair in zip(totals, counts)]
   residuals = [
-      (np.asarray(total, np.float64) - found.value * np.asarray(count))
+      (np.asarray(total, np.float64) - value * np.asarray(count))
       / np.sum(count)
-      for total, count, found in zip(totals, counts, (first, second))
+      for total, count, value in zip(totals, counts, ratios)
   ]
-  residual = residuals[1] - residuals[0]
-  variance = number / (number - 1) * np.sum(residual**2)
-  return Estimate(value, float(np.sqrt(variance)))
+  difference = ratios[1] - ratios[0]
+  return Estimate(difference, _error_of_sum(residuals[1] - residuals[0]))
 
 
 def median(values: np.ndarray) -> Estimate:
-  """The median of float[n], with the error that endless bootstrapping gives.
+  """The median of float[n], with the error of the exact bootstrap.
 
-  The median of a resample is the i-th smallest of the n values with a
-  probability that is known in closed form, so nothing is drawn (Maritz and
-  Jarrett 1978, A note on estimating the variance of the sample median). Of few
-  values it is somewhat too large: of 5 by a tenth, of 4 by a quarter.
+  The median of a bootstrap resample is the i-th smallest of the n values with
+  a probability known in closed form, so nothing has to be resampled (Maritz and
+  Jarrett 1978, A note on estimating the variance of the sample median). The
+  error is overestimated for few values: by a tenth for 5, a quarter for 4.
 
   Args:
     values: float[n], n at least 1; below 3 there is no error.
@@ -98,9 +89,18 @@ def median(values: np.ndarray) -> Estimate:
   value = float(np.median(values))
   if number < 3:
     return Estimate(value, None)
+  # P(the median of a resample is at most the i-th smallest value).
   half = (number + 1) / 2
-  below = special.betainc(half, half, np.arange(number + 1) / number)
-  weights = np.diff(below)  # [n]
+  cumulative = special.betainc(half, half, np.arange(number + 1) / number)
+  weights = np.diff(cumulative)  # [n]
   centre = np.sum(weights * values)
   variance = np.sum(weights * (values - centre) ** 2)
   return Estimate(value, float(np.sqrt(variance)))
+
+
+def _error_of_sum(residuals: np.ndarray) -> float | None:
+  """Standard error of the sum of float[n] that have mean 0; None for n = 1."""
+  number = len(residuals)
+  if number < 2:
+    return None
+  return float(np.sqrt(number / (number - 1) * np.sum(residuals**2)))

@@ -1,4 +1,4 @@
-"""results.jsonl: what is written is read, and damage is named."""
+"""results.jsonl: what is written can be read, and damage is named."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from distillspec_jax.core import results
 
 
 def add(path, kind='acceptance', **metrics):
-  """A line in that file, whose name is the one that all have."""
+  """Appends a line to the file, which is named as results are."""
   metrics = metrics or {'acceptance_rate': results.Metric(0.5, 0.01, 8, '1')}
   return results.write(
       path.parent,
@@ -20,7 +20,7 @@ def add(path, kind='acceptance', **metrics):
       draft='distilled',
       task='toy',
       split='validation',
-      decoding={'temperature': 0.0, 'block_length': 5},
+      decoding={'temperature': 0.0, 'draft_length': 5},
       metrics=metrics,
       seed=3,
   )
@@ -42,14 +42,14 @@ def test_provenance_names_code_configuration_seed_device_and_time(
   known = configuration.Configuration('a = 1', 'abc')
   monkeypatch.setattr(configuration, '_current', known)
   line = add(tmp_path / 'results.jsonl')
-  found = line['provenance']
-  assert (found['seed'], found['config_hash']) == (3, 'abc')
-  assert found['device'] and found['jax']
-  assert found['time_utc'].endswith('Z')
-  assert isinstance(found['git'], str)
+  provenance = line['provenance']
+  assert (provenance['seed'], provenance['config_hash']) == (3, 'abc')
+  assert provenance['device'] and provenance['jax']
+  assert provenance['time_utc'].endswith('Z')
+  assert isinstance(provenance['git'], str)
 
 
-def test_an_error_that_is_not_a_number_is_none(tmp_path):
+def test_a_standard_error_of_nan_becomes_none(tmp_path):
   line = add(
       tmp_path / 'results.jsonl', x=results.Metric(math.inf, math.nan, 1, 's')
   )
@@ -61,12 +61,12 @@ def test_an_error_that_is_not_a_number_is_none(tmp_path):
 @pytest.mark.parametrize(
     'kind, metrics, message',
     [
-        ('speed', {}, "Unknown kind of result 'speed'; use one of"),
+        ('speed', {}, "kind is 'speed'; it must be one of 'training'"),
         ('latency', {'x': results.Metric('1', None, 1, 's')}, "Metric 'x' is"),
         ('latency', {'x': results.Metric(None, None, 1, 's')}, "Metric 'x' is"),
     ],
 )
-def test_what_is_no_result_is_refused(tmp_path, kind, metrics, message):
+def test_invalid_results_are_refused(tmp_path, kind, metrics, message):
   path = tmp_path / 'results.jsonl'
   with pytest.raises(ValueError, match=message):
     add(path, kind, **metrics)
@@ -81,7 +81,7 @@ def test_a_result_needs_a_metric(tmp_path):
     )  # fmt: skip
 
 
-def test_a_torn_last_line_is_left_out(tmp_path):
+def test_a_truncated_last_line_is_skipped(tmp_path):
   path = tmp_path / 'results.jsonl'
   kept = add(path)
   with path.open('a') as file:
@@ -89,7 +89,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
   assert results.read(path) == [kept]
 
 
-def test_writing_after_a_torn_line_replaces_it(tmp_path):
+def test_writing_after_a_truncated_line_replaces_it(tmp_path):
   path = tmp_path / 'results.jsonl'
   first = add(path)
   with path.open('a') as file:
@@ -98,7 +98,7 @@ def test_writing_after_a_torn_line_replaces_it(tmp_path):
   assert results.read(path) == [first, second]
 
 
-def test_writing_after_a_whole_line_without_its_end_keeps_it(tmp_path):
+def test_writing_after_a_line_without_a_newline_keeps_it(tmp_path):
   path = tmp_path / 'results.jsonl'
   first = add(path)
   path.write_text(path.read_text().rstrip('\n'))
@@ -116,7 +116,7 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
     results.read(path)
 
 
-def test_a_last_line_that_is_whole_and_wrong_is_named(tmp_path):
+def test_a_complete_last_line_that_is_not_json_is_named(tmp_path):
   path = tmp_path / 'results.jsonl'
   path.write_text('nonsense\n')
   with pytest.raises(errors.UserError, match='line 1 is not JSON'):
@@ -124,7 +124,7 @@ def test_a_last_line_that_is_whole_and_wrong_is_named(tmp_path):
 
 
 def test_an_absent_file_is_named(tmp_path):
-  with pytest.raises(errors.UserError, match='no file of results .*absent'):
+  with pytest.raises(errors.UserError, match='no results file .*absent'):
     results.read(tmp_path / 'absent')
 
 
@@ -137,7 +137,7 @@ def without(name):
     [
         (without('kind'), "'kind' is missing"),
         (without('provenance'), "'provenance' is missing"),
-        (lambda line: line.update(kind='speed'), "its kind is 'speed'"),
+        (lambda line: line.update(kind='speed'), "'kind' is 'speed'"),
         (lambda line: line.update(task=3), "'task' is 3"),
         (lambda line: line['metrics'].update(x=1), "metric 'x' is 1"),
         (lambda line: line['metrics'].update(x={}), "'x' lacks 'value'"),
@@ -155,7 +155,7 @@ def without(name):
         (lambda line: line['provenance'].pop('seed'), "lacks 'seed'"),
     ],
 )
-def test_a_line_that_is_no_result_is_named(tmp_path, damage, message):
+def test_a_line_that_is_not_a_result_is_named(tmp_path, damage, message):
   path = tmp_path / 'results.jsonl'
   line = add(path)
   damage(line)
@@ -166,7 +166,7 @@ def test_a_line_that_is_no_result_is_named(tmp_path, damage, message):
     results.read(path)
 
 
-def test_a_line_that_is_no_object_is_named(tmp_path):
+def test_a_line_that_is_not_an_object_is_named(tmp_path):
   path = tmp_path / 'results.jsonl'
   path.write_text('[1]\n')
   with pytest.raises(errors.UserError, match='it is list, not an object'):

@@ -1,4 +1,4 @@
-"""Standard errors against bootstrapping and against simulation."""
+"""Standard errors against the bootstrap and against simulation."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 
 from distillspec_jax.core import statistics
 
-SIGMAS = 4.9  # a two-sided false alarm of 1e-6
+SIGMAS = 4.9  # two-sided false alarm 1e-6
 
 
 def some_examples(rng, shape):
@@ -18,43 +18,43 @@ def some_examples(rng, shape):
 
 
 def relative_error_of(standard_error):
-  """How far an error is from the bootstrap's, and how far chance allows."""
+  """Deviation from the bootstrap's error, and the deviation to tolerate."""
   rng = np.random.default_rng(0)
   totals, counts = some_examples(rng, 400)
   resamples = 4000
   rows = rng.integers(0, 400, (resamples, 400))
   values = totals[rows].sum(1) / counts[rows].sum(1)
-  # The spread of a spread from n draws, and 1 % for terms of second order.
+  # The error of a standard deviation from n draws; 1 % for second order.
   allowed = SIGMAS / np.sqrt(2 * resamples) + 0.01
   return abs(standard_error(totals, counts) / np.std(values) - 1), allowed
 
 
 def test_error_of_a_ratio_is_the_bootstraps():
-  found, allowed = relative_error_of(
+  deviation, allowed = relative_error_of(
       lambda totals, counts: statistics.ratio(totals, counts).standard_error
   )
-  assert found < allowed
+  assert deviation < allowed
 
 
-def test_error_of_tokens_that_are_no_examples_is_caught():
+def test_taking_tokens_for_examples_is_caught():
   def binomial(totals, counts):
     rate = totals.sum() / counts.sum()
     return np.sqrt(rate * (1 - rate) / counts.sum())
 
-  found, allowed = relative_error_of(binomial)
-  assert found > allowed
+  deviation, allowed = relative_error_of(binomial)
+  assert deviation > allowed
 
 
 def paired_examples(rng, shape):
-  """Two measurements of the same examples, which are hard for both or none."""
+  """Two measurements of the same examples, whose difficulty they share."""
   chance = rng.beta(4, 2, shape)
   counts = [rng.integers(1, 20, shape) for _ in range(2)]
   return tuple(rng.binomial(n, chance) for n in counts), tuple(counts)
 
 
-def test_a_difference_of_ratios_is_the_second_less_the_first():
-  found = statistics.ratio_difference(([1, 1], [3, 4]), ([2, 2], [4, 4]))
-  assert found.value == 7 / 8 - 2 / 4
+def test_a_difference_of_ratios_is_the_second_minus_the_first():
+  difference = statistics.ratio_difference(([1, 1], [3, 4]), ([2, 2], [4, 4]))
+  assert difference.value == 7 / 8 - 2 / 4
   one = statistics.ratio_difference(([1], [3]), ([2], [4]))
   assert one == (0.25, None)
 
@@ -63,73 +63,73 @@ def test_error_of_a_difference_is_the_spread_of_differences():
   rng = np.random.default_rng(2)
   runs = 3000
   totals, counts = paired_examples(rng, (runs, 100))
-  found = [
+  estimates = [
       statistics.ratio_difference(
           tuple(t[i] for t in totals), tuple(c[i] for c in counts)
       )
       for i in range(runs)
   ]
-  spread = np.std([estimate.value for estimate in found])
-  error = np.sqrt(np.mean([e.standard_error**2 for e in found]))
+  spread = np.std([estimate.value for estimate in estimates])
+  error = np.sqrt(np.mean([e.standard_error**2 for e in estimates]))
   # 1 % for terms of second order.
   assert abs(error / spread - 1) < SIGMAS / np.sqrt(2 * runs) + 0.01
-  # As if the examples were others, it would be too large.
-  apart = [
+  # Twin: treating the ratios as independent overestimates it.
+  unpaired = [
       np.hypot(*(statistics.ratio(t[i], c[i]).standard_error
                  for t, c in zip(totals, counts)))
       for i in range(runs)
   ]  # fmt: skip
-  assert np.mean(apart) > 1.2 * spread
+  assert np.mean(unpaired) > 1.2 * spread
 
 
-def test_two_errors_hold_the_true_ratio_as_often_as_they_should():
+def test_two_standard_errors_cover_the_true_ratio_as_often_as_they_should():
   rng = np.random.default_rng(1)
   runs = 3000
   totals, counts = some_examples(rng, (runs, 100))
-  found = [statistics.ratio(*run) for run in zip(totals, counts)]
-  misses = [abs(e.value - 4 / 6) > 1.96 * e.standard_error for e in found]
-  # 1 % for n = 100, where the estimate is not quite normal.
+  estimates = [statistics.ratio(*run) for run in zip(totals, counts)]
+  misses = [abs(e.value - 4 / 6) > 1.96 * e.standard_error for e in estimates]
+  # 1 % because the estimate is not quite normal at n = 100.
   allowed = SIGMAS * np.sqrt(0.05 * 0.95 / runs) + 0.01
   assert abs(np.mean(misses) - 0.05) < allowed
 
 
-def test_a_ratio_is_of_sums_and_not_a_mean_of_ratios():
+def test_a_ratio_of_sums_is_not_a_mean_of_ratios():
   assert statistics.ratio([1, 9], [1, 18]).value == 10 / 19
 
 
 def test_a_mean_has_the_usual_error():
   values = np.array([1.0, 2.0, 4.0, 9.0])
-  found = statistics.mean(values)
-  assert found.value == 4.0
+  estimate = statistics.mean(values)
+  assert estimate.value == 4.0
   expected = np.std(values, ddof=1) / 2
-  assert found.standard_error == pytest.approx(expected)
+  assert estimate.standard_error == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('number', [3, 5])
-def test_error_of_a_median_is_that_of_all_resamples(number):
+def test_error_of_a_median_is_that_over_all_resamples(number):
   values = np.random.default_rng(number).normal(size=number)
   resamples = itertools.product(values, repeat=number)
   medians = [sorted(resample)[number // 2] for resample in resamples]
-  found = statistics.median(values)
-  assert found.value == np.median(values)
-  assert found.standard_error == pytest.approx(np.std(medians))
+  estimate = statistics.median(values)
+  assert estimate.value == np.median(values)
+  assert estimate.standard_error == pytest.approx(np.std(medians))
 
 
 @pytest.mark.parametrize('number, excess', [(4, 1.25), (5, 1.1), (51, 1.05)])
-def test_error_of_a_median_is_its_spread_or_a_little_more(number, excess):
+def test_error_of_a_median_slightly_overestimates_its_spread(number, excess):
   values = np.random.default_rng(2).normal(size=(4000, number))
-  found = [statistics.median(row) for row in values]
-  spread = np.std([e.value for e in found])
-  claimed = np.sqrt(np.mean([e.standard_error**2 for e in found]))
+  estimates = [statistics.median(row) for row in values]
+  spread = np.std([e.value for e in estimates])
+  claimed = np.sqrt(np.mean([e.standard_error**2 for e in estimates]))
   assert claimed / spread == pytest.approx(excess, rel=0.08)
 
 
-def test_too_few_examples_have_no_error():
+def test_too_few_examples_have_no_standard_error():
   assert statistics.ratio([2], [4]) == (0.5, None)
   assert statistics.mean([2.0]) == (2.0, None)
   assert statistics.median([1.0, 3.0]) == (2.0, None)
 
 
-def test_nothing_counted_is_an_error():
+def test_counts_of_zero_are_an_error():
   with pytest.raises(ValueError, match='over 2 examples has counts that sum'):
     statistics.ratio([0, 0], [0, 0])

@@ -70,16 +70,16 @@ def plan(
         f' with blocks of {longest} needs as many. Measure it with blocks of'
         f' {longest} tokens, or plan with shorter ones.'
     )
-  one = cost_model.block_law(())
+  one = cost_model.block_distribution(())
   steps = cost_model.expected_calls(one, lengths, rows)
   plain_s = costs.prefill + steps * costs.step
   speedups, efficiency = {}, {}
   for size in sorted(costs.verify):
-    law = cost_model.block_law(acceptance[:size])
-    calls = cost_model.expected_calls(law, lengths, rows)
+    emitted = cost_model.block_distribution(acceptance[:size])
+    calls = cost_model.expected_calls(emitted, lengths, rows)
     seconds = costs.prefill + costs.draft_prefill + calls * costs.block(size)
     speedups[size] = plain_s / seconds
-    efficiency[size] = float(law @ np.arange(1, size + 2))
+    efficiency[size] = float(emitted @ np.arange(1, size + 2))
   best = max(speedups, key=speedups.get)
   pays = speedups[best] > 1.0
   return Plan(
