@@ -1,20 +1,23 @@
-"""Rows -> what to read first: the gain of distillation, and the wall clock."""
+"""What to read first: the gain from distillation, and the wall clock."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
-from distillspec_jax.reporting import rows as rows_lib
+from distillspec_jax.core import statistics
+from distillspec_jax.reporting import measurements
 
 BEFORE, AFTER, CONTROL = 'fine-tuned', 'distilled', 'fine-tuned longer'
+_UNCLEAR = 'no clear difference'
 
 
 class Gain(NamedTuple):
-  """How far one number is above another.
+  """The difference of two numbers.
 
   Attributes:
-    percent: of the first number.
+    percent: relative to the first number.
     error: standard error of `percent`, or None.
     standard_errors: the difference over its standard error, or None.
   """
@@ -24,8 +27,8 @@ class Gain(NamedTuple):
   standard_errors: float | None
 
   @property
-  def clear(self) -> bool:
-    """Whether the difference is more than two of its standard errors."""
+  def is_clear(self) -> bool:
+    """Whether the difference exceeds two of its standard errors."""
     return self.standard_errors is not None and abs(self.standard_errors) > 2
 
   def text(self) -> str:
@@ -35,13 +38,13 @@ class Gain(NamedTuple):
 
 
 class Card(NamedTuple):
-  """A number that is read first.
+  """A number to read first.
 
   Attributes:
-    what: it is.
+    what: its name.
     number: itself.
-    badge: the gain, or what it means in two words.
-    tone: 'good', 'bad' or 'even': colours the badge.
+    badge: the gain, or what the number means in two words.
+    tone: 'good', 'bad' or 'even': the colour of the badge.
     detail: below it.
   """
 
@@ -52,25 +55,47 @@ class Card(NamedTuple):
   detail: str
 
 
-def gain(before: rows_lib.Row, after: rows_lib.Row, metric: str) -> Gain | None:
-  """The gain of `after` over `before`; paired by seed where seeds allow it.
+def acceptance(study: measurements.Study) -> list[measurements.Measurement]:
+  """The measurements of acceptance that figures and headlines show."""
+  return measurements.comparable(
+      _speculative(study, 'acceptance'), ('temperature', 'draft_length')
+  )
 
-  With one seed, the errors are taken as independent. Both drafts answer the
-  same inputs, so this errs towards less certainty.
+
+def latency(study: measurements.Study) -> list[measurements.Measurement]:
+  """The measurements of speculative decoding's speed that figures show."""
+  return measurements.comparable(
+      _speculative(study, 'latency', 'measured_speedup'),
+      ('temperature', 'draft_length', 'batch_size'),
+  )
+
+
+def draft_length(measured: Sequence[measurements.Measurement]) -> int | None:
+  """The draft length of the headlines: 5 if measured, else the largest."""
+  lengths = measurements.values_of(measured, 'draft_length')
+  return 5 if 5 in lengths else max(lengths, default=None)
+
+
+def gain(
+    before: measurements.Measurement | None,
+    after: measurements.Measurement | None,
+    metric: str,
+) -> Gain | None:
+  """The gain of `after` over `before`, paired by seed if there are several.
+
+  With one seed, the two errors are treated as independent. Both drafts answer
+  the same inputs, so this overestimates the error of the difference.
   """
-  first, last = before.value(metric), after.value(metric)
+  first, last = (one and one.value(metric) for one in (before, after))
   if first is None or last is None or first.value <= 0:
     return None
-  pairs = [
-      (before.by_seed[seed][metric].value, after.by_seed[seed][metric].value)
-      for seed in before.by_seed
-      if metric in before.by_seed[seed]
-      and metric in after.by_seed.get(seed, {})
+  gains = [
+      100 * (values[metric].value / before.by_seed[seed][metric].value - 1)
+      for seed, values in after.by_seed.items()
+      if metric in values and metric in before.by_seed.get(seed, {})
   ]
-  if len(pairs) > 1:
-    percent, error = rows_lib.mean_and_error(
-        [100 * (b / a - 1) for a, b in pairs]
-    )
+  if len(gains) > 1:
+    percent, error = statistics.mean(gains)
     return Gain(percent, error, percent / error if error else None)
   ratio = last.value / first.value
   percent = 100 * (ratio - 1)
@@ -78,239 +103,172 @@ def gain(before: rows_lib.Row, after: rows_lib.Row, metric: str) -> Gain | None:
     return Gain(percent, None, None)
   error = math.hypot(first.error / first.value, last.error / last.value)
   spread = math.hypot(first.error, last.error)
-  difference = last.value - first.value
-  return Gain(
-      percent, 100 * ratio * error, difference / spread if spread else None
-  )
+  sigmas = (last.value - first.value) / spread if spread else None
+  return Gain(percent, 100 * ratio * error, sigmas)
 
 
-def block_length(found: list[rows_lib.Row]) -> int | None:
-  """The block length of the headlines: 5 as is usual, or else the largest."""
-  lengths = rows_lib.values_of(found, 'block_length')
-  return None if not lengths else 5 if 5 in lengths else max(lengths)
-
-
-def acceptance_rows(study: rows_lib.Study) -> list[rows_lib.Row]:
-  """Rows of acceptance that figures and headlines show."""
-  return rows_lib.usual(
-      [r for r in study.rows('acceptance') if r.draft is not None],
-      ('temperature', 'block_length'),
-  )
-
-
-def latency_rows(study: rows_lib.Study) -> list[rows_lib.Row]:
-  """Rows of speculative wall clock that figures and headlines show."""
-  found = [r for r in study.rows('latency') if r.value('measured_speedup')]
-  return rows_lib.usual(found, ('temperature', 'block_length', 'batch_size'))
-
-
-def cards(study: rows_lib.Study) -> list[Card]:
-  """Block efficiency before and after, and the best speed-up."""
-  found = acceptance_rows(study)
-  length = block_length(found)
-  made = []
-  for temperature in rows_lib.values_of(found, 'temperature'):
-    here = rows_lib.select(found, temperature=temperature, block_length=length)
-    made += _efficiency(here, temperature, length)
-  speculative = latency_rows(study)
-  best = _best(speculative)
+def cards(study: measurements.Study) -> list[Card]:
+  """Block efficiency before and after distillation, and the best speed-up."""
+  shown = []
+  for sampling, settings, here in _block_efficiency(study):
+    what = f'Block efficiency, {sampling}'
+    detail = f'tokens per target call at {settings}'
+    values = {
+        name: one.metrics['block_efficiency'] for name, one in here.items()
+    }
+    change = gain(here.get(BEFORE), here.get(AFTER), 'block_efficiency')
+    if change is None:
+      for draft, value in values.items():
+        text = f'{detail}: {value.text(2)}'
+        shown.append(Card(what, f'{value.value:.2f}', draft, 'even', text))
+      continue
+    first, last = values[BEFORE], values[AFTER]
+    number = f'{first.value:.2f} → {last.value:.2f}'
+    detail += f': {BEFORE} {first.text(2)}, {AFTER} {last.text(2)}'
+    tone = 'good' if change.percent > 0 else 'bad'
+    tone = tone if change.is_clear else 'even'
+    shown.append(Card(what, number, change.text(), tone, detail))
+  speedups, best = _lossless(study)
   if best is not None:
     value = best.metrics['measured_speedup']
-    verdict, tone = _verdict(value)
-    made.append(
-        Card(
-            'Speed-up over autoregressive',
-            f'{value.value:.2f} ×',
-            verdict,
-            tone,
-            f'best of {len(speculative)} measured on this machine:'
-            f' {value.text(2)} with the {best.draft} draft,'
-            f' {_settings(best)}',
-        )
+    detail = (
+        f'{value.text(2)}: the best of {len(speedups)} settings measured on'
+        f' this machine ({_setting(best)})'
     )
-  return made
+    what, number = 'Speed-up over autoregressive', f'{value.value:.2f} ×'
+    shown.append(Card(what, number, *_verdict(value), detail))
+  return shown
 
 
-def sentences(study: rows_lib.Study) -> list[str]:
-  """What the numbers say, in words, also where they disappoint."""
-  return [
-      text
-      for text in (_gains(study), _control(study), _wall_clock(study))
-      if text
-  ]
+def sentences(study: measurements.Study) -> list[str]:
+  """The findings in words, disappointing ones included."""
+  texts = []
+  for draft, start in (
+      (AFTER, 'Distillation changes'),
+      (
+          CONTROL,
+          'The control, the same draft fine-tuned for longer instead of'
+          ' distilled, changes',
+      ),
+  ):
+    changes = []
+    for sampling, settings, here in _block_efficiency(study):
+      change = gain(here.get(BEFORE), here.get(draft), 'block_efficiency')
+      if change is None:
+        continue
+      sigmas = ''
+      if change.standard_errors is not None:
+        sigmas = f'; {abs(change.standard_errors):.1f} standard errors'
+        sigmas += '' if change.is_clear else ', which may be chance'
+      changes.append(f'{change.text()} ({sampling}{sigmas})')
+      what = f'{start} block efficiency at {settings} by'
+    if changes:
+      texts.append(f'{what} {" and ".join(changes)}.')
+  return texts + _wall_clock(study)
 
 
-def _efficiency(here, temperature, length) -> list[Card]:
-  """The card of one temperature; one a draft where there is no comparison."""
-  what = f'Block efficiency, {rows_lib.temperature_name(temperature)}'
-  before = rows_lib.select(here, draft=BEFORE)
-  after = rows_lib.select(here, draft=AFTER)
-  if before and after:
-    found = gain(before[0], after[0], 'block_efficiency')
-    if found is not None:
-      first, last = (
-          row.metrics['block_efficiency'] for row in (before[0], after[0])
+def _block_efficiency(study):
+  """(name of the sampling, settings, draft -> measurement) of headlines."""
+  measured = acceptance(study)
+  length = draft_length(measured)
+  for temperature in measurements.values_of(measured, 'temperature'):
+    here = {
+        one.draft: one
+        for one in measurements.select(
+            measured, temperature=temperature, draft_length=length
+        )
+        if one.value('block_efficiency')
+    }
+    if here:
+      settings = dict(next(iter(here.values())).decoding)
+      del settings['temperature']
+      yield (
+          measurements.sampling_name(temperature),
+          measurements.describe({**settings, 'batch_size': None}),
+          here,
       )
-      tone = 'even'
-      if found.clear:
-        tone = 'good' if found.percent > 0 else 'bad'
-      return [
-          Card(
-              what,
-              f'{first.value:.2f} → {last.value:.2f}',
-              found.text(),
-              tone,
-              f'tokens per target call, fine-tuned {first.text(2)} → distilled'
-              f' {last.text(2)}; block length {length}',
-          )
-      ]
-  return [
-      Card(
-          what,
-          f'{value.value:.2f}',
-          row.draft,
-          'even',
-          f'tokens per target call, {value.text(2)}; block length {length}',
-      )
-      for row in here
-      if (value := row.value('block_efficiency'))
-  ]
 
 
-def _pairs(study, first, last):
-  """(temperature, gain) of `last` over `first` at the headline's length."""
-  found = acceptance_rows(study)
-  length = block_length(found)
-  for temperature in rows_lib.values_of(found, 'temperature'):
-    here = rows_lib.select(found, temperature=temperature, block_length=length)
-    one = rows_lib.select(here, draft=first)
-    other = rows_lib.select(here, draft=last)
-    if one and other:
-      value = gain(one[0], other[0], 'block_efficiency')
-      if value is not None:
-        yield temperature, value
-
-
-def _gains(study: rows_lib.Study) -> str:
-  parts = []
-  for temperature, value in _pairs(study, BEFORE, AFTER):
-    text = f'{value.text()} {rows_lib.temperature_name(temperature)}'
-    if value.standard_errors is not None:
-      text += f' ({abs(value.standard_errors):.1f} standard errors'
-      text += ')' if value.clear else ', which chance may explain)'
-    parts.append(text)
-  if not parts:
-    return ''
-  length = block_length(acceptance_rows(study))
-  return (
-      'Distillation changes block efficiency, at block length'
-      f' {length}, by {"; ".join(parts)}.'
-  )
-
-
-def _control(study: rows_lib.Study) -> str:
-  """What the additional steps alone would have given."""
-  parts = [
-      f'{value.text()} {rows_lib.temperature_name(temperature)}'
-      for temperature, value in _pairs(study, BEFORE, CONTROL)
-  ]
-  if not parts:
-    return ''
-  return (
-      'The control, which is the same draft fine-tuned for longer instead of'
-      f' distilled, changes block efficiency by {"; ".join(parts)}.'
-  )
-
-
-def _wall_clock(study: rows_lib.Study) -> str:
-  found = latency_rows(study)
-  best = _best(found)
+def _wall_clock(study):
+  measured, best = _lossless(study)
   if best is None:
-    return ''
+    return []
   value = best.metrics['measured_speedup']
-  verdicts = [_verdict(row.metrics['measured_speedup'])[0] for row in found]
   device = next(
       line['provenance']['device']
       for line in study.lines
       if line['kind'] == 'latency'
   )
+  several = len(measured) > 1
+  best_of = f'the best of {len(measured)} settings' if several else 'it'
   verdict, _ = _verdict(value)
-  text = f'On this machine ({device}) speculative decoding is '
-  if verdict == 'faster':
+  text = (
+      f'On this machine ({device}), speculative decoding is'
+      f' {verdict.replace(_UNCLEAR, "not measurably faster")} than'
+      f' autoregressive decoding: {best_of} reaches {value.text(2)} times its'
+      f' speed ({_setting(best)}).'
+  )
+  if several:
+    verdicts = [
+        _verdict(one.metrics['measured_speedup'])[0] for one in measured
+    ]
     text += (
-        f'{value.value:.2f} times as fast as autoregressive decoding in the'
-        f' best of {len(found)} settings'
+        ' By more than two standard errors,'
+        f' {verdicts.count("faster")} of {len(measured)} are faster and'
+        f' {verdicts.count("slower")} slower.'
     )
-  elif verdict == 'slower':
-    text += (
-        'slower than autoregressive decoding in every setting: the best of'
-        f' {len(found)} runs at {value.value:.2f} times its speed'
-        if len(found) > 1
-        else 'slower than autoregressive decoding: it runs at'
-        f' {value.value:.2f} times its speed'
-    )
-  else:
-    text += (
-        'not clearly faster than autoregressive decoding in any setting: the'
-        f' best of {len(found)} measures {value.text(2)} times its speed'
-    )
-  text += f' ({best.draft} draft, {_settings(best)})'
-  text += '.'
-  if len(found) > 1:
-    text += (
-        f' Of the {len(found)} settings, {verdicts.count("faster")} are faster'
-        f' and {verdicts.count("slower")} slower by more than two standard'
-        ' errors.'
-    )
-  return text + _why(best, verdict)
+  return [text + _costs(best, verdict)]
 
 
-def _why(best: rows_lib.Row, verdict: str) -> str:
-  """What the measured costs say about a speed-up."""
+def _costs(best, verdict):
+  """How the measured costs explain the speed-up."""
   c, v = best.value('cost_ratio'), best.value('verify_ratio')
   if c is None:
     return ''
-  text = (
-      f' A step of the draft takes {c.value:.2f} of the time of a step of the'
-      ' target'
-  )
+  text = f' A draft step takes {c.value:.2f} times as long as a target step'
   if v is not None:
     text += (
-        ', and a target call that checks a whole block takes'
-        f' {v.value:.2f} times that of one token (1 is the ideal)'
+        ', and a target call that verifies a block'
+        f' {v.value:.2f} times as long as one on a single token (ideally 1)'
     )
   text += '.'
   if verdict != 'faster':
     text += (
-        ' Block efficiency is a property of the two models on this task and'
-        ' carries over to other machines; these two costs do not.'
+        ' Block efficiency is a property of the two models and the task and'
+        ' carries over to other machines; these costs do not.'
     )
   return text
 
 
-def _verdict(value: rows_lib.Value) -> tuple[str, str]:
+def _speculative(study, kind, metric=None):
+  return [
+      one
+      for one in study.measurements(kind)
+      if one.draft and one.decoding.get('draft_length')
+      if metric is None or one.value(metric)
+  ]
+
+
+def _lossless(study):
+  """Speed-ups that leave the output distribution unchanged, and the best."""
+  measured = [
+      one
+      for one in _speculative(study, 'latency', 'measured_speedup')
+      if not measurements.is_lossy(one.decoding)
+  ]
+  speedup = lambda one: one.metrics['measured_speedup'].value
+  return measured, max(measured, key=speedup, default=None)
+
+
+def _verdict(value):
   """(in words, tone) of a speed-up."""
   margin = 2 * (value.error or 0.0)
   if value.value - margin > 1:
     return 'faster', 'good'
   if value.value + margin < 1:
     return 'slower', 'bad'
-  return 'no clear difference', 'even'
+  return _UNCLEAR, 'even'
 
 
-def _best(found: list[rows_lib.Row]) -> rows_lib.Row | None:
-  return max(
-      found, key=lambda row: row.metrics['measured_speedup'].value, default=None
-  )
-
-
-def _settings(row: rows_lib.Row) -> str:
-  settings = row.decoding
-  parts = []
-  if settings.get('batch_size') is not None:
-    parts.append(f'batch {settings["batch_size"]}')
-  if settings.get('block_length') is not None:
-    parts.append(f'block length {settings["block_length"]}')
-  if settings.get('temperature') is not None:
-    parts.append(rows_lib.temperature_name(settings['temperature']))
-  return ', '.join(parts)
+def _setting(one):
+  return f'{one.draft} draft, {measurements.describe(one.decoding)}'

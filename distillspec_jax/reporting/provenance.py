@@ -2,72 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from distillspec_jax.reporting import rows as rows_lib
+from distillspec_jax.reporting import measurements
 
 
-def entries(lines: Sequence[rows_lib.Line]) -> list[tuple[str, str]]:
-  """(what, where from) of all lines together."""
-  found = [
-      ('measured', _period(lines)),
-      ('device', _different(lines, 'device')),
-      ('jax', _different(lines, 'jax')),
-      ('code', _different(lines, 'git')),
-      ('configuration', _different(lines, 'config_hash')),
-      ('seeds', ', '.join(map(str, _seeds(lines)))),
-      ('task', ', '.join(dict.fromkeys(line['task'] for line in lines))),
-      (
-          'split',
-          ', '.join(
-              dict.fromkeys(
-                  line['split'] for line in lines if line['kind'] != 'training'
-              )
-          ),
+def entries(lines: Sequence[measurements.Line]) -> list[tuple[str, str]]:
+  """(what, values) over all lines."""
+  sources = [line['provenance'] for line in lines]
+  targets = (line['target'] for line in lines if line['target'])
+  values = {
+      'date': _period(lines),
+      'device': _distinct(source['device'] for source in sources),
+      'JAX': _distinct(source['jax'] for source in sources),
+      'code': _distinct(source['git'] for source in sources),
+      'configuration': _distinct(source['config_hash'] for source in sources),
+      'seeds': _distinct(map(str, _seeds(lines))),
+      'task': _distinct(line['task'] for line in lines),
+      'split': _distinct(
+          line['split'] for line in lines if line['kind'] != 'training'
       ),
-      (
-          'target',
-          ', '.join(
-              dict.fromkeys(
-                  rows_lib.short_name(line['target'])
-                  for line in lines
-                  if line['target']
-              )
-          ),
-      ),
-      ('results', f'{len(lines)} lines of results.jsonl'),
-  ]
-  return [(what, text) for what, text in found if text]
+      'target': _distinct(map(measurements.short_name, targets)),
+      'results': f'{len(lines)} lines of results.jsonl',
+  }
+  return [(what, text) for what, text in values.items() if text]
 
 
-def errors(lines: Sequence[rows_lib.Line]) -> str:
-  """One sentence: what is averaged, and what ± means."""
+def errors(lines: Sequence[measurements.Line]) -> str:
+  """What the numbers average over, and what ± means."""
   if all(line['kind'] == 'plan' for line in lines):
-    return 'Planned with a compiler; nothing was run or measured.'
+    return 'Estimated by a compiler; nothing was run or measured.'
   measured = [line for line in lines if line['kind'] == 'acceptance'] or lines
   seeds = _seeds(measured)
   if len(seeds) > 1:
     return (
         f'Numbers measured with {len(seeds)} seeds'
-        f' ({", ".join(map(str, seeds))}) are means; ± is one standard error'
-        ' over seeds.'
+        f' ({", ".join(map(str, seeds))}) are means over them; ± is one'
+        ' standard error over seeds.'
     )
   return (
-      f'One seed ({seeds[0]}); ± is one standard error over examples, for times'
-      ' over runs. How much another seed would change is not known from this.'
+      f'One seed ({seeds[0]}); ± is one standard error over examples, or over'
+      ' runs for times. It does not include the variation between seeds.'
   )
 
 
-def _seeds(lines: Sequence[rows_lib.Line]) -> list[int]:
+def _seeds(lines):
   return sorted({line['provenance']['seed'] for line in lines})
 
 
-def _different(lines: Sequence[rows_lib.Line], name: str) -> str:
-  values = dict.fromkeys(str(line['provenance'][name]) for line in lines)
-  return ', '.join(value for value in values if value)
+def _distinct(values: Iterable[str]) -> str:
+  return ', '.join(value for value in dict.fromkeys(values) if value)
 
 
-def _period(lines: Sequence[rows_lib.Line]) -> str:
+def _period(lines):
   times = sorted(line['provenance']['time_utc'] for line in lines)
   first, last = (
       time.replace('T', ' ').removesuffix('Z')[:16]

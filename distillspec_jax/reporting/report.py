@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 import re
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
-from distillspec_jax.reporting import answers
+from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import figures
 from distillspec_jax.reporting import markdown
+from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import page
-from distillspec_jax.reporting import rows as rows_lib
+from distillspec_jax.reporting import sample_texts
 
 
 def report(*, run: str, output: str | None = None) -> pathlib.Path:
@@ -21,75 +21,60 @@ def report(*, run: str, output: str | None = None) -> pathlib.Path:
 
   Args:
     run: folder of a run or an experiment; every results.jsonl in it and below
-      it is read, and samples.json in it if it is there.
-    output: folder to write to; default: that of the run.
+      it is read, and its samples.json if there is one.
+    output: folder to write to; default: `run`.
 
   Raises:
-    UserError: there is no folder, no results, or a damaged line.
+    UserError: the folder or results are absent, or a line is damaged.
   """
   folder = pathlib.Path(run)
   if not folder.is_dir():
-    raise errors.UserError(f'{folder} is not a folder; name that of a run.')
-  lines = [line for path in _files(folder) for line in results.read(path)]
+    raise errors.UserError(f'{folder} is not a folder; give that of a run.')
+  lines = [
+      line
+      for path in sorted(folder.rglob(results.FILE))
+      # An interrupted measurement leaves its folder under this name.
+      if not any(part.endswith('.incomplete') for part in path.parts)
+      for line in results.read(path)
+  ]
   if not lines:
     raise errors.UserError(
-        f'There are no results in {folder}: no results.jsonl with a line, in it'
-        ' or below it. Run train, evaluate or benchmark into it first.'
+        f'There are no results in {folder} or below it (no results.jsonl with'
+        ' a line). Run train, evaluate or benchmark into it first.'
     )
-  samples = answers.read(folder / 'samples.json')
+  samples = sample_texts.read(folder / 'samples.json')
   target = pathlib.Path(output) if output is not None else folder
   (target / 'figures').mkdir(parents=True, exist_ok=True)
-  studies = rows_lib.studies(lines)
-  drawn = [
-      (study, _drawn(study, target / 'figures', len(studies) > 1))
-      for study in studies
-  ]
+  studies = measurements.studies(lines)
+  drawn = []
+  for study in studies:
+    prefix = re.sub(r'\W+', '_', study.heading) + '_' if studies[1:] else ''
+    drawn.append((study, _drawn(study, target / 'figures', prefix)))
   name = folder.resolve().name
-  _write(
-      target / 'report.md', markdown.render(name, lines, studies, bool(samples))
-  )
+  text = markdown.render(name, lines, studies, bool(samples))
+  _write(target / 'report.md', text)
   path = target / 'report.html'
   _write(path, page.render(name, lines, drawn, samples))
   return path
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Files of results, but not those of a measurement that was cut off."""
-  return [
-      path
-      for path in sorted(folder.rglob(results.FILE))
-      if not any(part.endswith('.incomplete') for part in path.parts)
-  ]
-
-
 def _drawn(
-    study: rows_lib.Study, folder: pathlib.Path, several: bool
-) -> list[page.Images]:
-  """The study's figures; the light ones are written to the folder too."""
-  prefix = ''
-  if several:  # names that are free of what a file's name cannot hold
-    prefix = re.sub(r'\W+', '_', page.heading(study)) + '_'
-  made = []
-  for light, dark in zip(
-      figures.draw(study, figures.LIGHT), figures.draw(study, figures.DARK)
-  ):
+    study: measurements.Study, folder: pathlib.Path, prefix: str
+) -> list[figures.Section]:
+  """Writes PNG files; returns sections of (title, SVG)."""
+  sections = []
+  for section in figures.sections(study):
     images = []
-    for one, other in zip(light.panels, dark.panels):
-      png = _png(one)
-      (folder / f'{prefix}{one.name}.png').write_bytes(png)
-      images.append(page.Image(one.title, one.alt, png, _png(other)))
-    made.append(page.Images(light.title, light.caption, images))
-  return made
-
-
-def _png(panel: figures.Panel) -> bytes:
-  data = io.BytesIO()
-  panel.figure.savefig(data, format='png')
-  return data.getvalue()
+    for panel in section.panels:
+      svg, png = drawing.images(panel, prefix)
+      (folder / f'{prefix}{panel.name}.png').write_bytes(png)
+      images.append((panel.title, svg))
+    sections.append(section._replace(panels=images))
+  return sections
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is whole or as it was before."""
-  beside = path.with_name(path.name + '.new')
-  beside.write_text(text, encoding='utf-8')
-  os.replace(beside, path)
+  """Writes a file that is complete, or as it was before."""
+  temporary = path.with_name(path.name + '.new')
+  temporary.write_text(text, encoding='utf-8')
+  os.replace(temporary, path)

@@ -1,19 +1,13 @@
-"""Rows -> tables: text in cells, with the definition of every column."""
+"""Measurements -> tables of text, with definitions of their columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from distillspec_jax.reporting import rows as rows_lib
+from distillspec_jax.reporting import measurements
 
-_ERRORS = (
-    '±',
-    'one standard error: over seeds where there are several; else over repeated'
-    ' measurements of a time; else over examples, or over runs of a time.',
-)
-# Settings that have a column only where they differ.
-_RARE = ('top_k', 'top_p', 'verification', 'lenience', 'max_new_tokens')
+_NONE = '–'
 
 
 class Table(NamedTuple):
@@ -23,401 +17,294 @@ class Table(NamedTuple):
     title: above it.
     header: names of the columns.
     body: rows of text.
-    definitions: (term, meaning), below it.
   """
 
   title: str
   header: list[str]
   body: list[list[str]]
-  definitions: list[tuple[str, str]]
+
+  @property
+  def definitions(self) -> list[tuple[str, str]]:
+    """(term, meaning) of the columns that need one, for below the table."""
+    terms = list(self.header)
+    if any('±' in cell for row in self.body for cell in row):
+      terms.append('±')
+    return [(term, _MEANINGS[term]) for term in terms if term in _MEANINGS]
 
 
-class _Column(NamedTuple):
-  name: str
-  cell: Callable[[rows_lib.Row], str]
-
-
-def tables(study: rows_lib.Study) -> list[Table]:
+def tables(study: measurements.Study) -> list[Table]:
   """All tables that the study has data for."""
-  made = (
-      acceptance(study),
-      latency(study),
-      quality(study),
-      plans(study),
-      others(study),
-  )
-  return [table for table in made if table is not None]
-
-
-def acceptance(study: rows_lib.Study) -> Table | None:
-  """Acceptance rate and block efficiency, draft by draft."""
-  found = _in_order(study.rows('acceptance'))
-  columns = [
-      _Column('draft', _draft),
-      _Column('decoding', _temperature),
-      _Column('block length', _setting('block_length')),
-      *_rare(found),
-      _Column('acceptance rate', _metric('acceptance_rate')),
-      _Column('block efficiency', _metric('block_efficiency')),
-      _Column('predicted', _metric('predicted_block_efficiency', 3, False)),
-      _Column('gain', _metric('block_efficiency_gain')),
-      *_sizes('block_efficiency', 'examples'),
-  ]
-  return _table(
-      'Acceptance and block efficiency',
-      found,
-      columns,
-      [
-          (
-              'acceptance rate',
-              '1 minus the mean total variation distance between target and'
-              ' draft, over tokens that have the target’s distribution: the'
-              ' chance that a drafted token is accepted.',
-          ),
-          (
-              'block efficiency',
-              'tokens emitted per call of the target, the correction or bonus'
-              ' token included; between 1 and block length + 1. Measured.',
-          ),
-          (
-              'predicted',
-              'block efficiency if every token were accepted independently at'
-              ' the acceptance rate a: (1 − a^(G+1)) / (1 − a), where G is the'
-              ' block length. Acceptances are not independent, so the'
-              ' measured number may differ.',
-          ),
-          (
-              'gain',
-              'block efficiency more than by the other rule of verification, on'
-              ' the same inputs; the error is that of the paired difference.',
-          ),
-          _ERRORS,
-      ],
-  )
-
-
-def latency(study: rows_lib.Study) -> Table | None:
-  """Tokens per second and speed-up, predicted and measured."""
-  found = _in_order(study.rows('latency'))
-  columns = [
-      _Column('draft', _draft),
-      _Column('batch', _setting('batch_size')),
-      _Column('decoding', _temperature),
-      _Column('block length', _setting('block_length')),
-      *_rare(found),
-      _Column('tokens/s', _metric('tokens_per_second', 0)),
-      _Column('measured speed-up', _metric('measured_speedup', 2)),
-      _Column('predicted', _metric('predicted_speedup', 2)),
-      _Column(
-          'predicted with verification',
-          _metric('predicted_speedup_with_verify', 2),
-      ),
-      _Column('predicted by place', _metric('predicted_speedup_by_place', 2)),
-      _Column('planned', _planned),
-      _Column('block efficiency', _metric('block_efficiency', 2)),
-      _Column('c', _metric('cost_ratio', 2)),
-      _Column('v', _metric('verify_ratio', 2)),
-      _Column('compilation, s', _metric('compile_s', 1)),
-      *_sizes('tokens_per_second', 'runs'),
-  ]
-  return _table(
-      'Wall clock',
-      found,
-      columns,
-      [
-          (
-              'measured speed-up',
-              'tokens per second over those of autoregressive decoding on the'
-              ' same inputs, compilation apart: the median of paired runs.'
-              ' Below 1, speculative decoding is slower.',
-          ),
-          (
-              'predicted',
-              'block efficiency / (c × block length + 1): what a draft step and'
-              ' one target call would allow if checking a whole block took the'
-              ' target no longer than one token.',
-          ),
-          (
-              'predicted with verification',
-              'block efficiency / (c × block length + v).',
-          ),
-          (
-              'predicted by place',
-              'what the planner predicts: from how often the token at each'
-              ' place of a block is accepted (in a run with the longest block),'
-              ' the lengths of answers, the slowest row of a batch, and the'
-              ' measured costs of single steps and of the encoders.',
-          ),
-          (
-              'planned',
-              'the block length that the planner chooses for this draft, batch'
-              ' and decoding, with the speed-up that it predicts; none: not to'
-              ' speculate.',
-          ),
-          ('c', 'time of a step of the draft over that of the target.'),
-          (
-              'v',
-              'time of a target call on a whole block over one on one token.',
-          ),
-          (
-              'compilation, s',
-              'seconds to compile the program, not part of any rate; near 0'
-              ' where it was found compiled.',
-          ),
-          _ERRORS,
-      ],
-  )
-
-
-def quality(study: rows_lib.Study) -> Table | None:
-  """Task quality of the models' own answers."""
-  found = study.rows('task_quality')
-  body = [
-      [
-          str(row.decoding.get('model') or row.draft or 'target'),
-          _temperature(row),
-          name,
-          value.text(),
-          str(value.seeds),
-          str(value.count),
-      ]
-      for row in found
-      for name, value in row.metrics.items()
-  ]
-  if not body:
-    return None
-  return _filled(
-      Table(
-          'Task quality',
-          ['model', 'decoding', 'metric', 'value', 'seeds', 'examples'],
-          body,
-          [
-              (
-                  'value',
-                  'the metric of the task on each model’s own autoregressive'
-                  ' answers. Speculative decoding emits the target’s, whatever'
-                  ' the draft.',
-              ),
-              _ERRORS,
-          ],
-      )
-  )
-
-
-def plans(study: rows_lib.Study) -> Table | None:
-  """What a run needs on TPU slices, a row a slice and setting."""
-  columns = [
-      _Column('draft', _draft),
-      _Column('slice', _setting('topology')),
-      _Column('mesh', _setting('mesh')),
-      _Column('batch', _setting('batch_size')),
-      _Column('micro-batches', _setting('micro_batches')),
-      _Column('remat', _setting('remat')),
-      _Column('memory, GiB', _scaled('step_memory_bytes', 2**-30, 2)),
-      _Column('memory, %', _scaled('memory_share', 100, 0)),
-      _Column('step, s', _metric('step_s', 3)),
-      _Column('rollouts, s', _metric('rollout_s', 3)),
-      _Column('MFU, %', _scaled('mfu', 100, 0)),
-      _Column('token, ms', _scaled('token_s', 1e3, 2)),
-      _Column('draft token, ms', _scaled('draft_step_s', 1e3, 2)),
-      _Column('block, ms', _scaled('block_s', 1e3, 2)),
-      _Column('speed-up', _speedups),
-  ]
-  return _table(
-      'Plans for TPU slices',
-      study.rows('plan'),
-      columns,
-      [
-          ('mesh', 'chips along the axes data x fsdp x tensor.'),
-          (
-              'memory, GiB',
-              'of a chip, that a training step needs at its peak, as the TPU'
-              ' compiler lays it out. Nothing was run.',
-          ),
-          (
-              'memory, %',
-              'most that the step or a sampler needs, of what a chip has.',
-          ),
-          (
-              'step, s',
-              'predicted: what the TPU compiler expects of every instruction,'
-              ' and what exchanges between chips take that it waits for.',
-          ),
-          ('rollouts, s', 'of the step: sampling the tokens it learns on.'),
-          (
-              'MFU, %',
-              'FLOPs of the target forward, of the draft forward and backward,'
-              ' by formula, over the chip’s peak in the step without rollouts.',
-          ),
-          (
-              'token, ms',
-              'a step of the target in autoregressive sampling of the batch.',
-          ),
-          ('draft token, ms', 'a step of the draft.'),
-          (
-              'block, ms',
-              'a block of speculative sampling: drafts and the target’s call.',
-          ),
-          (
-              'speed-up',
-              'of speculative over autoregressive sampling, predicted for the'
-              ' acceptance rate before the colon.',
-          ),
-      ],
-  )
-
-
-def others(study: rows_lib.Study) -> Table | None:
-  """Whatever has no table of its own, so that nothing recorded is hidden."""
-  body = [
-      [
-          line['kind'],
-          line['run'],
-          line['draft'] or '–',
-          name,
-          f'{metric["value"]:.6g}',
-          metric['unit'],
-      ]
-      for line in study.lines
-      if line['kind'] == 'certificate'
-      for name, metric in line['metrics'].items()
-  ]
-  if not body:
-    return None
-  return Table(
-      'Other results',
-      ['kind', 'run', 'draft', 'metric', 'value', 'unit'],
-      body,
-      [('unit', '1 stands for a number without a unit.')],
-  )
-
-
-def _table(
-    title: str,
-    found: Sequence[rows_lib.Row],
-    columns: Sequence[_Column],
-    definitions: list[tuple[str, str]],
-) -> Table | None:
-  if not found:
-    return None
-  body = [[column.cell(row) for column in columns] for row in found]
-  header = [column.name for column in columns]
-  return _filled(Table(title, header, body, definitions))
-
-
-def _filled(table: Table) -> Table:
-  """Leaves out columns in which every cell is a dash, and their definitions."""
-  kept = [
-      i
-      for i in range(len(table.header))
-      if any(row[i] != '–' for row in table.body)
-  ]
-  header = [table.header[i] for i in kept]
-  gone = set(table.header) - set(header)
-  return table._replace(
-      header=header,
-      body=[[row[i] for i in kept] for row in table.body],
-      definitions=[
-          (term, meaning)
-          for term, meaning in table.definitions
-          if term not in gone
-      ],
-  )
-
-
-def _in_order(found: Sequence[rows_lib.Row]) -> list[rows_lib.Row]:
-  """Rows that are to be compared stand next to each other."""
-  names = [None, *rows_lib.drafts(found)]
-
-  def key(row):
-    settings = row.decoding
-    return (
-        settings.get('batch_size') or 0 if 'tokens_per_second' in row.metrics
-        else 0,
-        settings.get('temperature') or 0.0,
-        settings.get('block_length') or 0,
-        names.index(row.draft),
-    )  # fmt: skip
-
-  return sorted(found, key=key)
-
-
-def _planned(row: rows_lib.Row) -> str:
-  length = row.metrics.get('planned_block_length')
-  speedup = row.metrics.get('planned_speedup')
-  if length is None or speedup is None:
-    return '–'
-  # Over several seeds the choices may differ.
-  return f'{length.value:g}: {speedup.value:.2f}' if length.value else 'none'
-
-
-def _draft(row: rows_lib.Row) -> str:
-  return row.draft or 'none (autoregressive)'
-
-
-def _temperature(row: rows_lib.Row) -> str:
-  temperature = row.decoding.get('temperature')
-  return '–' if temperature is None else rows_lib.temperature_name(temperature)
-
-
-def _setting(name: str) -> Callable[[rows_lib.Row], str]:
-  def cell(row):
-    value = row.decoding.get(name)
-    return '–' if value is None else str(value)
-
-  return cell
-
-
-def _metric(
-    name: str, digits: int = 3, error: bool = True
-) -> Callable[[rows_lib.Row], str]:
-  def cell(row):
-    value = row.metrics.get(name)
-    if value is None:
-      return '–'
-    return (value if error else value._replace(error=None)).text(digits)
-
-  return cell
-
-
-def _scaled(
-    name: str, factor: float, digits: int
-) -> Callable[[rows_lib.Row], str]:
-  def cell(row):
-    value = row.metrics.get(name)
-    return '–' if value is None else f'{factor * value.value:,.{digits}f}'
-
-  return cell
-
-
-def _speedups(row: rows_lib.Row) -> str:
-  start = 'speedup_at_'
-  found = {
-      name.removeprefix(start): value.value
-      for name, value in row.metrics.items()
-      if name.startswith(start)
+  measured = {
+      kind: _in_order(study.measurements(kind))
+      for kind in ('acceptance', 'latency', 'task_quality', 'plan')
   }
-  return ', '.join(f'{k}: {v:.2f}' for k, v in found.items()) or '–'
+  lossy = _in_order(measurements.trade_off(study))
+  drawn = (
+      _table(
+          'Acceptance rate and block efficiency',
+          measured['acceptance'],
+          (
+              *_decoding(measured['acceptance']),
+              ('acceptance rate', 'acceptance_rate', 3),
+              ('tokens per target call', 'block_efficiency', 3),
+              ('predicted', 'predicted_block_efficiency', 3),
+              ('gain', 'block_efficiency_gain', 3),
+              *_sizes('block_efficiency', 'examples'),
+          ),
+      ),
+      _table(
+          'Lossy verification',
+          lossy,
+          (
+              *_decoding(lossy),
+              ('tokens per target call', 'block_efficiency', 3),
+              *_qualities(lossy),
+          ),
+      ),
+      _table(
+          'Wall clock',
+          measured['latency'],
+          (
+              ('batch', 'batch_size'),
+              *_decoding(measured['latency']),
+              ('tokens/s', 'tokens_per_second', 0),
+              ('measured speed-up', 'measured_speedup', 2),
+              ('predicted speed-up', 'predicted_speedup', 2),
+              ('… with verification', 'predicted_speedup_with_verify', 2),
+              ('… by position', 'predicted_speedup_by_place', 2),
+              ('planned', _planned),
+              ('tokens per target call', 'block_efficiency', 2),
+              ('c', 'cost_ratio', 2),
+              ('v', 'verify_ratio', 2),
+              ('compilation, s', 'compile_s', 1),
+              *_sizes('tokens_per_second', 'runs'),
+          ),
+      ),
+      _breakdown(measured['latency']),
+      _table(
+          'Task quality',
+          measured['task_quality'],
+          (
+              ('model', _model),
+              *_decoding(measured['task_quality'])[1:],
+              *_qualities(measured['task_quality']),
+          ),
+      ),
+      _table('Plans for TPU slices', measured['plan'], _PLAN),
+      _certificates(study.lines),
+  )
+  return [table for table in drawn if table.body]
 
 
-def _sizes(metric: str, unit: str) -> list[_Column]:
+def _breakdown(measured):
+  """Where the time of a block goes, for settings that were profiled."""
+  header = ['setting', 'part of a block', 'ms', 'share of the block']
+  body = []
+  for one in measured:
+    if block := one.value('block_ms'):
+      for name, value in one.metrics.items():
+        if name.endswith('_ms') and name.startswith(('block_', 'prefill_')):
+          part = name.removesuffix('_ms').removeprefix('block_')
+          share = f'{100 * value.value / block.value:.0f} %'
+          body.append(
+              [_setting(one), part.replace('_', ' '), value.text(), share]
+          )
+  return Table('Time per block', header, body)
+
+
+def _certificates(lines):
+  """The verdicts of the exactness checks."""
+  header = ['run', 'draft', 'check', 'value', 'unit']
+  body = [
+      [
+          line['run'],
+          line['draft'] or _NONE,
+          name,
+          f'{one["value"]:.6g}',
+          one['unit'],
+      ]
+      for line in lines
+      if line['kind'] == 'certificate'
+      for name, one in line['metrics'].items()
+  ]
+  return Table('Certificates', header, body)
+
+
+def _table(title, measured, columns):
+  """A table without its empty columns."""
+  filled = []
+  for name, *what in columns:
+    cells = [_cell(one, *what) for one in measured]
+    if set(cells) != {_NONE}:
+      filled.append((name, cells))
+  body = list(map(list, zip(*(cells for _, cells in filled))))
+  return Table(title, [name for name, _ in filled], body)
+
+
+def _cell(one, what, digits=None, scale=1):
+  """The text of a function, of a setting, or with digits of a metric."""
+  if callable(what):
+    return what(one)
+  if digits is None:
+    value = one.decoding.get(what)
+    return _NONE if value is None else str(value)
+  value = one.metrics.get(what)
+  if value is None:
+    return _NONE
+  error = None if value.error is None else scale * value.error
+  return value._replace(value=scale * value.value, error=error).text(digits)
+
+
+def _in_order(measured):
+  """Measurements to compare with each other stand next to each other."""
+  names = [None, *measurements.draft_names(measured)]
+
+  def key(one):
+    # The batch size matters to times alone.
+    is_timed = 'tokens_per_second' in one.metrics
+    settings = ['batch_size'] * is_timed + ['temperature', 'draft_length']
+    return *(one.decoding.get(x) or 0 for x in settings), names.index(one.draft)
+
+  return sorted(measured, key=key)
+
+
+def _decoding(measured: Sequence[measurements.Measurement]) -> list[tuple]:
+  """Columns of the draft and the decoding; rare settings where they matter."""
+  columns = [
+      ('draft', lambda one: one.draft or 'autoregressive'),
+      ('sampling', _sampling),
+      ('draft length', 'draft_length'),
+  ]
+  for name in (*measurements.DEFAULTS, 'max_new_tokens'):
+    values = {one.decoding.get(name) for one in measured if one.draft} - {None}
+    # Without a default, a setting matters if it varies.
+    if values - {measurements.DEFAULTS.get(name, min(values, default=None))}:
+      columns.append((name.replace('_', ' '), name))
+  return columns
+
+
+def _qualities(measured):
+  """Columns of the task's metrics, and of how often they were measured."""
+  names = measurements.qualities(measured)
+  columns = [(name.replace('_', ' '), name, 3) for name in names]
+  return columns + [c for name in names[:1] for c in _sizes(name, 'examples')]
+
+
+def _sizes(metric, unit):
   """Columns of the number of seeds, and of what was counted in each."""
 
   def of(entry):
-    def cell(row):
-      value = row.metrics.get(metric)
-      return '–' if value is None else str(getattr(value, entry))
+    return lambda one: str(getattr(one.metrics.get(metric), entry, _NONE))
 
-    return cell
-
-  return [_Column('seeds', of('seeds')), _Column(unit, of('count'))]
+  return [('seeds', of('seeds')), (unit, of('count'))]
 
 
-def _rare(found: Iterable[rows_lib.Row]) -> list[_Column]:
-  """Columns of settings that are not the same in all rows that have them."""
-  speculative = [row for row in found if row.draft is not None]
-  return [
-      _Column(name.replace('_', ' '), _setting(name))
-      for name in _RARE
-      if len({repr(row.decoding.get(name)) for row in speculative}) > 1
-  ]
+def _sampling(one):
+  temperature = one.decoding.get('temperature')
+  if temperature is None:
+    return _NONE
+  return measurements.sampling_name(temperature)
+
+
+def _setting(one):
+  return f'{one.draft} draft, {measurements.describe(one.decoding)}'
+
+
+def _model(one):
+  model = one.decoding.get('model') or one.draft or 'target'
+  return f'target with {one.draft} draft' if model == 'pair' else model
+
+
+def _planned(one):
+  length = one.metrics.get('planned_block_length')
+  speedup = one.metrics.get('planned_speedup')
+  if length is None or speedup is None:
+    return _NONE
+  # A mean over seeds, whose plans may differ.
+  return f'{length.value:g}: {speedup.value:.2f}' if length.value else 'none'
+
+
+def _speedups(one):
+  prefix = 'speedup_at_'
+  return ', '.join(
+      f'{name.removeprefix(prefix)}: {value.value:.2f}'
+      for name, value in one.metrics.items()
+      if name.startswith(prefix)
+  ) or _NONE  # fmt: skip
+
+
+_PLAN = (
+    ('draft', lambda one: one.draft or _NONE),
+    ('slice', 'topology'),
+    ('mesh', 'mesh'),
+    ('batch', 'batch_size'),
+    ('micro-batches', 'micro_batches'),
+    ('remat', 'remat'),
+    ('memory, GiB', 'step_memory_bytes', 2, 2**-30),
+    ('memory, %', 'memory_share', 0, 100),
+    ('step, s', 'step_s', 3),
+    ('rollouts, s', 'rollout_s', 3),
+    ('MFU, %', 'mfu', 0, 100),
+    ('target step, ms', 'token_s', 2, 1e3),
+    ('draft step, ms', 'draft_step_s', 2, 1e3),
+    ('block, ms', 'block_s', 2, 1e3),
+    ('speed-up', _speedups),
+)
+
+_MEANINGS = {
+    'acceptance rate': 'the probability that a drafted token is accepted: 1'
+    ' minus the total variation distance between target and draft, averaged'
+    ' over tokens that follow the target’s distribution.',
+    'tokens per target call': 'block efficiency, measured: emitted tokens per'
+    ' call of the target, including its correction or bonus token; between 1'
+    ' and draft length + 1.',
+    'predicted': 'block efficiency if tokens were accepted independently'
+    ' at the acceptance rate α: 1 + α + α² + … + α^γ, where γ is the draft'
+    ' length. They are not, so the measured number may differ.',
+    'gain': 'block efficiency minus that of the first verifier on the same'
+    ' inputs; the error is that of the paired difference.',
+    'verifier': 'decides which drafted tokens are kept. “token” and “block”'
+    ' are lossless; all others change the output distribution.',
+    'paths': 'drafts proposed side by side for each target call.',
+    'adaptive': 'the rule that ends a draft before its full length.',
+    'measured speed-up': 'tokens per second relative to autoregressive decoding'
+    ' of the same inputs, without compilation: the median of paired runs. Below'
+    ' 1, speculative decoding is slower.',
+    'predicted speed-up': 'block efficiency / (c γ + 1): the speed-up if'
+    ' verifying a block took as long as one target step; γ is the draft'
+    ' length.',
+    '… with verification': 'block efficiency / (c γ + v).',
+    '… by position': 'the planner’s prediction, from the acceptance rate at'
+    ' each position of a block (in a run with the longest drafts), the'
+    ' lengths of the outputs, the slowest sequence of a batch, and the measured'
+    ' costs of single steps and of the encoders.',
+    'planned': 'the draft length that the planner chooses for this draft, batch'
+    ' and decoding, and the speed-up it predicts; none: do not speculate.',
+    'c': 'time of a draft step relative to a target step.',
+    'v': 'time of a target call on a whole block relative to a single token.',
+    'compilation, s': 'not part of any speed; near 0 if it was cached.',
+    'part of a block': 'timed one by one; block: one iteration of the decoding'
+    ' loop; prefill: encoding the inputs, once per output.',
+    'model': 'a model alone, decoding autoregressively, or the target with a'
+    ' draft, decoding speculatively. A lossless verifier leaves the target’s'
+    ' output distribution unchanged, whatever the draft.',
+    'mesh': 'chips along the axes data × fsdp × tensor.',
+    'memory, GiB': 'peak per chip in a training step, as the TPU compiler lays'
+    ' it out. Nothing was run.',
+    'memory, %': 'peak over the training step and the samplers, of a chip’s'
+    ' memory.',
+    'step, s': 'predicted: the compiler’s estimates for all instructions, plus'
+    ' the communication between chips that the step waits for.',
+    'rollouts, s': 'the part of the step that samples training sequences.',
+    'MFU, %': 'model FLOPs (target forward, draft forward and backward) over'
+    ' the chip’s peak, in the step without rollouts.',
+    'target step, ms': 'a step of autoregressive decoding of the batch.',
+    'draft step, ms': 'the same for the draft.',
+    'block, ms': 'a block of speculative decoding: drafting and the target’s'
+    ' call.',
+    'speed-up': 'of speculative over autoregressive decoding, predicted at the'
+    ' acceptance rate before the colon.',
+    'unit': '1 marks a number without a unit.',
+    '±': 'one standard error: over seeds if there are several, else over'
+    ' repeated measurements of a time, else over examples.',
+}

@@ -1,4 +1,4 @@
-"""Made-up results in the shape of real ones; no number here was measured."""
+"""Fabricated results with the schema of real ones; nothing was measured."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 
 from distillspec_jax.reporting import report
 
-# (acceptance rate greedy, sampled) of each made-up draft.
+# Acceptance rate of each draft: (greedy, sampled).
 RATES = {
     'fine-tuned': (0.62, 0.55),
     'fine-tuned longer': (0.63, 0.57),
@@ -48,16 +48,18 @@ def line(kind, metrics, *, draft=None, decoding=None, seed=0, **more):
   }
 
 
-def decoding(temperature, block_length, batch_size=8):
+def decoding(temperature, draft_length, batch_size=8, **more):
   return {
       'temperature': temperature,
       'top_k': 0,
       'top_p': 1.0,
-      'block_length': block_length,
-      'verification': None if block_length is None else 'token',
-      'lenience': None,
+      'draft_length': draft_length,
+      'paths': None if draft_length is None else 1,
+      'adaptive': None,
+      'verifier': None if draft_length is None else 'token',
       'batch_size': batch_size,
       'max_new_tokens': 64,
+      **more,
   }
 
 
@@ -66,7 +68,7 @@ def efficiency(rate, length):
 
 
 def acceptance(seeds, drafts, lengths=(1, 2, 3, 5, 8)):
-  """Lines of acceptance of every draft, greedy and sampled."""
+  """Acceptance of every draft, greedy and sampled."""
   noise = random.Random(0)
   for seed in seeds:
     for draft in drafts:
@@ -92,7 +94,7 @@ def acceptance(seeds, drafts, lengths=(1, 2, 3, 5, 8)):
 
 
 def latency(drafts, speed=1.0):
-  """Lines of wall clock; `speed` scales the measured speed-ups."""
+  """Wall clock; `speed` scales the measured speed-ups."""
   for draft in drafts:
     for batch in (1, 8):
       for length in (2, 5):
@@ -129,7 +131,7 @@ def latency(drafts, speed=1.0):
 
 
 def training(seeds):
-  """Lines of the training of the target and the drafts."""
+  """Training of the target and the drafts."""
   noise = random.Random(1)
 
   def one(run, seed, step, split, target=None, **values):
@@ -165,18 +167,39 @@ def training(seeds):
 
 
 def quality(drafts):
-  """Lines of task quality, the target's once for every draft."""
+  """Task quality, the target's once for every draft."""
   for draft in drafts:
-    for model, value in (('target', 0.41), (draft, 0.2)):
+    for model, value in (('target', 0.41), (draft, RATES[draft][0] / 3)):
       yield line(
           'task_quality', {'exact_match': metric(value, 0.03)}, draft=draft,
           decoding={**decoding(0.0, None), 'model': model},
       )  # fmt: skip
 
 
+def lossy(draft='distilled'):
+  """Quality and acceptance of the pair with lossy verifiers, greedy."""
+  for verifier, tokens, value in (
+      ('lenient(linear, 0.3)', 3.2, 0.4),
+      ('lenient(linear, 0.5)', 3.5, 0.37),
+      ('lenient(linear, 0.8)', 4.0, 0.3),
+      ('typical(0.09, 0.3)', 3.4, 0.36),
+      ('typical(0.3, 0.5)', 3.7, 0.31),
+  ):
+    settings = decoding(0.0, 5, verifier=verifier)
+    yield line(
+        'task_quality', {'exact_match': metric(value, 0.02)}, draft=draft,
+        decoding={**settings, 'model': 'pair'},
+    )  # fmt: skip
+    metrics = {
+        'acceptance_rate': metric(0.74, 0.006),
+        'block_efficiency': metric(tokens, 0.05),
+    }
+    yield line('acceptance', metrics, draft=draft, decoding=settings)
+
+
 @pytest.fixture
 def made_up():
-  """Makers of lines, by name."""
+  """Functions that make lines, by name."""
   return {
       'line': line,
       'metric': metric,
@@ -186,12 +209,13 @@ def made_up():
       'training': training,
       'quality': quality,
       'plans': plans,
+      'lossy': lossy,
   }
 
 
 def plans():
-  """Lines of two slices, and of a setting of the second that does not fit."""
-  made = []
+  """Plans for two slices, and a setting of the second that does not fit."""
+  lines = []
   for topology, mesh, fits in (
       ('v5e-16', '16 x 1 x 1', True),
       ('v5e-256', '256 x 1 x 1', True),
@@ -211,23 +235,24 @@ def plans():
           'speedup_at_0.6': metric(1.7),
       }
     settings = {'topology': topology, 'mesh': mesh, 'batch_size': 128}
-    made.append(line('plan', metrics, draft='small', decoding=settings))
-  return made
+    lines.append(line('plan', metrics, draft='small', decoding=settings))
+  return lines
 
 
-def all_lines():
-  """All kinds of lines, of three seeds and three drafts."""
+def make_all_lines():
+  """Lines of all kinds of measurements, with three seeds and three drafts."""
   pair = ('fine-tuned', 'distilled')
   return [
       *training((0, 1, 2)),
       *acceptance((0, 1, 2), RATES),
       *latency(pair),
       *quality(pair),
+      *lossy(),
   ]
 
 
 def two_samples():
-  """Sample texts of two drafts on one input, with signs that HTML has."""
+  """Sample texts of two drafts for one input, with characters of HTML."""
 
   def one(draft, pieces, blocks):
     return {
@@ -269,8 +294,8 @@ def two_samples():
 
 
 def fill(folder):
-  """Results below the folder, as a run leaves them, and samples in it."""
-  lines = all_lines()
+  """Writes results below the folder, as a run does, and samples into it."""
+  lines = make_all_lines()
   for name in ('training', 'measured'):
     (folder / name).mkdir()
     text = ''.join(
@@ -285,7 +310,13 @@ def fill(folder):
 
 @pytest.fixture
 def lines():
-  return all_lines()
+  return make_all_lines()
+
+
+@pytest.fixture(scope='session')
+def all_lines():
+  """The same, for tests that do not change them."""
+  return make_all_lines()
 
 
 @pytest.fixture
@@ -295,13 +326,13 @@ def samples():
 
 @pytest.fixture
 def folder(tmp_path):
-  """A run's folder that has no report yet."""
+  """A run's folder without a report."""
   return fill(tmp_path)
 
 
 @pytest.fixture(scope='session')
 def reported(tmp_path_factory):
-  """A run's folder with its report; tests leave it as it is."""
-  made = fill(tmp_path_factory.mktemp('reported'))
-  assert report.report(run=str(made)) == made / 'report.html'
-  return made
+  """A run's folder with its report; tests do not change it."""
+  folder = fill(tmp_path_factory.mktemp('reported'))
+  assert report.report(run=str(folder)) == folder / 'report.html'
+  return folder

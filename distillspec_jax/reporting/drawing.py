@@ -1,0 +1,344 @@
+"""Panels -> SVG in the colours of the page, and PNG.
+
+A panel is data, which `figures` fills in; how it looks is decided here, and
+matplotlib is used nowhere else. Panels are small enough for a phone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import html
+import io
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib import figure as figure_lib
+from matplotlib import ticker
+import numpy as np
+
+from distillspec_jax.reporting import measurements
+
+STYLE = (pathlib.Path(__file__).parent / 'page.css').read_text(encoding='utf-8')
+# page.css has every colour. Figures are drawn in those of its light theme; in
+# SVG they then become references to its variables, so that dark pages work too.
+_COLOURS = dict(
+    re.findall(r'--([\w-]+): (#[0-9a-f]{6});', STYLE.split('@media')[0])
+)
+_CARD, _GRID, _INK = (_COLOURS[role] for role in ('card', 'grid', 'ink'))
+_VARIABLES = {
+    colour: f'var(--{role})'
+    for role, colour in _COLOURS.items()
+    if role in ('card', 'grid', 'ink') or role.startswith('series-')
+}
+_SETTINGS = {
+    'font.size': 10.5,
+    'svg.fonttype': 'none',  # text stays text
+    'svg.hashsalt': 'distillspec',  # the same figure gives the same file
+    'text.parse_math': False,  # names may contain $
+    'legend.frameon': False,
+    'errorbar.capsize': 3,
+    'lines.linewidth': 1.8,
+    'lines.markersize': 6,
+}
+_GAP = 0.7  # between groups of bars, in bars
+
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers
+# and hatches tell series apart without colour: (colour, marker, hatch).
+_LOOKS = {
+    'fine-tuned': ('series-1', 'o', ''),
+    'fine-tuned longer': ('series-2', 's', 'xx'),
+    'distilled': ('series-3', 'D', '//'),
+    'target': ('series-4', '^', ''),
+    'autoregressive': ('series-4', '', ''),
+}
+_OTHER_LOOKS = (
+    ('series-5', 'o', ''),
+    ('series-6', 's', '\\\\'),
+    ('series-7', 'v', '..'),
+    ('series-3', 'D', '//'),
+    ('series-1', '^', 'xx'),
+)
+# In matplotlib's short names: linestyle, linewidth, markersize, ...
+_STYLES: dict[str, dict[str, Any]] = {
+    'line': {},
+    'band': {'marker': ''},
+    'points': {'ls': 'none'},
+    'open': {'ls': 'none', 'mfc': _CARD, 'mew': 1.6},
+    'dashed': {'ls': '--', 'marker': '', 'lw': 1.4, 'zorder': 1},
+    'level': {'ls': ':', 'marker': '', 'zorder': 1},
+    'diamond': {'ls': 'none', 'marker': 'D', 'mfc': _CARD},
+    'triangle': {'ls': 'none', 'marker': '^', 'ms': 8, 'mec': _CARD},
+}
+_PREDICTED = ('dashed', 'diamond', 'triangle')
+
+
+class Point(NamedTuple):
+  """A value at a position.
+
+  Attributes:
+    at: a number; of a bar (order, name of the group).
+    value: what was measured there.
+    note: written next to it.
+    at_error: standard error of `at`, if it was measured too.
+  """
+
+  at: Any
+  value: measurements.Value
+  note: str = ''
+  at_error: float | None = None
+
+
+class Series(NamedTuple):
+  """Values that belong together.
+
+  Attributes:
+    label: in the legend.
+    points: its values.
+    style: 'bars', or 'diamond' or 'triangle' on top of bars; else 'line',
+      'points', 'open' (hollow points), 'dashed', 'band' (shaded by the error)
+      or 'level' (one value, everywhere).
+    owner: label of the series whose place and colour it takes; the legend then
+      explains the style alone.
+  """
+
+  label: str
+  points: list[Point]
+  style: str
+  owner: str | None = None
+
+
+class Panel(NamedTuple):
+  """A figure.
+
+  Attributes:
+    name: of its file.
+    title: above it.
+    series: what it shows.
+    label: of the axis of values.
+    position_label: of the other axis.
+    limits: of the axis of values; None leaves an end free.
+    shift: whether series share positions and are drawn side by side.
+    horizontal: bars lie; the number of them, and of groups, to make room for.
+    reference: a value to compare with.
+    digits: of values in words.
+  """
+
+  name: str
+  title: str
+  series: list[Series]
+  label: str
+  position_label: str = ''
+  limits: tuple[float | None, float | None] = (None, None)
+  shift: bool = False
+  horizontal: int = 0
+  reference: float | None = None
+  digits: int = 2
+
+  @property
+  def has_bars(self) -> bool:
+    return self.series[0].style == 'bars'
+
+  @property
+  def alt(self) -> str:
+    """The measured numbers in words, for readers who do not see the figure."""
+
+    def text(point):
+      at = f'at {point.at:.4g}' if not self.has_bars else point.at[1]
+      at = ', '.join(filter(None, (point.note, at.replace('\n', ' '))))
+      return f'{point.value.text(self.digits)} ({at})'
+
+    parts = []
+    for one in self.series:
+      # Of a curve, where it starts and where it ends.
+      points = (
+          one.points
+          if len(one.points) < 12
+          else one.points[:: len(one.points) - 1]
+      )
+      who = ' '.join(filter(None, (one.owner, one.label)))
+      if one.style == 'level':
+        parts.append(f'{who} {points[0].value.text(self.digits)}')
+      elif one.style not in _PREDICTED:
+        parts.append(f'{who} {", ".join(map(text, points))}')
+    return f'{self.title}, {self.label}: {"; ".join(parts)}.'
+
+
+def images(panel: Panel, prefix: str = '') -> tuple[str, bytes]:
+  """(an <svg> element in the colours and the font of its page, a PNG file).
+
+  Args:
+    panel: what to draw.
+    prefix: makes the panel's name unique on the page.
+  """
+  svg, png = io.BytesIO(), io.BytesIO()
+  with matplotlib.rc_context(_SETTINGS):
+    figure = draw(panel)
+    figure.savefig(svg, format='svg', metadata={'Date': None})
+    figure.savefig(png, format='png', dpi=200)
+  text = svg.getvalue().decode()
+  text = text[text.index('<svg') :]
+  text = re.sub(r'<(metadata|style).*?</\1>', '', text, flags=re.DOTALL)
+  text = re.sub(r'fill="(#\w{6})"', r'style="fill: \1"', text)  # of hatches
+  text = re.sub(r'(?<=: )#\w{6}', lambda m: _VARIABLES[m[0]], text)
+  # Ids are unique within a figure; make them unique on the page.
+  name = f'{prefix}{panel.name}-'
+  text = re.sub(r'( id="|href="#|url\(#)', lambda m: m[0] + name, text)
+  label = html.escape(panel.alt)
+  text = re.sub(
+      r'<svg [^>]*(viewBox="[^"]*")[^>]*>',
+      lambda m: f'<svg role="img" aria-label="{label}" {m[1]}>',
+      text,
+      count=1,
+  )
+  return text, png.getvalue()
+
+
+def draw(panel: Panel) -> figure_lib.Figure:
+  """The figure in light colours."""
+  figure = figure_lib.Figure(
+      figsize=(5.0, max(3.3, 1.2 + 0.26 * panel.horizontal)),  # inches
+      layout='constrained',
+      facecolor=_CARD,
+  )
+  ax = figure.subplots()
+  ax.set_facecolor(_CARD)
+  ax.spines[:].set_visible(False)
+  ax.tick_params(length=0, labelcolor=_INK)
+  ax.set_axisbelow(True)
+  values, positions = ax.yaxis, ax.xaxis
+  if panel.horizontal:
+    values, positions = positions, values
+    values.set_major_formatter(
+        lambda x, _: f'{x / 1000:g}k' if x >= 1000 else f'{x:g}'
+    )
+  values.grid(color=_GRID)
+  values.set_label_text(panel.label, color=_INK)
+  positions.set_label_text(panel.position_label, color=_INK)
+  (_bars if panel.has_bars else _lines)(ax, panel)
+  if panel.reference is not None:
+    ax.axvline(panel.reference, color=_INK, linewidth=1.2, linestyle=':')
+  (ax.set_xlim if panel.horizontal else ax.set_ylim)(*panel.limits)
+  _legend(figure, ax, [one.label for one in panel.series])
+  return figure
+
+
+def _lines(ax, panel):
+  """Series of numbers against numbers."""
+  labels = [one.label for one in panel.series if one.owner is None]
+  for series in panel.series:
+    owner, label = series.owner or series.label, series.label
+    colour, marker, _ = _look(owner.removesuffix(' alone'), labels)
+    style = {'marker': marker, **_STYLES[series.style], 'color': colour}
+    style['clip_on'] = False  # a point at a limit is shown in full
+    if series.owner is not None:
+      ax.plot([], [], **{**style, 'color': _INK}, label=label)
+      label = None
+    y = np.array([point.value.value for point in series.points])
+    if series.style == 'level':
+      ax.axhline(y[0], **style, label=label)
+      continue
+    x = np.array([point.at for point in series.points], np.float64)
+    errors = _errors(point.value.error for point in series.points)
+    if series.style in ('band', 'dashed'):
+      ax.plot(x, y, **style, label=label)
+      if errors:
+        ax.fill_between(
+            x, y - errors, y + errors, color=colour, alpha=0.25, linewidth=0
+        )
+      continue
+    if panel.shift:  # keeps the error bars of equal positions apart
+      x += (
+          0.015
+          * (np.ptp(x) + 1)
+          * (labels.index(owner) - (len(labels) - 1) / 2)
+      )
+    at_errors = _errors(point.at_error for point in series.points)
+    ax.errorbar(x, y, errors, at_errors, elinewidth=1.2, label=label, **style)
+    for point, *place in zip(series.points, x, y):
+      _note(ax, point.note, place, (7, 6), fontsize=9)
+  positions = [point.at for one in panel.series for point in one.points]
+  if all(float(at).is_integer() for at in positions):
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+
+
+def _bars(ax, panel):
+  """Groups of bars side by side, and marks on top of them."""
+  labels = [one.label for one in panel.series if one.owner is None]
+  place, ticks, end = {}, {}, 0.0
+  for group in sorted(
+      {point.at for one in panel.series for point in one.points}
+  ):
+    start = end
+    for series in panel.series:
+      if series.owner is None and group in [
+          point.at for point in series.points
+      ]:
+        place[series.label, group] = end
+        end += 1
+    ticks[group[1]] = (start + end - 1) / 2
+    end += _GAP
+  for series in panel.series:
+    name = series.owner or series.label
+    at = [place[name, point.at] for point in series.points]
+    values = [point.value.value for point in series.points]
+    errors = _errors(point.value.error for point in series.points)
+    if series.owner is not None:
+      ax.plot(
+          *((values, at) if panel.horizontal else (at, values)), color=_INK,
+          label=series.label, **_STYLES[series.style],
+      )  # fmt: skip
+      continue
+    colour, _, hatch = _look(name, labels)
+    (ax.barh if panel.horizontal else ax.bar)(
+        at, values, 0.88, color=colour, hatch=hatch, linewidth=0,
+        edgecolor=(_CARD, 0.4),  # of the hatch
+        error_kw={'color': _INK, 'ecolor': _INK, 'lw': 1.2}, label=series.label,
+        **{'xerr' if panel.horizontal else 'yerr': errors},
+    )  # fmt: skip
+    if not panel.horizontal:
+      for x, y, error in zip(at, values, errors or [0.0] * len(at)):
+        _note(ax, f'{y:.2f}', (x, y + error), (0, 3), ha='center')
+  limits = (-0.5 - _GAP / 2, end - 0.5 - _GAP / 2)
+  if panel.horizontal:
+    ax.set_yticks([*ticks.values()], [*ticks])
+    ax.set_ylim(*reversed(limits))  # from top to bottom
+  else:
+    ax.set_xticks([*ticks.values()], [*ticks])
+    ax.set_xlim(*limits)
+    ax.margins(y=0.12)  # room for the numbers
+
+
+def _errors(errors):
+  errors = [error or 0.0 for error in errors]
+  return errors if any(errors) else None
+
+
+def _note(ax, text, place, offset, **how):
+  ax.annotate(
+      text, place, offset, textcoords='offset points', color=_INK, **how
+  )
+
+
+def _legend(figure, ax, labels):
+  """The legend above the axes, where it hides nothing."""
+  handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
+  labels = list(dict.fromkeys(labels))
+  figure.legend(
+      [handles[label] for label in labels],
+      labels,
+      loc='outside upper left',
+      ncols=3 if max(map(len, labels)) < 18 else 2,
+      labelcolor=_INK,
+      handlelength=1.6,
+      columnspacing=1.3,
+  )
+
+
+def _look(label: str, labels: Sequence[str]) -> tuple[str, str, str]:
+  """(colour, marker, hatch); those of unknown labels go by their order."""
+  others = [one for one in labels if one not in _LOOKS]
+  place = others.index(label) if label in others else 0
+  role, *rest = _LOOKS.get(label, _OTHER_LOOKS[place % len(_OTHER_LOOKS)])
+  return _COLOURS[role], *rest

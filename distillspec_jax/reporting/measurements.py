@@ -1,0 +1,340 @@
+"""Lines of results -> studies -> measurements, averaged over seeds.
+
+A study holds what is comparable: results on one task, one split and one target.
+A measurement is one draft under one setting of decoding. Tables, figures and
+headlines are made from these; everything here is a pure function.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+import dataclasses
+import math
+import re
+from typing import Any, NamedTuple
+
+from distillspec_jax.core import statistics
+
+Line = dict[str, Any]
+
+# Settings that go without saying where they have these values.
+DEFAULTS = {
+    'top_k': 0,
+    'top_p': 1.0,
+    'verifier': 'token',
+    'paths': 1,
+    'adaptive': None,
+}
+# What earlier versions called them.
+_FORMER_NAMES = {'block_length': 'draft_length', 'verification': 'verifier'}
+
+
+class Value(NamedTuple):
+  """A number with its error.
+
+  Attributes:
+    value: the mean over seeds.
+    error: standard error, over seeds if there are several, else as measured;
+      None if there is none.
+    seeds: number of seeds.
+    count: examples, or repetitions of a time, per seed.
+  """
+
+  value: float
+  error: float | None
+  seeds: int
+  count: int
+
+  def text(self, digits: int = 3) -> str:
+    if self.error is None:
+      return f'{self.value:,.{digits}f}'
+    return f'{self.value:,.{digits}f} ± {self.error:,.{digits}f}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+  """What was measured under one setting.
+
+  Attributes:
+    draft: name of the draft; None for the target alone.
+    decoding: settings, see `core.results`.
+    metrics: by name, over all seeds.
+    by_seed: the same for each seed.
+  """
+
+  draft: str | None
+  decoding: dict[str, Any]
+  metrics: dict[str, Value]
+  by_seed: dict[int, dict[str, Value]]
+
+  def value(self, name: str) -> Value | None:
+    """The metric, or None where it is absent or not finite."""
+    metric = self.metrics.get(name)
+    return metric if metric and math.isfinite(metric.value) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """Results that are comparable with each other.
+
+  Attributes:
+    task: name of the task.
+    split: of the task; '' if only training was recorded.
+    target: name of the target, or None.
+    lines: of measurements.
+    training: lines of the runs that trained the models.
+  """
+
+  task: str
+  split: str
+  target: str | None
+  lines: list[Line]
+  training: list[Line]
+
+  @property
+  def heading(self) -> str:
+    target = f'target {short_name(self.target)}' if self.target else ''
+    parts = (self.task.replace('_', ' '), self.split, target)
+    return ', '.join(part for part in parts if part)
+
+  def measurements(self, kind: str) -> list[Measurement]:
+    return measurements(self.lines, kind)
+
+
+def studies(lines: Sequence[Line]) -> list[Study]:
+  """The studies among the lines, in the order of first appearance.
+
+  Lines that record the training of a target or of a fine-tuned draft do not
+  name the target they were meant for. They are shown if their task has a single
+  target, and left out otherwise.
+  """
+  groups: dict[tuple[str, str, str], list[Line]] = {}
+  training: dict[str, list[Line]] = {}
+  for line in lines:
+    if line['kind'] == 'training':
+      training.setdefault(line['task'], []).append(line)
+    else:
+      key = (line['task'], line['split'], _without_seed(line['target']))
+      groups.setdefault(key, []).append(line)
+  targets = collections.defaultdict(set)
+  for task, _, target in groups:
+    targets[task].add(target)
+  for task in training:
+    if task not in targets:
+      groups[task, '', ''] = []
+  return [
+      Study(
+          task,
+          split,
+          target or None,
+          measured,
+          [
+              line
+              for line in training.get(task, [])
+              if len(targets[task]) < 2
+              or (line['target'] and _without_seed(line['target']) == target)
+          ],
+      )
+      for (task, split, target), measured in groups.items()
+  ]
+
+
+def measurements(lines: Iterable[Line], kind: str) -> list[Measurement]:
+  """One measurement per setting, in the order of first appearance.
+
+  Lines that differ only in the seed are one measurement. If a seed was measured
+  repeatedly, the newest line counts; times, which vary, are averaged instead.
+  """
+  groups: dict[tuple[Any, ...], list[Line]] = collections.defaultdict(list)
+  for line in lines:
+    if line['kind'] == kind:
+      groups[_setting(line)].append(line)
+  return [_measurement(group, kind == 'latency') for group in groups.values()]
+
+
+def over_seeds(values: Sequence[Value]) -> Value:
+  """The mean over seeds and its standard error."""
+  if len(values) == 1:
+    return values[0]
+  estimate = statistics.mean([one.value for one in values])
+  return Value(*estimate, len(values), values[0].count)
+
+
+def select(measured: Iterable[Measurement], **wanted: Any) -> list[Measurement]:
+  """The measurements whose draft or decoding has the wanted values."""
+
+  def get(one, name):
+    return one.draft if name == 'draft' else one.decoding.get(name)
+
+  return [
+      one
+      for one in measured
+      if all(get(one, name) == value for name, value in wanted.items())
+  ]
+
+
+def comparable(
+    measured: Sequence[Measurement], varied: Sequence[str]
+) -> list[Measurement]:
+  """The measurements under the most common setting, `varied` ones aside.
+
+  Figures show these, so that one figure never mixes two settings; tables show
+  all. Of equally common settings, the one nearest to the defaults is taken.
+  """
+
+  def others(one):
+    return tuple(
+        sorted((k, repr(v)) for k, v in one.decoding.items() if k not in varied)
+    )
+
+  def preference(setting):
+    departures = sum(
+        (name, repr(value)) not in setting for name, value in DEFAULTS.items()
+    )
+    return counts[setting], -departures
+
+  counts = collections.Counter(map(others, measured))
+  best = max(counts, key=preference, default=None)
+  return [one for one in measured if others(one) == best]
+
+
+def trade_off(study: Study) -> list[Measurement]:
+  """Lossy decodings with block efficiency and task quality, to be compared.
+
+  They come with the lossless ones that differ in the verifier alone. Acceptance
+  and quality are separate lines of the same decoding; here they are merged.
+  """
+
+  def key(one, *aside):
+    aside = ('model', 'batch_size', *aside)
+    items = {k: repr(v) for k, v in one.decoding.items() if k not in aside}
+    return one.draft, *sorted(items.items())
+
+  quality = study.measurements('task_quality')
+  pairs = {key(one): one.metrics for one in select(quality, model='pair')}
+  greedy = select(quality, model='target', temperature=0.0)
+  merged = []
+  for one in study.measurements('acceptance'):
+    metrics = pairs.get(key(one), {})
+    if greedy and one.decoding.get('temperature') == 0:
+      if not is_lossy(one.decoding):  # It emits the target's own text.
+        metrics = greedy[0].metrics
+    efficiency = one.value('block_efficiency')
+    if metrics and efficiency:
+      metrics = {'block_efficiency': efficiency, **metrics}
+      merged.append(dataclasses.replace(one, metrics=metrics))
+  families = {key(one, 'verifier') for one in merged if is_lossy(one.decoding)}
+  return [one for one in merged if key(one, 'verifier') in families]
+
+
+def qualities(measured: Iterable[Measurement]) -> list[str]:
+  """Names of the task's metrics."""
+  names = dict.fromkeys(name for one in measured for name in one.metrics)
+  return [name for name in names if name != 'block_efficiency']
+
+
+def values_of(measured: Iterable[Measurement], name: str) -> list[Any]:
+  """The distinct values of a decoding setting, sorted."""
+  values = {one.decoding.get(name) for one in measured}
+  return sorted(values - {None})
+
+
+def draft_names(measured: Iterable[Measurement]) -> list[str]:
+  """The drafts' names; those of the standard experiment first."""
+  names = dict.fromkeys(one.draft for one in measured if one.draft is not None)
+  first = ('fine-tuned', 'fine-tuned longer', 'distilled')
+  return [
+      *(name for name in first if name in names),
+      *(name for name in names if name not in first),
+  ]
+
+
+def sampling_name(temperature: float) -> str:
+  return 'greedy' if temperature == 0 else f'T = {temperature:g}'
+
+
+def describe(decoding: dict[str, Any]) -> str:
+  """The settings in words, without those that go without saying."""
+  parts = []
+  if decoding.get('batch_size') is not None:
+    parts.append(f'batch {decoding["batch_size"]}')
+  if decoding.get('temperature') is not None:
+    parts.append(sampling_name(decoding['temperature']))
+  if decoding.get('draft_length') is not None:
+    parts.append(f'draft length {decoding["draft_length"]}')
+  parts += [
+      f'{name.replace("_", "-")} {decoding[name]}'
+      for name, default in DEFAULTS.items()
+      if decoding.get(name) not in (default, None)
+  ]
+  return ', '.join(parts)
+
+
+def settings(decoding: dict[str, Any] | None) -> dict[str, Any]:
+  """The settings by their present names."""
+  named = (decoding or {}).items()
+  return {_FORMER_NAMES.get(name, name): value for name, value in named}
+
+
+def is_lossy(decoding: dict[str, Any]) -> bool:
+  """Whether outputs may depart from the target's distribution."""
+  return decoding.get('verifier') not in (None, 'token', 'block')
+
+
+def short_name(path: str) -> str:
+  """The last part of a model's folder."""
+  return path.rstrip('/').rsplit('/', 1)[-1]
+
+
+def _setting(line: Line) -> tuple[Any, ...]:
+  """Lines with equal settings are one measurement."""
+  decoding = settings(line['decoding'])
+  items = sorted((name, repr(value)) for name, value in decoding.items())
+  # The quality of the target does not depend on the draft it is paired with.
+  draft = None if decoding.get('model') == 'target' else line['draft']
+  return (draft, *items)
+
+
+def _measurement(lines: Sequence[Line], average: bool) -> Measurement:
+  by_seed = collections.defaultdict(list)
+  for line in lines:
+    by_seed[line['provenance']['seed']].append(line)
+  metrics = {
+      seed: _one_seed(repeated, average)
+      for seed, repeated in sorted(by_seed.items())
+  }
+  values = collections.defaultdict(list)
+  for one in metrics.values():
+    for name, value in one.items():
+      values[name].append(value)
+  return Measurement(
+      draft=lines[0]['draft'],
+      decoding=settings(lines[0]['decoding']),
+      metrics={name: over_seeds(each) for name, each in values.items()},
+      by_seed=metrics,
+  )
+
+
+def _one_seed(lines: Sequence[Line], average: bool) -> dict[str, Value]:
+  """The metrics of lines that repeat a measurement with the same seed."""
+  newest = max(lines, key=lambda line: line['provenance']['time_utc'])
+  values = {}
+  for name, metric in newest['metrics'].items():
+    all_of_it = [
+        line['metrics'][name] for line in lines if name in line['metrics']
+    ]
+    if name == 'compile_s':  # Repetitions find the program in the cache.
+      metric = max(all_of_it, key=lambda one: one['value'])
+    value = Value(metric['value'], metric['standard_error'], 1, metric['count'])
+    if average and len(all_of_it) > 1 and name != 'compile_s':
+      estimate = statistics.mean([one['value'] for one in all_of_it])
+      value = Value(*estimate, 1, sum(one['count'] for one in all_of_it))
+    values[name] = value
+  return values
+
+
+def _without_seed(target: str | None) -> str:
+  """A target's name without the folder that names the seed of its run."""
+  parts = (target or '').split('/')
+  return '/'.join(p for p in parts if not re.fullmatch(r'seed[_-]?\d+', p))
