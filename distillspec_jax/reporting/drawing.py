@@ -151,12 +151,9 @@ class Panel(NamedTuple):
 
     parts = []
     for one in self.series:
-      # Of a curve, where it starts and where it ends.
-      points = (
-          one.points
-          if len(one.points) < 12
-          else one.points[:: len(one.points) - 1]
-      )
+      points = one.points
+      if len(points) > 11:  # of a curve, where it starts and where it ends
+        points = [points[0], points[-1]]
       who = ' '.join(filter(None, (one.owner, one.label)))
       if one.style == 'level':
         parts.append(f'{who} {points[0].value.text(self.digits)}')
@@ -249,33 +246,32 @@ def _lines(ax, panel):
         )
       continue
     if panel.shift:  # keeps the error bars of equal positions apart
-      x += (
-          0.015
-          * (np.ptp(x) + 1)
-          * (labels.index(owner) - (len(labels) - 1) / 2)
-      )
+      offset = labels.index(owner) - (len(labels) - 1) / 2
+      x += 0.015 * (np.ptp(x) + 1) * offset
     at_errors = _errors(point.at_error for point in series.points)
     ax.errorbar(x, y, errors, at_errors, elinewidth=1.2, label=label, **style)
     for point, *place in zip(series.points, x, y):
       _note(ax, point.note, place, (7, 6), fontsize=9)
   positions = [point.at for one in panel.series for point in one.points]
   if all(float(at).is_integer() for at in positions):
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+    steps = [1, 2, 5, 10]
+    locator = ticker.MaxNLocator(8, integer=True, steps=steps)
+    ax.xaxis.set_major_locator(locator)
 
 
 def _bars(ax, panel):
   """Groups of bars side by side, and marks on top of them."""
-  labels = [one.label for one in panel.series if one.owner is None]
+  groups = {
+      one.label: {point.at for point in one.points}
+      for one in panel.series
+      if one.owner is None
+  }
   place, ticks, end = {}, {}, 0.0
-  for group in sorted(
-      {point.at for one in panel.series for point in one.points}
-  ):
+  for group in sorted(set().union(*groups.values())):
     start = end
-    for series in panel.series:
-      if series.owner is None and group in [
-          point.at for point in series.points
-      ]:
-        place[series.label, group] = end
+    for label in groups:
+      if group in groups[label]:
+        place[label, group] = end
         end += 1
     ticks[group[1]] = (start + end - 1) / 2
     end += _GAP
@@ -290,7 +286,7 @@ def _bars(ax, panel):
           label=series.label, **_STYLES[series.style],
       )  # fmt: skip
       continue
-    colour, _, hatch = _look(name, labels)
+    colour, _, hatch = _look(name, list(groups))
     (ax.barh if panel.horizontal else ax.bar)(
         at, values, 0.88, color=colour, hatch=hatch, linewidth=0,
         edgecolor=(_CARD, 0.4),  # of the hatch

@@ -123,21 +123,16 @@ def studies(lines: Sequence[Line]) -> list[Study]:
   for task in training:
     if task not in targets:
       groups[task, '', ''] = []
-  return [
-      Study(
-          task,
-          split,
-          target or None,
-          measured,
-          [
-              line
-              for line in training.get(task, [])
-              if len(targets[task]) < 2
-              or (line['target'] and _without_seed(line['target']) == target)
-          ],
-      )
-      for (task, split, target), measured in groups.items()
-  ]
+  separate = []
+  for (task, split, target), measured in groups.items():
+    ours = [
+        line
+        for line in training.get(task, [])
+        if len(targets[task]) < 2
+        or (line['target'] and _without_seed(line['target']) == target)
+    ]
+    separate.append(Study(task, split, target or None, measured, ours))
+  return separate
 
 
 def measurements(lines: Iterable[Line], kind: str) -> list[Measurement]:
@@ -244,10 +239,8 @@ def draft_names(measured: Iterable[Measurement]) -> list[str]:
   """The drafts' names; those of the standard experiment first."""
   names = dict.fromkeys(one.draft for one in measured if one.draft is not None)
   first = ('fine-tuned', 'fine-tuned longer', 'distilled')
-  return [
-      *(name for name in first if name in names),
-      *(name for name in names if name not in first),
-  ]
+  place = {name: i for i, name in enumerate(first)}
+  return sorted(names, key=lambda name: place.get(name, len(place)))
 
 
 def sampling_name(temperature: float) -> str:
