@@ -228,10 +228,10 @@ def _lines(ax, panel):
     owner, label = series.owner or series.label, series.label
     colour, marker, _ = _look(owner.removesuffix(' alone'), labels)
     style = {'marker': marker, **_STYLES[series.style], 'color': colour}
-    style['clip_on'] = False  # a point at a limit is shown in full
     if series.owner is not None:
       ax.plot([], [], **{**style, 'color': _INK}, label=label)
       label = None
+    style['clip_on'] = False  # a point at a limit is shown in full
     y = np.array([point.value.value for point in series.points])
     if series.style == 'level':
       ax.axhline(y[0], **style, label=label)
