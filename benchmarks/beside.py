@@ -190,7 +190,7 @@ def save(
   flat = tensors.flatten(params)
   made = {path: tensors.from_array(array) for path, array in flat.items()}
   if library == 'transformers':
-    hugging_face.write(epath.Path(folder), config.to_dict(), made)
+    hugging_face.write(epath.Path(folder), config, made)
   else:
     t5x.write(epath.Path(folder), made, 0)
 

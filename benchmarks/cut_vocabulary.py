@@ -1,12 +1,12 @@
 """A draft's step with its whole output layer beside one cut to fewer tokens.
 
 Random weights of a published size; the cut draft is made of the whole one, by
-what `distillspec convert --output_tokens` does, and a third is the cut one held
+what `distillspec convert --trim_vocabulary` does, and a third is the cut one held
 in int8, which needs qwix. A step feeds one token, makes the logits and draws
 the next token, as when drafting; all take turns.
 
     python benchmarks/cut_vocabulary.py --run=runs/cut [--size=small]
-        [--output_tokens=8032] [--batches=1,8] [--dtype=float32]
+        [--trim_vocabulary=8032] [--batches=1,8] [--dtype=float32]
 """
 
 import argparse
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import parameters
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.checkpoints import trim_vocabulary
 from distillspec_jax.core import results
@@ -34,17 +35,17 @@ SETTINGS = {
 }
 
 
-def models(size: str, output_tokens: int, dtype: str):
+def models(size: str, count: int, dtype: str):
   """The whole draft, the cut one, and that in int8, of the same weights."""
   config = config_lib.published(f't5_1_1_{size}', dtype=dtype)
   params = transformer_lib.Transformer(config).init(jax.random.key(0))
   params = jax.tree.map(lambda x: x.astype(dtype), params)
   flat = tensors.flatten(params)
-  whole = tensors.Checkpoint(
-      config.to_dict(),
+  whole = parameters.Checkpoint(
+      config,
       {path: tensors.from_array(array) for path, array in flat.items()},
   )
-  cut = trim_vocabulary.cut(whole, tuple(range(output_tokens)))
+  cut = trim_vocabulary.trim(whole, tuple(range(count)))
   return (
       loading.place(whole, 'whole'),
       loading.place(cut, 'cut'),
@@ -81,7 +82,7 @@ def compare(drafts, batch: int, name: str, options) -> None:
   }
   beside.write(
       options.run,
-      f'{options.output_tokens} output tokens',
+      f'{options.trim_vocabulary} output tokens',
       target=None,
       draft=f't5_1_1_{options.size} {options.dtype}',
       task='random tokens',
@@ -99,12 +100,12 @@ def main() -> None:
   parser.add_argument('--run', help='folder whose results.jsonl gets the lines')
   parser.add_argument('--size', default='small')
   parser.add_argument('--dtype', default='float32')
-  parser.add_argument('--output_tokens', type=int, default=8032)
+  parser.add_argument('--trim_vocabulary', type=int, default=8032)
   parser.add_argument('--batches', type=beside.numbers(int), default=(1, 8))
   parser.add_argument('--settings', default=','.join(SETTINGS))
   parser.add_argument('--input_length', type=int, default=64)
   options = parser.parse_args()
-  drafts = models(options.size, options.output_tokens, options.dtype)
+  drafts = models(options.size, options.trim_vocabulary, options.dtype)
   for batch in options.batches:
     for name in options.settings.split(','):
       compare(drafts, batch, name, options)

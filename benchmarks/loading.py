@@ -32,7 +32,7 @@ def make(folder: pathlib.Path, size: str) -> None:
   flat = tensors.flatten(params)
   hugging_face.write(
       epath.Path(folder),
-      config.to_dict(),
+      config,
       {path: tensors.from_array(array) for path, array in flat.items()},
   )
 

@@ -13,7 +13,7 @@ import sys
 import jax
 import numpy as np
 
-from distillspec_jax.checkpoints import convert
+from distillspec_jax.checkpoints import conversion
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.data import tasks
@@ -108,7 +108,10 @@ def export(folder: pathlib.Path, kind: str) -> None:
   """FOLDER/KIND -> FOLDER/KIND/hugging_face, with logits.npz beside it."""
   print(f'--- {kind}')
   source = str(folder / kind)
-  made = convert.convert(source, f'{source}/hugging_face', to='hugging_face')
+  converted = conversion.convert(
+      source, f'{source}/hugging_face', to='hugging_face'
+  )
+  print(conversion.report(converted))
   model = loading.load(source)
   rng = np.random.default_rng(0)
   inputs = rng.integers(2, model.config.vocab_size, (3, 200))
@@ -119,7 +122,7 @@ def export(folder: pathlib.Path, kind: str) -> None:
   if model.vocabulary is not None:
     tokens = [model.vocabulary.encode(text) for text in TEXTS]
   np.savez(
-      made / 'logits.npz',
+      converted.folder / 'logits.npz',
       inputs=inputs,
       mask=mask,
       decoder_inputs=decoder_inputs,

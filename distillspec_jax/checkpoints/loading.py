@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from distillspec_jax.checkpoints import hugging_face
 from distillspec_jax.checkpoints import model_folder
+from distillspec_jax.checkpoints import parameters
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
@@ -141,7 +142,7 @@ def load(
 
 
 def place(
-    checkpoint: tensors.Checkpoint,
+    checkpoint: parameters.Checkpoint,
     name: str,
     *,
     dtype: str | None = None,
@@ -159,34 +160,30 @@ def place(
     )
   weights = 'float' if weights is None else weights
   int8.check(weights)
-  config = config_lib.T5Config.from_dict(checkpoint.config)
-  if dtype is not None:
-    config = dataclasses.replace(config, dtype=dtype)
-  transformer = transformer_lib.Transformer(config)
-  wanted = tensors.flatten(transformer.abstract())
-  wrong = tensors.mismatches(
-      checkpoint.tensors, {path: leaf.shape for path, leaf in wanted.items()}
-  )
+  config = checkpoint.config
+  wrong = parameters.mismatches(checkpoint.tensors, parameters.shapes(config))
   if wrong:
     raise errors.UserError(
         f'The parameters in {name} do not fit its configuration: {wrong}.'
     )
+  if dtype is not None:
+    config = dataclasses.replace(config, dtype=dtype)
   transformer = transformer_lib.Transformer(
       dataclasses.replace(config, weights=weights), layout
   )
-  shardings = made = None
+  shardings = transform = None
   if mesh is None and not jax.sharding.get_mesh().empty:
     mesh = jax.sharding.get_mesh()
   if mesh is not None:
     shardings = tensors.flatten(transformer.shardings(mesh))
   if weights != 'float':
-    made = functools.partial(int8.quantize, shardings=shardings)
+    transform = functools.partial(int8.quantize, shardings=shardings)
   try:
     placed = tensors.place(
         checkpoint.tensors,
         shardings,
         dtype=param_dtype,
-        made=made,
+        transform=transform,
         allow_nonfinite=allow_nonfinite,
     )
   except errors.UserError as error:
@@ -205,23 +202,18 @@ def find_vocabulary(
   return vocabularies.load_from(folder, vocab_size)
 
 
-def read(folder: epath.Path, step: int | None = None) -> tensors.Checkpoint:
+def read(folder: epath.Path, step: int | None = None) -> parameters.Checkpoint:
   """The checkpoint in a folder of any kind; no parameter is read yet.
 
   Raises:
     UserError: there is none; the message says what was looked for.
   """
-  if model_folder.is_one(folder):
+  if model_folder.is_checkpoint(folder):
     return model_folder.read(folder, step)
   checkpoint = t5x.find(folder, step)
   if checkpoint is not None:
-    number = checkpoint.name.removeprefix('checkpoint_')
-    return tensors.Checkpoint(
-        *t5x.read(checkpoint),
-        ('the state of the optimizer',),
-        int(number) if number.isdigit() else 0,
-    )
-  if hugging_face.is_one(folder):
+    return t5x.read(checkpoint)
+  if hugging_face.is_checkpoint(folder):
     if step is not None:
       raise errors.UserError(
           f'{folder} is a Hugging Face folder, which has no steps, but step is'

@@ -1,6 +1,6 @@
-"""A model folder: what a model is, its parameters, and its vocabulary.
+"""A model folder: configuration, parameters and vocabulary of a model.
 
-model.json   the configuration, the step and the metrics it was kept for
+model.json   the configuration, the step, and the metrics it was kept for
 params/      the parameters, by Orbax
 vocabulary*  written by the caller, see `save_model`
 """
@@ -18,15 +18,18 @@ from typing import Any
 from etils import epath
 import orbax.checkpoint as ocp
 
+from distillspec_jax.checkpoints import json_files
 from distillspec_jax.checkpoints import orbax_arrays
-from distillspec_jax.checkpoints import tensors as tensors_lib
+from distillspec_jax.checkpoints import parameters
 from distillspec_jax.core import errors
 from distillspec_jax.distributed import hosts
 
+_FILE = 'model.json'
 
-def is_one(folder: epath.Path) -> bool:
+
+def is_checkpoint(folder: epath.Path) -> bool:
   """Whether this is a model folder, or a run's folder with one."""
-  return any((at / 'model.json').exists() for at in (folder, folder / 'best'))
+  return any((at / _FILE).exists() for at in (folder, folder / 'best'))
 
 
 def write_config(
@@ -37,9 +40,10 @@ def write_config(
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps({'config': config, **more}, indent=2) + '\n'
   # Lists of numbers on one line: they may be thousands.
-  text = re.sub(r'\[[\d,\s]+\]', lambda found: ' '.join(found[0].split()), text)
-  (folder / 'model.json.new').write_text(text)
-  (folder / 'model.json.new').replace(folder / 'model.json')
+  text = re.sub(r'\[[\d,\s]+\]', lambda match: ' '.join(match[0].split()), text)
+  temporary = folder / f'{_FILE}.new'
+  temporary.write_text(text)
+  temporary.replace(folder / _FILE)
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -52,21 +56,15 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _read_json(folder: epath.Path) -> dict[str, Any]:
-  path = folder / 'model.json'
-  try:
+  path = folder / _FILE
+  if not path.exists():
+    raise errors.UserError(
+        f'{folder} is not a model folder: {path} is not there.'
+    )
+  with json_files.parsing(path, 'write the model again'):
     values = json.loads(path.read_text())
     values['config'].keys()
     return values
-  except FileNotFoundError as error:
-    raise errors.UserError(
-        f'{folder} is not a model folder: {path} is not there.'
-    ) from error
-  except (
-      ValueError, KeyError, TypeError, AttributeError, RecursionError,
-  ) as error:  # fmt: skip
-    raise errors.UserError(
-        f'{path} is damaged ({error!r}); write the model again.'
-    ) from error
 
 
 def save_model(
@@ -79,31 +77,32 @@ def save_model(
 ) -> None:
   """Writes a model folder, which is afterwards complete; replaces an old one.
 
-  All processes write their part of the parameters, the first all else.
+  Each process writes its part of the parameters, the first everything else.
 
   Args:
     folder: where to.
-    config: plain data.
+    config: `T5Config.to_dict()`.
     params: pytree of arrays.
     step: of training.
-    metrics: what it was kept for.
+    metrics: for which the model was kept.
     also: writes more files into the folder, e.g. the vocabulary.
   """
   folder = pathlib.Path(folder).absolute()
-  beside = folder.with_name(f'.{folder.name}.new')
-  before = folder.with_name(f'.{folder.name}.old')
+  temporary = folder.with_name(f'.{folder.name}.new')
+  previous = folder.with_name(f'.{folder.name}.old')
   if hosts.is_first():
-    for left_over in (beside, before):
+    for left_over in (temporary, previous):
       shutil.rmtree(left_over, ignore_errors=True)
   hosts.wait_for_all('there is room for the model')
-  write(epath.Path(beside), config, params, step, metrics)
+  write(epath.Path(temporary), config, params, step, metrics)
   if hosts.is_first():
     if also is not None:
-      also(epath.Path(beside))
+      also(epath.Path(temporary))
+    # A folder cannot replace one that is not empty, so the old one steps aside.
     if folder.exists():
-      os.replace(folder, before)
-    os.replace(beside, folder)
-    shutil.rmtree(before, ignore_errors=True)
+      os.replace(folder, previous)
+    os.replace(temporary, folder)
+    shutil.rmtree(previous, ignore_errors=True)
   hosts.wait_for_all('the model is in its place')
 
 
@@ -123,65 +122,49 @@ def write(
 
 def read(
     folder: str | os.PathLike[str], step: int | None = None
-) -> tensors_lib.Checkpoint:
+) -> parameters.Checkpoint:
   """The model in a folder; no parameter is read yet.
 
   Args:
-    folder: as `save_model` left it, or a run's folder, of which the best
-      checkpoint is taken.
+    folder: as `save_model` left it, or a run's folder, whose best model is
+      taken.
     step: the run's checkpoint of that step instead.
 
   Raises:
-    UserError: not a model folder, not a whole one, or no such step.
+    UserError: not a model folder, an incomplete one, or no such step.
   """
   folder = epath.Path(folder)
+  prefix, ignored = (), ()
   if step is not None:
-    return _read_step(folder, step)
-  if not (folder / 'params').exists() and (folder / 'best').exists():
-    folder = folder / 'best'
+    arrays = _state_of_step(folder, step)
+    prefix, ignored = ('params',), ('the state of training',)
+  else:
+    if not (folder / 'params').exists() and (folder / 'best').exists():
+      folder = folder / 'best'
+    arrays = folder / 'params'
   values = _read_json(folder)
-  if not orbax_arrays.is_one(folder / 'params'):
+  if not orbax_arrays.is_checkpoint(arrays):
     raise errors.UserError(
-        f'{folder} is not a whole model: {folder / "params"} is not there or'
-        ' was not written to its end.'
+        f'{folder} is not a complete model: {arrays} is not there or is'
+        ' incomplete.'
     )
-  return tensors_lib.Checkpoint(
-      values['config'],
-      orbax_arrays.read(folder / 'params'),
-      step=values.get('step', 0),
+  return parameters.Checkpoint(
+      parameters.parse_config(values['config'], folder / _FILE),
+      orbax_arrays.read(arrays, prefix),
+      ignored,
+      values.get('step', 0) if step is None else step,
   )
 
 
-def _read_step(folder: epath.Path, step: int) -> tensors_lib.Checkpoint:
+def _state_of_step(folder: epath.Path, step: int) -> epath.Path:
+  """The training state of a step, written by `store`."""
   checkpoints = folder / 'checkpoints'
   state = checkpoints / str(step) / 'state'
-  if not orbax_arrays.is_one(state):
-    steps = []
-    if checkpoints.exists():
-      steps = sorted(
-          int(f.name) for f in checkpoints.iterdir() if f.name.isdigit()
-      )
+  if not orbax_arrays.is_checkpoint(state):
+    children = checkpoints.iterdir() if checkpoints.exists() else ()
+    steps = sorted(int(f.name) for f in children if f.name.isdigit())
     raise errors.UserError(
         f'{folder} has no checkpoint of step {step}; it has'
         f' {", ".join(map(str, steps)) or "none"}.'
     )
-  tensors = orbax_arrays.read(state, ('params',))
-  return tensors_lib.Checkpoint(
-      read_config(folder), tensors, ('the state of training',), step
-  )
-
-
-def unscanned(checkpoint: tensors_lib.Checkpoint) -> tensors_lib.Checkpoint:
-  """The same model with a tensor for each layer, as all other formats have."""
-  if not checkpoint.config.get('scan_layers'):
-    return checkpoint
-  tensors = {}
-  for path, tensor in checkpoint.tensors.items():
-    side, scanned, rest = path.partition('/layers/')
-    if not scanned:
-      tensors[path] = tensor
-      continue
-    for i in range(tensor.shape[0]):
-      tensors[f'{side}/layers_{i}/{rest}'] = tensor.at(0, i)
-  config = {**checkpoint.config, 'scan_layers': False}
-  return checkpoint._replace(config=config, tensors=tensors)
+  return state

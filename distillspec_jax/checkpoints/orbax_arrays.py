@@ -1,12 +1,14 @@
 """Arrays that Orbax wrote, read box by box.
 
-Orbax restores whole trees into given shardings; to convert, compare and rename
-tensors one at a time they are opened one by one here, by TensorStore, with the
+Orbax restores whole trees into given shardings. To convert, compare and rename
+tensors one at a time, they are opened here one by one with TensorStore, by the
 names and drivers that Orbax's own metadata file gives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 from typing import Any
 
@@ -14,6 +16,7 @@ from etils import epath
 import numpy as np
 import tensorstore as ts
 
+from distillspec_jax.checkpoints import json_files
 from distillspec_jax.checkpoints.tensors import Index
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
@@ -21,7 +24,8 @@ from distillspec_jax.core import errors
 _METADATA = '_METADATA'
 
 
-def is_one(folder: epath.Path) -> bool:
+def is_checkpoint(folder: epath.Path) -> bool:
+  """Whether Orbax wrote the folder."""
   return (folder / _METADATA).exists()
 
 
@@ -31,73 +35,84 @@ def read(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Tensor]:
   Raises:
     UserError: the folder is not Orbax's, or is damaged.
   """
-  try:
+  if not is_checkpoint(folder):
+    raise errors.UserError(
+        f'{folder} is not a folder of Orbax: {_METADATA} is not there.'
+    )
+  with json_files.parsing(folder / _METADATA, 'copy it again'):
     metadata = json.loads((folder / _METADATA).read_text())
     keys = [
         tuple(str(part['key']) for part in entry['key_metadata'])
         for entry in metadata['tree_metadata'].values()
         if entry['value_metadata'].get('value_type') != 'None'
     ]
-  except FileNotFoundError as error:
-    raise errors.UserError(
-        f'{folder} is not a folder of Orbax: {_METADATA} is not there.'
-    ) from error
-  except (
-      ValueError, KeyError, TypeError, AttributeError, RecursionError,
-  ) as error:  # fmt: skip
-    raise errors.UserError(
-        f'{folder / _METADATA} is damaged ({error!r}); copy it again.'
-    ) from error
-  spec: dict[str, Any] = {'driver': 'zarr3'}
-  if not metadata.get('use_zarr3'):
-    # A chunk that was lost is an error, not zeros.
-    spec = {'driver': 'zarr', 'fill_missing_data_reads': False}
+  # In OCDBT, a database in the folder, all arrays share a few files; without
+  # it, each has a folder of its own. Older metadata do not say which it is.
   in_database = metadata.get('use_ocdbt', (folder / 'manifest.ocdbt').exists())
-  keys = [key for key in keys if key[: len(prefix)] == prefix]
-  key, opened, tensors = (), {}, {}
-  try:
-    for key in keys:  # all are under way before the first is waited for
-      where = _kvstore(folder, '.'.join(key), in_database)
-      opened[key] = ts.open({**spec, 'kvstore': where}, read=True, open=True)
-    for key in keys:
-      found = tensor(opened[key].result(), folder)
-      tensors['/'.join(key[len(prefix) :])] = found
-  except ValueError as error:
-    raise errors.UserError(
-        f'{"/".join(key)} in {folder} cannot be read:'
-        f' {" ".join(str(error).split())[:200]}. Copy the folder again.'
-    ) from error
+  stores = {
+      '/'.join(key[len(prefix) :]): array_store(
+          folder, '.'.join(key), in_database
+      )
+      for key in keys
+      if key[: len(prefix)] == prefix
+  }
+  driver = 'zarr3' if metadata.get('use_zarr3') else 'zarr'
+  return open_arrays(folder, stores, driver)
+
+
+def open_arrays(
+    folder: epath.Path, stores: Mapping[str, Any], driver: str = 'zarr'
+) -> dict[str, Tensor]:
+  """Path -> tensor, of path -> `array_store`; `folder` is named in errors.
+
+  Raises:
+    UserError: an array is missing or damaged.
+  """
+  spec: dict[str, Any] = {'driver': driver}
+  if driver == 'zarr':
+    # By default a chunk whose file was lost is read as zeros.
+    spec['fill_missing_data_reads'] = False
+  opening, tensors = {}, {}
+  for path, store in stores.items():  # all, before the first is waited for
+    with _explained(path, folder):
+      opening[path] = ts.open({**spec, 'kvstore': store}, read=True, open=True)
+  for path, future in opening.items():
+    with _explained(path, folder):
+      tensors[path] = _tensor(future.result(), path, folder)
   return tensors
 
 
-def tensor(store: ts.TensorStore, where: Any) -> Tensor:
-  """A TensorStore array as a tensor; `where` is for messages."""
-
+def _tensor(store: ts.TensorStore, path: str, folder: epath.Path) -> Tensor:
   def read(index: Index) -> np.ndarray:
-    try:
+    with _explained(path, folder):
       return store[index].read().result()
-    except ValueError as error:
-      raise errors.UserError(
-          f'An array in {where} is damaged:'
-          f' {" ".join(str(error).split())[:200]}. Copy it again.'
-      ) from error
 
-  return Tensor(tuple(store.shape), store.dtype.numpy_dtype, read)
+  return Tensor(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read)
 
 
-def kvstore(folder: epath.Path) -> dict[str, Any]:
-  """TensorStore's name of a folder, local or in a bucket."""
+@contextlib.contextmanager
+def _explained(path: str, folder: epath.Path) -> Iterator[None]:
+  try:
+    yield
+  except ValueError as error:
+    # Without the source lines that TensorStore appends in brackets.
+    reason = ' '.join(str(error).split()).split(' [')[0]
+    raise errors.UserError(
+        f'{path} in {folder} cannot be read: {reason}. Copy the checkpoint'
+        ' again, all of its files.'
+    ) from error
+
+
+def array_store(
+    folder: epath.Path, name: str, in_database: bool = False
+) -> dict[str, Any]:
+  """TensorStore's key-value store of the array `name` in a folder."""
   text = str(folder)
   if text.startswith('gs://'):
     bucket, _, path = text.removeprefix('gs://').partition('/')
-    return {'driver': 'gcs', 'bucket': bucket, 'path': f'{path}/'}
-  return {'driver': 'file', 'path': f'{epath.Path(folder).resolve()}/'}
-
-
-def _kvstore(
-    folder: epath.Path, name: str, in_database: bool
-) -> dict[str, Any]:
-  base = kvstore(folder)
+    base = {'driver': 'gcs', 'bucket': bucket, 'path': f'{path}/'}
+  else:  # TensorStore takes absolute paths only
+    base = {'driver': 'file', 'path': f'{epath.Path(folder).resolve()}/'}
   if in_database:
     return {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'}
   return {**base, 'path': f'{base["path"]}{name}/'}

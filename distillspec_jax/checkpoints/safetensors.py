@@ -1,8 +1,8 @@
 """Files of the format safetensors: a header in JSON, then raw arrays.
 
-Read box by box without mapping the file into memory, so that no more of it is
-held than is asked for, and from wherever `epath` reaches, which the package
-`safetensors` does not do; written tensor by tensor. Format:
+Boxes are read without mapping the file into memory, so that no more of it is
+held than is asked for, and from wherever `epath` reaches; the package
+`safetensors` does neither. Files are written tensor by tensor. Format:
 https://github.com/huggingface/safetensors#format
 """
 
@@ -17,6 +17,7 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
+from distillspec_jax.checkpoints import json_files
 from distillspec_jax.checkpoints.tensors import Index
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
@@ -29,7 +30,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ALIGNMENT = 64  # bytes
-_LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
+_MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 def read(path: epath.Path) -> dict[str, Tensor]:
@@ -42,96 +43,82 @@ def read(path: epath.Path) -> dict[str, Tensor]:
   size = path.stat().length
   with path.open('rb') as file:
     length = int.from_bytes(file.read(8), 'little')
-    if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+    if size < 8 or length > min(size - 8, _MAX_HEADER):
       raise errors.UserError(
-          f'{path} is no whole safetensors file: its header would be {length}'
-          f' bytes long, and the file has {size}. Copy or download it again.'
+          f'{path} is no complete safetensors file: its header would be'
+          f' {length} bytes long, and the file has {size}. Copy or download it'
+          ' again.'
       )
     text = file.read(length)
-  try:
+  with json_files.parsing(f'The header of {path}'):
     header = json.loads(text)
     header.pop('__metadata__', None)
-    entries = {name: _entry(values) for name, values in header.items()}
-  except (
-      ValueError, KeyError, TypeError, AttributeError, RecursionError,
-  ) as error:  # fmt: skip
-    raise errors.UserError(
-        f'{path} has no valid safetensors header ({error!r}). Copy or download'
-        ' it again.'
-    ) from error
-  start = 8 + length
+    entries = [_entry(name, values) for name, values in header.items()]
+  start, last = 8 + length, 0
   tensors = {}
-  for name, (dtype, shape, begin, end) in entries.items():
+  # In the order of the data, where each must begin at the end of the last:
+  # an overlap, or bytes of no tensor, would mean that the header is wrong.
+  for begin, end, name, dtype, shape in sorted(entries):
     if dtype not in _DTYPES:
       raise errors.UserError(
           f'Tensor {name} in {path} is of type {dtype}; only'
           f' {", ".join(_DTYPES)} are read. Save the model in one of those.'
       )
-    wanted = math.prod(shape) * _DTYPES[dtype].itemsize
-    if begin < 0 or end - begin != wanted or min(shape, default=0) < 0:
-      raise errors.UserError(
-          f'Tensor {name} in {path} is {shape} of {dtype}, {wanted} bytes, but'
-          f' its header gives it bytes {begin} to {end}. Copy or download the'
-          ' file again.'
+    nbytes = math.prod(shape) * _DTYPES[dtype].itemsize
+    problem = None
+    if begin < 0 or end - begin != nbytes or min(shape, default=0) < 0:
+      problem = (
+          f'is {shape} of {dtype}, {nbytes} bytes, but its header gives it'
+          f' bytes {begin} to {end}'
       )
-    if start + end > size:
-      raise errors.UserError(
-          f'{path} is cut off: tensor {name} ends at byte {start + end}, the'
-          f' file at {size}. Copy or download it again.'
+    elif start + end > size:
+      problem = f'ends at byte {start + end}, but the file is cut off at {size}'
+    elif begin != last:
+      problem = (
+          f'begins at byte {begin} of the data, but the one before it ends at'
+          f' {last}'
       )
+    if problem:
+      raise errors.UserError(
+          f'Tensor {name} in {path} {problem}. Copy or download the file again.'
+      )
+    last = end
     tensors[name] = _tensor(path, start + begin, shape, _DTYPES[dtype])
-  _check_covered(path, entries, size - start)
+  if start + last != size:
+    raise errors.UserError(
+        f'{path} has {size - start} bytes of data, but its tensors take {last}.'
+        ' Copy or download it again.'
+    )
   return tensors
 
 
-def _entry(values: Any) -> tuple[str, tuple[int, ...], int, int]:
-  """Dtype, shape, first byte and byte after the last, as a header says."""
-  shape = tuple(values['shape'])
-  begin, end = values['data_offsets']
+def _entry(
+    name: str, values: Any
+) -> tuple[int, int, str, str, tuple[int, ...]]:
+  """First byte, byte after the last, name, dtype and shape of a tensor."""
+  shape, (begin, end) = tuple(values['shape']), values['data_offsets']
   if not all(type(n) is int for n in (*shape, begin, end)):
     raise TypeError('shapes and offsets must be whole numbers')
-  return str(values['dtype']), shape, begin, end
-
-
-def _check_covered(
-    path: epath.Path, entries: Mapping[str, tuple], nbytes: int
-) -> None:
-  """Refuses tensors that overlap, and bytes that belong to none."""
-  spans = sorted(
-      (begin, end, name) for name, (*_, begin, end) in entries.items()
-  )
-  before = 0
-  for begin, end, name in spans:
-    if begin != before:
-      raise errors.UserError(
-          f'Tensor {name} in {path} begins at byte {begin} of the data, but the'
-          f' one before it ends at {before}. Copy or download the file again.'
-      )
-    before = end
-  if before != nbytes:
-    raise errors.UserError(
-        f'{path} has {nbytes} bytes of data, of which its tensors take'
-        f' {before}. Copy or download it again.'
-    )
+  return begin, end, name, str(values['dtype']), shape
 
 
 def _tensor(
     path: epath.Path, start: int, shape: tuple[int, ...], dtype: np.dtype
 ) -> Tensor:
-  row = math.prod(shape[1:])  # elements
+  row = math.prod(shape[1:]) * dtype.itemsize  # bytes
 
   def read(index: Index) -> np.ndarray:
-    if not shape:
-      index, rows = (slice(0, 1),), 1
-    else:
-      rows = index[0].stop - index[0].start
-    block = _empty((rows, *shape[1:]), dtype)
+    # Rows of the first axis are contiguous: one seek and one read for all of
+    # them, from which the box of the other axes is cut. A scalar is one row.
+    rows, *others = index or (slice(0, 1),)
+    block = _empty((rows.stop - rows.start, *shape[1:]), dtype)
     with path.open('rb') as file:
-      file.seek(start + index[0].start * row * dtype.itemsize)
+      file.seek(start + rows.start * row)
       _fill(file, block.reshape(-1).view(np.uint8), path)
     if not shape:
-      return block[0]
-    part = block[(slice(None), *index[1:])]
+      return block.reshape(())
+    part = block[(slice(None), *others)]
+    # A view would keep all of the block alive.
     return part if part.size == block.size else part.copy()
 
   return Tensor(shape, dtype, read)
@@ -151,13 +138,14 @@ def _fill(file: Any, buffer: np.ndarray, path: epath.Path) -> None:
     count = file.readinto(view)
     if not count:
       raise errors.UserError(
-          f'{path} ended while it was read; has it been changed meanwhile?'
+          f'{path} ended while it was being read; was it changed meanwhile?'
       )
     view = view[count:]
 
 
 def write(path: epath.Path, tensors: Mapping[str, Tensor]) -> None:
   """Writes a file; one tensor is in memory at a time."""
+  # transformers refuses files that do not name a framework.
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   end = 0
   for name, tensor in tensors.items():
@@ -168,7 +156,7 @@ def write(path: epath.Path, tensors: Mapping[str, Tensor]) -> None:
         'data_offsets': [begin, end],
     }
   text = json.dumps(header, separators=(',', ':')).encode()
-  text += b' ' * (-len(text) % 8)  # arrays start at multiples of 8
+  text += b' ' * (-len(text) % 8)  # the data start at a multiple of 8
   with path.open('wb') as file:
     file.write(len(text).to_bytes(8, 'little'))
     file.write(text)

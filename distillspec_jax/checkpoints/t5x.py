@@ -1,31 +1,30 @@
-"""Checkpoints of t5x, in and out, without t5x.
+"""Checkpoints of t5x, read and written without t5x.
 
   checkpoint_N/checkpoint   native layout: an index and zarr folders
-  checkpoint_N/state/       Orbax, which t5x writes today; older Orbax, too
+  checkpoint_N/state/       Orbax, which t5x writes today, and older Orbax
 
-What is read has our names and shapes (`t5x_layout`), whichever network wrote
-it. Written is the native layout, which every t5x reads.
+Whichever network wrote it, what is read has our names and shapes
+(`t5x_layout`). The native layout is written, which every t5x reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 import re
-from typing import Any
+from typing import NamedTuple
 
 from etils import epath
 import numpy as np
 
 from distillspec_jax.checkpoints import orbax_arrays
+from distillspec_jax.checkpoints import parameters
 from distillspec_jax.checkpoints import t5x_layout
 from distillspec_jax.checkpoints import t5x_native
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
 
-# Path of a parameter -> what Adafactor keeps of it, see `read_adafactor`.
-Moments = dict[str, dict[str, np.ndarray]]
-
+_STATES = 'param_states/'
 _MOMENTS = ('m', 'v', 'v_col', 'v_row')
 _FACTORED_FROM = 128  # t5x's default of Adafactor.min_dim_size_to_factor
 _NAME = re.compile(r'checkpoint_(\d+)')
@@ -33,115 +32,121 @@ _UNFINISHED = re.compile(r'\.(tmp|orbax-checkpoint-tmp)')
 _COMMITTED = 'commit_success.txt'
 
 
+class AdafactorState(NamedTuple):
+  """What t5x keeps of Adafactor.
+
+  Attributes:
+    step: updates done.
+    by_path: path of a parameter -> 'v' of its shape, or 'v_row' and 'v_col'
+      (averages of v over its largest and second largest axis), and 'm', the
+      momentum; what is not used is [0.0].
+  """
+
+  step: int
+  by_path: dict[str, dict[str, np.ndarray]]
+
+
 def find(path: epath.Path, step: int | None = None) -> epath.Path | None:
   """The folder of a checkpoint, or None where there is none.
 
   Args:
-    path: a checkpoint's folder, or one with several, of which the latest is
-      taken. What has not been written to its end is none.
-    step: take the one of that step.
+    path: a checkpoint's folder, or one with several; of these, the latest that
+      is complete.
+    step: the one of that step instead.
 
   Raises:
     UserError: there are checkpoints, but none of that step.
   """
   path = epath.Path(path)
   if _is_checkpoint(path):
-    number = _NAME.fullmatch(path.name)
-    if step is not None and (number is None or int(number[1]) != step):
+    if step not in (None, _step(path)):
       raise errors.UserError(
           f'{path} is one checkpoint, but step is {step}; leave it out, or name'
           ' the folder that has several.'
       )
     return path
-  steps = {}
-  if path.is_dir():
-    numbers = ((_NAME.fullmatch(child.name), child) for child in path.iterdir())
-    steps = {int(number[1]): child for number, child in numbers if number}
+  children = path.iterdir() if path.is_dir() else ()
+  folders = {_step(child): child for child in children}
+  folders.pop(None, None)
   if step is None:
-    for number in sorted(steps, reverse=True):
-      if _is_checkpoint(steps[number]):
-        return steps[number]
-    return None
-  if step in steps and _is_checkpoint(steps[step]):
-    return steps[step]
-  others = [str(n) for n in sorted(steps) if _is_checkpoint(steps[n])]
+    latest_first = [folders[n] for n in sorted(folders, reverse=True)]
+    return next(filter(_is_checkpoint, latest_first), None)
+  if step in folders and _is_checkpoint(folders[step]):
+    return folders[step]
+  others = [str(n) for n in sorted(folders) if _is_checkpoint(folders[n])]
   if not others:
     return None
   raise errors.UserError(
-      f'{path} has no whole checkpoint of step {step}; it has those of steps'
+      f'{path} has no complete checkpoint of step {step}; it has those of steps'
       f' {", ".join(others)}.'
   )
 
 
-def read(folder: epath.Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-  """The configuration and the parameters; of these, nothing is read yet.
+def read(folder: epath.Path) -> parameters.Checkpoint:
+  """The parameters, not read yet, with the configuration that they imply.
 
   Args:
     folder: of one checkpoint, see `find`.
-
-  Returns:
-    Fields of `T5Config` as far as they follow from shapes, and tensors by
-    path. The optimizer's state is left aside.
 
   Raises:
     UserError: the checkpoint is damaged, too old, or not a T5.
   """
   folder = epath.Path(folder)
-  found = _part(folder, 'target')
-  if not found:
+  tensors = _part(folder, 'target')
+  if not tensors:
     raise errors.UserError(
         f'{folder} has no parameters (target); it is not a checkpoint of t5x,'
-        ' or was not copied whole.'
+        ' or was not copied completely.'
     )
-  t5x_native.check_floats(found, folder)
-  return t5x_layout.ours(found, folder)
+  t5x_native.check_floats(tensors, folder)
+  config, tensors = t5x_layout.to_ours(tensors, folder)
+  ignored = ('the state of the optimizer',)
+  return parameters.Checkpoint(config, tensors, ignored, _step(folder) or 0)
 
 
-def read_adafactor(folder: epath.Path) -> tuple[int, Moments]:
-  """The step and Adafactor's state, as t5x keeps it.
-
-  Returns:
-    Steps done, and for each parameter's path 'v' of its shape, or 'v_row' and
-    'v_col' (the average over its largest and second largest axis), and 'm';
-    what is not used is [0.0].
+def read_adafactor(folder: epath.Path) -> AdafactorState:
+  """Adafactor's state in a checkpoint.
 
   Raises:
-    UserError: there is no state, or of another optimizer, or layers are
+    UserError: there is no state, it is another optimizer's, or layers are
       scanned.
   """
   folder = epath.Path(folder)
-  found = _part(folder, 'state')
-  if not found:
+  tensors = _part(folder, 'state')
+  if not tensors:
     raise errors.UserError(
         f'{folder} has no state of an optimizer, only parameters. Start the'
         ' optimizer anew instead.'
     )
-  prefix = 'param_states/'
-  states: dict[str, dict[str, Tensor]] = {}
-  for path, tensor in found.items():
-    parameter, _, name = path.removeprefix(prefix).rpartition('/')
-    if path.startswith(prefix):
-      states.setdefault(parameter, {})[name] = tensor
-  is_adafactor = states and all(
-      tuple(sorted(state)) == _MOMENTS for state in states.values()
+  states = {
+      path.removeprefix(_STATES): tensor
+      for path, tensor in tensors.items()
+      if path.startswith(_STATES)
+  }
+  moments: dict[str, dict[str, Tensor]] = {}
+  for path, tensor in t5x_layout.with_our_embedding(states).items():
+    parameter, _, name = path.rpartition('/')
+    moments.setdefault(parameter, {})[name] = tensor
+  is_adafactor = moments and all(
+      tuple(sorted(state)) == _MOMENTS for state in moments.values()
   )
-  if 'step' not in found or not is_adafactor:
+  if 'step' not in tensors or not is_adafactor:
     raise errors.UserError(
         f'The optimizer of {folder} is not Adafactor: its state has'
-        f' {", ".join(sorted(found)[:4])}. Only that of Adafactor can be taken'
-        ' over; start the optimizer anew instead.'
+        f' {", ".join(sorted(tensors)[:4])}. Only that of Adafactor can be'
+        ' restored; start the optimizer anew instead.'
     )
-  if t5x_layout.is_scanned(states):
+  if any(map(parameters.is_stacked, moments)):
     raise errors.UserError(
         f'The layers in {folder} are scanned, and so is the state of its'
-        ' optimizer, which cannot be taken over. Start the optimizer anew'
+        ' optimizer, which cannot be restored. Start the optimizer anew'
         ' instead; the parameters can be loaded.'
     )
-  moments = {
+  by_path = {
       path: {name: tensor.all() for name, tensor in state.items()}
-      for path, state in t5x_layout.with_our_embedding(states).items()
+      for path, state in moments.items()
   }
-  return int(found['step'].all()), moments
+  return AdafactorState(int(tensors['step'].all()), by_path)
 
 
 def write(
@@ -152,21 +157,21 @@ def write(
 ) -> epath.Path:
   """Writes FOLDER/checkpoint_STEP in the native layout, as t5x reads it.
 
-  It has its name only when it is complete.
+  The folder gets that name only when it is complete.
 
   Args:
-    folder: gets the checkpoint; made if it is absent.
+    folder: is created if it does not exist.
     tensors: by path, layers not scanned; written as float32.
     step: of training.
-    adafactor: its state as `read_adafactor` gives it; default: the state
-      before the first step.
+    adafactor: its state, `AdafactorState.by_path`; default: the state before
+      the first step.
 
   Returns:
     The folder of the checkpoint.
 
   Raises:
-    UserError: the checkpoint is there already, the state does not fit, or the
-      model shares another's encoder, which t5x has no name for.
+    UserError: the checkpoint exists already, the state does not fit, or the
+      model is a draft that shares an encoder, for which t5x has no name.
   """
   if 'encoder_projection/kernel' in tensors:
     raise errors.UserError(
@@ -177,50 +182,55 @@ def write(
   final = folder / f'checkpoint_{step}'
   if final.exists():
     raise errors.UserError(
-        f'{final} is there already; nothing is overwritten. Name another'
+        f'{final} exists already; nothing is overwritten. Name another'
         ' folder, or remove it.'
     )
-  if adafactor is None:
-    states = {
-        path: _fresh(tensor.shape, _FACTORED_FROM)
-        for path, tensor in tensors.items()
-    }
+  given = None if adafactor is None else tensors_lib.flatten(adafactor)
+  shapes = _state_shapes(tensors, given)
+  if given is None:
+    states = {path: _zeros(shape) for path, shape in shapes.items()}
   else:
-    _check_fit(tensors, adafactor)
+    wrong = parameters.mismatches(given, shapes)
+    if wrong:
+      raise errors.UserError(
+          f'The state of Adafactor is not that of these parameters: {wrong}.'
+          ' Leave adafactor out to write the state before the first step.'
+      )
     states = {
-        path: {
-            name: tensors_lib.from_array(np.asarray(x, np.float32))
-            for name, x in state.items()
-        }
-        for path, state in adafactor.items()
+        path: tensors_lib.from_array(np.asarray(x, np.float32))
+        for path, x in given.items()
     }
-  beside = final.with_name(f'{final.name}.tmp')
-  if beside.exists():
-    beside.rmtree()  # of an attempt that was interrupted
-  beside.mkdir(parents=True)
+  temporary = final.with_name(f'{final.name}.tmp')
+  if temporary.exists():
+    temporary.rmtree()  # of an attempt that was interrupted
+  temporary.mkdir(parents=True)
   t5x_native.write(
-      beside,
+      temporary,
       t5x_layout.with_their_embedding(
           {path: tensor.astype('float32') for path, tensor in tensors.items()}
       ),
       step,
       t5x_layout.with_their_embedding(states),
   )
-  beside.rename(final)
+  temporary.rename(final)
   return final
+
+
+def _step(folder: epath.Path) -> int | None:
+  match = _NAME.fullmatch(folder.name)
+  return int(match[1]) if match else None
 
 
 def _is_checkpoint(folder: epath.Path) -> bool:
   if _UNFINISHED.search(folder.name):
     return False
   state = folder / 'state'
-  if (folder / t5x_native.INDEX).exists() or (
-      state / t5x_native.INDEX
-  ).exists():
+  if any((at / t5x_native.INDEX).exists() for at in (folder, state)):
     return True
-  if not orbax_arrays.is_one(state):
+  if not orbax_arrays.is_checkpoint(state):
     return False
-  # A bucket has no renaming: there Orbax says so in a file when it is done.
+  # Orbax renames a folder that is complete. A bucket has no renaming; there it
+  # writes a file instead.
   is_remote = '://' in str(folder)
   return not is_remote or (folder / _COMMITTED).exists()
 
@@ -228,13 +238,13 @@ def _is_checkpoint(folder: epath.Path) -> bool:
 def _part(folder: epath.Path, part: str) -> dict[str, Tensor]:
   """Path -> tensor of 'target' or 'state', whatever the layout."""
   if (folder / t5x_native.INDEX).exists():
-    return t5x_native.read(folder, part) or {}
+    return t5x_native.read(folder, part)
   state = folder / 'state'
   if (state / 'manifest.ocdbt').exists():
     return orbax_arrays.read(state, (part,))
   if (state / t5x_native.INDEX).exists():
-    return t5x_native.read(state, part) or {}
-  if orbax_arrays.is_one(state):
+    return t5x_native.read(state, part)
+  if orbax_arrays.is_checkpoint(state):
     return t5x_native.read_folders(state, part)
   raise errors.UserError(
       f'{folder} is not a checkpoint of t5x: neither the file'
@@ -242,16 +252,30 @@ def _part(folder: epath.Path, part: str) -> dict[str, Tensor]:
   )
 
 
-def _fresh(shape: tuple[int, ...], factored_from: int) -> dict[str, Tensor]:
-  """Adafactor's state of a parameter before the first step."""
-  sizes = dict.fromkeys(_MOMENTS, (1,))
-  order = np.argsort(shape, kind='stable')  # ties: the last is the largest
-  if len(shape) > 1 and shape[order[-2]] >= factored_from:
-    sizes['v_row'] = tuple(np.delete(shape, order[-1]).tolist())
-    sizes['v_col'] = tuple(np.delete(shape, order[-2]).tolist())
-  else:
-    sizes['v'] = shape
-  return {name: _zeros(size) for name, size in sizes.items()}
+def _state_shapes(
+    tensors: Mapping[str, Tensor], given: Mapping[str, np.ndarray] | None
+) -> dict[str, tuple[int, ...]]:
+  """Path of a parameter, '/' and name -> shape, of Adafactor's state.
+
+  Whether second moments are factored, and whether there is momentum, are
+  settings of the optimizer; it is seen from the state that is given, if any.
+  """
+  shapes = {}
+  for path, tensor in tensors.items():
+    sizes, shape = dict.fromkeys(_MOMENTS, (1,)), tensor.shape
+    order = np.argsort(shape, kind='stable')  # ties: the last is the largest
+    is_factored = len(shape) > 1 and shape[order[-2]] >= _FACTORED_FROM
+    if given is not None:
+      is_factored = len(shape) > 1 and np.shape(given.get(f'{path}/v')) == (1,)
+      if np.shape(given.get(f'{path}/m')) == shape:
+        sizes['m'] = shape
+    if is_factored:
+      sizes['v_row'] = tuple(np.delete(shape, order[-1]).tolist())
+      sizes['v_col'] = tuple(np.delete(shape, order[-2]).tolist())
+    else:
+      sizes['v'] = shape
+    shapes |= {f'{path}/{name}': size for name, size in sizes.items()}
+  return shapes
 
 
 def _zeros(shape: tuple[int, ...]) -> Tensor:
@@ -259,31 +283,3 @@ def _zeros(shape: tuple[int, ...]) -> Tensor:
     return np.zeros([part.stop - part.start for part in index], np.float32)
 
   return Tensor(shape, np.dtype(np.float32), read)
-
-
-def _check_fit(
-    tensors: Mapping[str, Tensor],
-    adafactor: Mapping[str, Mapping[str, np.ndarray]],
-) -> None:
-  apart = sorted(set(tensors) ^ set(adafactor))
-  apart += [
-      path
-      for path, state in sorted(adafactor.items())
-      if path in tensors and not _fits(tensors[path].shape, state)
-  ]
-  if apart:
-    raise errors.UserError(
-        'The state of Adafactor is not that of these parameters:'
-        f' {", ".join(apart[:20])} differ. Leave adafactor out to write the'
-        ' state before the first step.'
-    )
-
-
-def _fits(shape: tuple[int, ...], state: Mapping[str, np.ndarray]) -> bool:
-  if tuple(sorted(state)) != _MOMENTS:
-    return False
-  whole = {name: t.shape for name, t in _fresh(shape, 2**62).items()}
-  factored = {name: t.shape for name, t in _fresh(shape, 1).items()}
-  found = {name: array.shape for name, array in state.items()}
-  found['m'] = (1,) if found['m'] == shape else found['m']
-  return found in (whole, factored)

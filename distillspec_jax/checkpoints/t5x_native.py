@@ -1,13 +1,13 @@
-"""t5x's native layout: a msgpack file `checkpoint`, large arrays beside it.
+"""t5x's native layout: a msgpack file `checkpoint` and zarr folders.
 
-The file is a tree {version, optimizer: {target, state}}. A leaf is an array,
-or names a zarr folder that lies beside, in TensorStore's terms; older Orbax
-wrote such a file too, whose leaves are then strings.
+The file is a tree {version, optimizer: {target, state}}. A leaf is an array, or
+a TensorStore spec that names a zarr folder. Older Orbax wrote such a file too,
+without the outer two levels; its leaves are strings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import math
 import pathlib
 from typing import Any
@@ -20,7 +20,6 @@ import tensorstore as ts
 from distillspec_jax.checkpoints import orbax_arrays
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.checkpoints.tensors import from_array
-from distillspec_jax.checkpoints.tensors import Index
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
 
@@ -32,58 +31,58 @@ _FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
 _CHUNK_BYTES = 64 * 1024 * 1024  # as t5x
 
 
-def read(folder: epath.Path, part: str) -> dict[str, Tensor] | None:
-  """Path -> tensor, of one part of the tree; None where it has no such part.
+def read(folder: epath.Path, part: str) -> dict[str, Tensor]:
+  """Path -> tensor, of one part of the tree; empty where it has no such part.
 
   Args:
     folder: holds the file `checkpoint`.
-    part: 'target' or 'state'.
+    part: 'target' (the parameters) or 'state' (the optimizer's).
 
   Raises:
     UserError: a file is damaged or missing, or the version is not read.
   """
   tree = _index(folder / INDEX)
   if not isinstance(tree.get(part), Mapping):
-    return None
+    return {}
   leaves = dict(_leaves(tree[part], ()))
-  opened = {
-      path: open_zarr(folder, _folder_name(folder, leaf))
+  names = {
+      path: _folder_name(folder, leaf)
       for path, leaf in leaves.items()
       if _is_reference(leaf)
   }
-  return {
-      path: opened[path]() if path in opened else from_array(np.asarray(leaf))
+  inline = {
+      path: from_array(np.asarray(leaf))
       for path, leaf in leaves.items()
+      if path not in names
   }
+  return inline | _open_arrays(folder, names)
 
 
 def read_folders(folder: epath.Path, part: str) -> dict[str, Tensor]:
   """The same where there is no index, by the names of zarr folders."""
-  opened = {
-      path.name: open_zarr(folder, path.name)
+  names = sorted(
+      path.name
       for path in folder.iterdir()
       if path.name.startswith(f'{part}.') and (path / '.zarray').exists()
-  }
-  return {
-      name.removeprefix(f'{part}.').replace('.', '/'): opened[name]()
-      for name in sorted(opened)
-  }
+  )
+  return _open_arrays(
+      folder,
+      {name.removeprefix(f'{part}.').replace('.', '/'): name for name in names},
+  )
 
 
-def check_floats(found: Mapping[str, Tensor], where: Any) -> None:
+def check_floats(tensors: Mapping[str, Tensor], where: Any) -> None:
   """Raises UserError where a tensor is not of a floating type."""
-  others = {
-      path: np.dtype(tensor.dtype).name
-      for path, tensor in found.items()
+  others = [
+      f'{path}, which is {np.dtype(tensor.dtype).name}'
+      for path, tensor in tensors.items()
       if np.dtype(tensor.dtype).name not in _FLOATS
-  }
+  ]
   if others:
-    path, dtype = next(iter(others.items()))
     raise errors.UserError(
         f'{len(others)} arrays in {where} are not of a floating type, such as'
-        f' {path}, which is {dtype}. Old versions of t5x wrote bfloat16 as'
-        ' uint16; load the checkpoint with such a version and save it as'
-        ' float32.'
+        f' {others[0]}. Old versions of t5x wrote bfloat16 as uint16; load the'
+        ' checkpoint with such a version and save it as float32.'
     )
 
 
@@ -91,31 +90,27 @@ def write(
     folder: epath.Path,
     target: Mapping[str, Tensor],
     step: int,
-    states: Mapping[str, Mapping[str, Tensor]],
+    states: Mapping[str, Tensor],
 ) -> None:
   """Writes the index and the zarr folders; one array is in memory at a time.
 
   Args:
-    folder: is there and empty.
+    folder: exists and is empty.
     target: path -> parameter.
     step: of training.
-    states: path -> Adafactor's v, v_row, v_col and m; as t5x has it, v_row,
-      v_col and what is of shape [1] goes into the index.
+    states: path of a parameter, '/' and v, v_row, v_col or m -> Adafactor's.
   """
   parameters = {
       path: _write_zarr(folder, f'target/{path}', tensor)
       for path, tensor in target.items()
   }
   moments: dict[str, Any] = {}
-  for path, state in states.items():
-    for name, tensor in state.items():
-      place = f'{path}/{name}'
-      if name in ('v', 'm') and tensor.shape != (1,):
-        moments[place] = _write_zarr(
-            folder, f'state/param_states/{place}', tensor
-        )
-      else:
-        moments[place] = tensor.all()
+  for path, tensor in states.items():
+    # As t5x does: what is small, or not used, is in the index itself.
+    if path.endswith(('/v', '/m')) and tensor.shape != (1,):
+      moments[path] = _write_zarr(folder, f'state/param_states/{path}', tensor)
+    else:
+      moments[path] = tensor.all()
   tree = {
       'target': tensors_lib.unflatten(parameters),
       'state': {
@@ -129,48 +124,15 @@ def write(
   )
 
 
-def open_zarr(folder: epath.Path, name: str) -> Callable[[], Tensor]:
-  """Starts opening the zarr folder `name`; call the result to have the tensor.
-
-  Raises:
-    UserError: when called: it is missing or damaged.
-  """
-  base = orbax_arrays.kvstore(folder)
-  future = ts.open(
-      {
-          'driver': 'zarr',
-          'kvstore': {**base, 'path': f'{base["path"]}{name}/'},
-          # Else a file that was lost would be read as zeros.
-          'fill_missing_data_reads': False,
-      },
-      read=True,
-      open=True,
-  )
-  where = folder / name
-
-  def result() -> Tensor:
-    try:
-      store = future.result()
-    except ValueError as error:
-      is_there = (where / '.zarray').exists()
-      raise errors.UserError(
-          f'{where / ".zarray"} {"is damaged" if is_there else "is not there"}:'
-          f' {_reason(error)}. Copy the checkpoint again, all of its folders.'
-      ) from error
-
-    def read(index: Index) -> np.ndarray:
-      try:
-        return store[index].read().result()
-      except ValueError as error:
-        raise errors.UserError(
-            f'An array in {where} cannot be read: {_reason(error)}. Copy the'
-            ' checkpoint again, all of its files.'
-        ) from error
-
-    dtype = store.dtype.numpy_dtype
-    return Tensor(tuple(store.shape), np.dtype(dtype), read)
-
-  return result
+def _open_arrays(
+    folder: epath.Path, names: Mapping[str, str]
+) -> dict[str, Tensor]:
+  """Path -> tensor, of path -> name of a zarr folder."""
+  stores = {
+      path: orbax_arrays.array_store(folder, name)
+      for path, name in names.items()
+  }
+  return orbax_arrays.open_arrays(folder, stores)
 
 
 def _index(path: epath.Path) -> dict[str, Any]:
@@ -184,7 +146,7 @@ def _index(path: epath.Path) -> dict[str, Any]:
   try:
     tree = serialization.msgpack_restore(data)
     version = tree.get('version')
-  except Exception as error:  # msgpack's are of many kinds
+  except Exception as error:  # msgpack raises many kinds
     raise errors.UserError(
         f'{path} is cut off or is not a checkpoint of t5x ({error!r}). Copy it'
         ' again.'
@@ -221,17 +183,21 @@ def _is_reference(leaf: Any) -> bool:
 
 
 def _folder_name(folder: epath.Path, leaf: Any) -> str:
-  """The zarr folder that a leaf names; its driver and bucket mean nothing."""
+  """The zarr folder that a leaf names.
+
+  Driver and bucket are those of the machine that wrote the checkpoint; the
+  arrays are next to the index wherever that was copied to.
+  """
   if isinstance(leaf, str):
     path = leaf.removeprefix(_PLACEHOLDER)
   else:
-    # Before TensorStore 0.1.14 the path stood beside the kvstore.
+    # Before TensorStore 0.1.14 the path was next to the kvstore, not in it.
     path = leaf['kvstore'].get('path', leaf.get('path', ''))
   name = path.strip('/')
   if not name or '..' in pathlib.PurePosixPath(name).parts:
     raise errors.UserError(
         f'{folder / INDEX} names an array {path!r}, which is not a folder'
-        ' beside it; the file is damaged. Copy it again.'
+        ' next to it; the file is damaged. Copy it again.'
     )
   return name
 
@@ -239,9 +205,8 @@ def _folder_name(folder: epath.Path, leaf: Any) -> str:
 def _write_zarr(
     folder: epath.Path, path: str, tensor: Tensor
 ) -> dict[str, Any]:
-  """Writes an array, and gives what stands for it in the index."""
-  name = path.replace('/', '.') + '/'
-  base = orbax_arrays.kvstore(folder)
+  """Writes an array; returns the spec that refers to it in the index."""
+  name = path.replace('/', '.')
   metadata = {
       'chunks': _chunks(tensor),
       'compressor': {'id': 'gzip', 'level': 1},
@@ -252,7 +217,7 @@ def _write_zarr(
       {
           'driver': 'zarr',
           'dtype': dtype,
-          'kvstore': {**base, 'path': base['path'] + name},
+          'kvstore': orbax_arrays.array_store(folder, name),
           'metadata': metadata,
       },
       create=True,
@@ -261,17 +226,13 @@ def _write_zarr(
   return {
       'driver': 'zarr',
       'dtype': dtype,
-      'kvstore': {'driver': 'file', 'path': name},
+      'kvstore': {'driver': 'file', 'path': f'{name}/'},
       'metadata': metadata,
   }
 
 
 def _chunks(tensor: Tensor) -> list[int]:
-  """Whole rows, as many as fit."""
+  """The shape of a chunk: as many rows as fit into _CHUNK_BYTES."""
   first, *rest = tensor.shape
   row = math.prod(rest) * np.dtype(tensor.dtype).itemsize
   return [min(max(_CHUNK_BYTES // row, 1), first), *rest]
-
-
-def _reason(error: Exception) -> str:
-  return ' '.join(str(error).split()).split(' [')[0]

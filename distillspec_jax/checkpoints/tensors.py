@@ -1,17 +1,16 @@
 """Tensors that are read when and where they are needed, whatever the format.
 
-Each format gives a checkpoint as a dict from path ('decoder/layers_0/mlp/
-wo/kernel', t5x's names, layers not scanned) to `Tensor`: shape, dtype, and how
-to read any box of it. Renaming and transposing are views, so that nothing is
-read twice and no host reads what it does not hold.
+A `Tensor` knows its shape and dtype and how to read any box of itself.
+Transposing and slicing are views: nothing is read twice, and no host reads what
+it does not hold.
 
-  place     tensors -> parameters on devices, all mismatches named at once
+  place     tensors -> arrays on devices
   compare   tensors of two checkpoints, one pair at a time
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -29,7 +28,7 @@ Index = tuple[slice, ...]
 
 # Reading overlaps with placing; more threads than this gain nothing.
 _THREADS = 8
-_LISTED = 20  # mismatches that a message spells out
+_MAX_LISTED = 20  # items that a message spells out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,57 +111,6 @@ def from_array(array: Any) -> Tensor:
   )
 
 
-class Checkpoint(NamedTuple):
-  """What every format is read as.
-
-  Attributes:
-    config: fields of `T5Config`, plain data.
-    tensors: by path, layers not scanned.
-    left_aside: what is there too and was not taken, for people.
-    step: of training, 0 where the format does not say.
-  """
-
-  config: dict[str, Any]
-  tensors: dict[str, Tensor]
-  left_aside: tuple[str, ...] = ()
-  step: int = 0
-
-
-class Mismatches(NamedTuple):
-  """What keeps two sets of tensors from being the same by path and shape."""
-
-  missing: list[str]
-  left_over: list[str]
-  other_shape: list[str]
-
-  def __bool__(self) -> bool:
-    return any(self)
-
-  def __str__(self) -> str:
-    found = [f'{path} is missing' for path in self.missing]
-    found += [f'{path} is left over' for path in self.left_over]
-    found += self.other_shape
-    text = '; '.join(found[:_LISTED])
-    if len(found) > _LISTED:
-      text += f'; and {len(found) - _LISTED} more'
-    return text
-
-
-def mismatches(
-    found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
-) -> Mismatches:
-  """Compares tensors with the shapes that they should have, by path."""
-  return Mismatches(
-      sorted(set(wanted) - set(found)),
-      sorted(set(found) - set(wanted)),
-      [
-          f'{path} is {tuple(found[path].shape)} but should be {wanted[path]}'
-          for path in sorted(set(found) & set(wanted))
-          if tuple(found[path].shape) != wanted[path]
-      ],
-  )
-
-
 def flatten(tree: Any) -> dict[str, Any]:
   """Nested dicts -> path with slashes -> leaf."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -189,19 +137,20 @@ def place(
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     *,
     dtype: Any = None,
-    made: Callable[[str, jax.Array], dict[str, jax.Array]] | None = None,
+    transform: Callable[[str, jax.Array], dict[str, jax.Array]] | None = None,
     allow_nonfinite: bool = False,
 ) -> dict[str, jax.Array]:
   """The tensors on devices, each device reading what it holds.
 
-  On the host there is, besides what ends up there, at most one tensor (the
-  largest) at a time: several smaller ones are read in parallel.
+  Besides what stays there, the host holds no more bytes at a time than the
+  largest tensor has; several smaller ones are read in parallel.
 
   Args:
     tensors: what to read.
     shardings: path -> sharding; None puts all on the first device.
     dtype: what to hold them in; None: as on disk.
-    made: path and array -> what to hold instead, as soon as one is there.
+    transform: path and array -> arrays to hold instead, e.g. quantized ones;
+      called as soon as an array is there.
     allow_nonfinite: lets NaN and infinite values through.
 
   Raises:
@@ -209,54 +158,61 @@ def place(
   """
   first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   budget = _Budget(max((t.nbytes for t in tensors.values()), default=0))
-  spoilt: dict[str, int] = {}
+  nonfinite: dict[str, int] = {}
 
-  def one(path: str) -> dict[str, jax.Array]:
+  def place_one(path: str) -> dict[str, jax.Array]:
     tensor = tensors[path]
     sharding = first if shardings is None else shardings[path]
     boxes: dict[Any, np.ndarray] = {}  # replicas are read once
 
     def read(index: Index) -> np.ndarray:
+      # JAX leaves out the ends of axes that are not sharded.
       box = tuple(
           slice(*part.indices(n)[:2]) for part, n in zip(index, tensor.shape)
       )
       key = tuple((part.start, part.stop) for part in box)
       if key not in boxes:
         boxes[key] = tensor.read(box)
-        bad = count_nonfinite(boxes[key])
-        if bad:
-          spoilt[path] = spoilt.get(path, 0) + bad
+        count = count_nonfinite(boxes[key])
+        if count:
+          nonfinite[path] = nonfinite.get(path, 0) + count
       return boxes[key]
 
     with budget.hold(tensor.nbytes):
       array = jax.make_array_from_callback(tensor.shape, sharding, read)
       array.block_until_ready()
-      boxes.clear()  # the host's copies, which count as long as they are there
+      boxes.clear()  # within the budget: the host's copies count until here
       # One by one, so that not all are held in both dtypes.
       if dtype is not None:
         array = array.astype(dtype)
-      if made is None:
+      if transform is None:
         return {path: array}
-      return jax.block_until_ready(made(path, array))
+      return jax.block_until_ready(transform(path, array))
 
-  # The largest first: they would else be waited for at the end.
+  # The largest first; one that starts last would be waited for alone.
   order = sorted(tensors, key=lambda path: -tensors[path].nbytes)
   with futures.ThreadPoolExecutor(_THREADS) as pool:
-    placed = dict(zip(order, pool.map(one, order)))
-  if spoilt and not allow_nonfinite:
-    raise errors.UserError(nonfinite_message(spoilt))
+    placed = dict(zip(order, pool.map(place_one, order)))
+  if nonfinite and not allow_nonfinite:
+    raise errors.UserError(nonfinite_message(nonfinite))
   return {k: v for path in tensors for k, v in placed[path].items()}
 
 
-def nonfinite_message(spoilt: Mapping[str, int]) -> str:
-  """What is said of tensors with NaN or infinite values, path -> how many."""
-  named = [f'{path} ({count})' for path, count in sorted(spoilt.items())]
-  text = ', '.join(named[:_LISTED])
-  if len(named) > _LISTED:
-    text += f' and {len(named) - _LISTED} more'
+def listed(items: Sequence[str], separator: str = ', ') -> str:
+  """The items for a message, and how many more there are than it has room."""
+  text = separator.join(items[:_MAX_LISTED])
+  if len(items) > _MAX_LISTED:
+    text += f'{separator}and {len(items) - _MAX_LISTED} more'
+  return text
+
+
+def nonfinite_message(counts: Mapping[str, int]) -> str:
+  """The error for tensors with NaN or infinite values, path -> how many."""
+  named = [f'{path} ({count})' for path, count in sorted(counts.items())]
   return (
-      f'NaN or infinite values are in {text}. The checkpoint is damaged or its'
-      ' training diverged; take another, or allow them with allow_nonfinite.'
+      f'NaN or infinite values are in {listed(named)}. The checkpoint is'
+      ' damaged or its training diverged; take another, or allow them with'
+      ' allow_nonfinite.'
   )
 
 

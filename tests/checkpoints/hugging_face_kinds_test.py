@@ -183,7 +183,7 @@ def save(folder, **changes):
   params = random_params(config)
   hugging_face.write(
       epath.Path(folder),
-      config.to_dict(),
+      config,
       {path: tensors_lib.from_array(x) for path, x in params.items()},
   )
   return config, params

@@ -50,7 +50,7 @@ def save_run(folder, params):
 
 def save_hugging_face(folder, params):
   folder.mkdir()
-  hugging_face.write(epath.Path(folder), CONFIG.to_dict(), flat(params))
+  hugging_face.write(epath.Path(folder), CONFIG, flat(params))
 
 
 def save_t5x(folder, params):

@@ -7,12 +7,13 @@ import pytest
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
+from tests.checkpoints.models import CONFIG
 
 PARAMS = {'a': {'kernel': jnp.arange(6.0).reshape(2, 3)}, 'b': jnp.ones(4)}
 
 
-def save(folder, params=PARAMS, config=None, **more):
-  model_folder.save_model(folder, config or {'size': 3}, params, 7, **more)
+def save(folder, params=PARAMS, **more):
+  model_folder.save_model(folder, CONFIG.to_dict(), params, 7, **more)
 
 
 def assert_holds(folder, params):
@@ -29,7 +30,7 @@ def test_a_model_comes_back(tmp_path, dtype):
   params = {'a': {'kernel': PARAMS['a']['kernel'].astype(dtype)}}
   save(tmp_path / 'm', params, metrics={'loss': 1.0})
   found = model_folder.read(tmp_path / 'm')
-  assert found.config == {'size': 3} and found.step == 7
+  assert found.config == CONFIG and found.step == 7
   assert_holds(tmp_path / 'm', params)
 
 
@@ -71,13 +72,13 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / 'model.json').write_text(damaged)
     with pytest.raises(errors.UserError, match='is damaged'):
       model_folder.read_config(tmp_path)
-  model_folder.write_config(tmp_path, {'size': 3})
+  model_folder.write_config(tmp_path, CONFIG.to_dict())
   with pytest.raises(errors.UserError, match='params is not there'):
     model_folder.read(tmp_path)
 
 
 def test_a_step_that_is_not_there_is_named(tmp_path):
-  model_folder.write_config(tmp_path, {'size': 3})
+  model_folder.write_config(tmp_path, CONFIG.to_dict())
   for step in (20, 3):
     (tmp_path / 'checkpoints' / str(step)).mkdir(parents=True)
   with pytest.raises(
@@ -86,22 +87,8 @@ def test_a_step_that_is_not_there_is_named(tmp_path):
     model_folder.read(tmp_path, step=4)
 
 
-def test_scanned_layers_are_taken_apart():
-  stacked = np.arange(12.0).reshape(3, 2, 2)
-  checkpoint = tensors_lib.Checkpoint(
-      {'scan_layers': True},
-      {
-          'decoder/layers/wo/kernel': tensors_lib.from_array(stacked),
-          'decoder/decoder_norm/scale': tensors_lib.from_array(np.ones(2)),
-      },
-  )
-  found = model_folder.unscanned(checkpoint)
-  assert found.config == {'scan_layers': False}
-  assert set(found.tensors) == {
-      *(f'decoder/layers_{i}/wo/kernel' for i in range(3)),
-      'decoder/decoder_norm/scale',
-  }
-  for i in range(3):
-    tensor = found.tensors[f'decoder/layers_{i}/wo/kernel']
-    np.testing.assert_array_equal(tensor.all(), stacked[i])
-  assert model_folder.unscanned(found) is found
+def test_a_configuration_that_does_not_hold_is_named_with_its_file(tmp_path):
+  save(tmp_path)
+  model_folder.write_config(tmp_path, {**CONFIG.to_dict(), 'num_heads': 0})
+  with pytest.raises(errors.UserError, match=r'model\.json: .*num_heads is 0'):
+    model_folder.read(tmp_path)

@@ -2,17 +2,16 @@
 
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distillspec_jax.checkpoints import loading
-from distillspec_jax.checkpoints import tensors as tensors_lib
+from distillspec_jax.checkpoints import parameters
 from distillspec_jax.checkpoints import trim_vocabulary
 from distillspec_jax.core import errors
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import transformer as transformer_lib
+from tests.checkpoints import models
 
 # Letters are tokens from 3 on: 'a' is 3, 'b' 4, ...
 LETTERS = types.SimpleNamespace(
@@ -22,7 +21,7 @@ LETTERS = types.SimpleNamespace(
 
 
 def choose(texts, size, vocabulary=LETTERS, vocab_size=16):
-  return trim_vocabulary.choose(texts, vocabulary, vocab_size, size)
+  return trim_vocabulary.choose_tokens(texts, vocabulary, vocab_size, size)
 
 
 def test_the_most_frequent_are_chosen_and_what_they_cover_is_counted():
@@ -39,7 +38,7 @@ def test_tokens_that_do_not_occur_fill_up_in_order():
   assert choose(['h'], 7).tokens == (0, 1, 2, 3, 4, 5, 10)
   everything = choose(['h'], 16)
   assert everything.tokens == tuple(range(16))
-  assert everything.covered == everything.count == 2
+  assert everything.num_covered == everything.num_total == 2
 
 
 def test_special_tokens_stay_however_rare_they_are():
@@ -61,10 +60,8 @@ def test_no_text_is_refused():
 
 def checkpoint(**changes):
   config = config_lib.published('test', vocab_size=32, **changes)
-  params = transformer_lib.Transformer(config).init(jax.random.key(0))
-  flat = tensors_lib.flatten(params)
-  tensors = {path: tensors_lib.from_array(leaf) for path, leaf in flat.items()}
-  return tensors_lib.Checkpoint(config.to_dict(), tensors)
+  arrays = models.random_arrays(config)
+  return parameters.Checkpoint(config, models.as_tensors(arrays))
 
 
 def logits(found):
@@ -88,7 +85,7 @@ TOKENS = (0, 1, 7, 8, 30)
 )
 def test_the_logits_that_stay_are_those_of_the_whole_layer(changes):
   whole = checkpoint(**changes)
-  found = trim_vocabulary.cut(whole, TOKENS)
+  found = trim_vocabulary.trim(whole, TOKENS)
   assert found.tensors['decoder/logits_dense/kernel'].shape == (16, 5)
   before, after = logits(whole), logits(found)
   inside = list(TOKENS)
@@ -99,7 +96,7 @@ def test_the_logits_that_stay_are_those_of_the_whole_layer(changes):
   assert (after[..., others] == -np.inf).all()
 
 
-def test_a_layer_that_is_cut_already_is_refused():
-  found = trim_vocabulary.cut(checkpoint(), TOKENS)
+def test_a_layer_that_is_trimmed_already_is_refused():
+  found = trim_vocabulary.trim(checkpoint(), TOKENS)
   with pytest.raises(errors.UserError, match='5 of 32 tokens already'):
-    trim_vocabulary.cut(found, (0, 1))
+    trim_vocabulary.trim(found, (0, 1))

@@ -32,7 +32,7 @@ def save(folder, seed, **changes):
   params = transformer_lib.Transformer(config).init(jax.random.key(seed))
   hugging_face.write(
       epath.Path(folder),
-      config.to_dict(),
+      config,
       {
           path: tensors.from_array(x)
           for path, x in tensors.flatten(params).items()

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from distillspec_jax.checkpoints import convert
+from distillspec_jax.checkpoints import conversion
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.commands import main
 from distillspec_jax.core import errors
@@ -203,7 +203,9 @@ def test_a_run_goes_through_losses_of_hosts_and_ends_as_one_process_does(
   assert here.keys() == there.keys()
   for key, value in here.items():
     assert there[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
-  convert.convert(str(folder / 'run'), str(folder / 'out'), to='hugging_face')
+  conversion.convert(
+      str(folder / 'run'), str(folder / 'out'), to='hugging_face'
+  )
   model, exported = (loading.load(folder / name) for name in ('run', 'out'))
   jax.tree.map(np.testing.assert_array_equal, model.params, exported.params)
 

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from distillspec_jax.checkpoints import convert
+from distillspec_jax.checkpoints import conversion
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
@@ -170,9 +170,9 @@ def test_a_draft_of_frequent_tokens_is_distilled_and_kept(
 ):
   texts = tmp_path / 'texts.txt'
   texts.write_text('\n'.join(word * 2 for word in tiny.WORDS[:3]))
-  cut = convert.convert(
-      target, str(tmp_path / 'cut'), output_tokens=9, texts=str(texts)
-  )
+  cut = conversion.convert(
+      target, str(tmp_path / 'cut'), trim_vocabulary=9, texts=str(texts)
+  ).folder
   best = train(
       tmp_path / 'run',
       task,

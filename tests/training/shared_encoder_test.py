@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.checkpoints import convert
+from distillspec_jax.checkpoints import conversion
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.core import errors
@@ -253,7 +253,7 @@ def test_a_folder_and_a_conversion_keep_it(tmp_path):
   loaded = loading.load(tmp_path / 'draft')
   assert loaded.config == draft.config
   jax.tree.map(np.testing.assert_array_equal, loaded.params, draft.params)
-  convert.convert(
+  conversion.convert(
       str(tmp_path / 'draft'), str(tmp_path / 'narrow'), dtype='bfloat16'
   )
   narrow = loading.load(tmp_path / 'narrow')
@@ -269,7 +269,7 @@ def test_other_formats_refuse_it(tmp_path, to):
       tmp_path / 'draft', draft.config.to_dict(), draft.params, step=1
   )
   with pytest.raises(errors.UserError, match='Write it with to=distillspec'):
-    convert.convert(str(tmp_path / 'draft'), str(tmp_path / 'out'), to=to)
+    conversion.convert(str(tmp_path / 'draft'), str(tmp_path / 'out'), to=to)
   assert [path.name for path in epath.Path(tmp_path).iterdir()] == ['draft']
 
 

@@ -176,7 +176,7 @@ def through_t5x(folder, state, transform):
       {path: tensors_lib.from_array(x) for path, x in flat.items()},
       *optimizers.adafactor_moments(state.optimizer),
   )
-  _, tensors = t5x.read(checkpoint)
+  tensors = t5x.read(checkpoint).tensors
   params = tensors_lib.unflatten(tensors_lib.place(tensors))
   moments = optimizers.Moments(*t5x.read_adafactor(checkpoint))
   like = jax.eval_shape(transform.init, params)

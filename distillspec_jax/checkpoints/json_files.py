@@ -1,0 +1,31 @@
+"""JSON beside tensors: configurations, indices, headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import json
+from typing import Any
+
+from etils import epath
+
+from distillspec_jax.core import errors
+
+
+@contextlib.contextmanager
+def parsing(
+    what: Any, remedy: str = 'copy or download it again'
+) -> Iterator[None]:
+  """Within it, text that is not JSON or not as expected is a UserError."""
+  try:
+    yield
+  except (
+      ValueError, KeyError, TypeError, AttributeError, RecursionError,
+  ) as error:  # fmt: skip
+    raise errors.UserError(
+        f'{what} is damaged ({error!r}); {remedy}.'
+    ) from error
+
+
+def write(path: epath.Path, values: dict[str, Any]) -> None:
+  path.write_text(json.dumps(values, indent=2) + '\n')

@@ -1,0 +1,97 @@
+"""The parameters of a model by path, as every format presents them.
+
+A path is t5x's name, 'decoder/layers_0/mlp/wo/kernel'. Which paths a model has,
+and their shapes, the network itself says: no format keeps a list of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import re
+from typing import Any, NamedTuple
+
+from distillspec_jax.checkpoints import tensors as tensors_lib
+from distillspec_jax.checkpoints.tensors import Tensor
+from distillspec_jax.core import errors
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import transformer
+
+# Layers in one tensor: ours (scan_layers), and those of t5x's scalable_t5.
+_STACKED = re.compile(r'(encoder|decoder)/(?:layers|\1)/(.+)')
+
+
+class Checkpoint(NamedTuple):
+  """What every format is read as.
+
+  Attributes:
+    config: of the model.
+    tensors: by path.
+    ignored: names of what else the checkpoint holds.
+    step: of training, 0 where the format does not say.
+  """
+
+  config: config_lib.T5Config
+  tensors: dict[str, Tensor]
+  ignored: tuple[str, ...] = ()
+  step: int = 0
+
+  def unscanned(self) -> Checkpoint:
+    """The same model with one tensor per layer, as all other formats have."""
+    if not self.config.scan_layers:
+      return self
+    config = dataclasses.replace(self.config, scan_layers=False)
+    return self._replace(config=config, tensors=unstacked(self.tensors, 0))
+
+
+def parse_config(values: Mapping[str, Any], where: Any) -> config_lib.T5Config:
+  """The configuration with these fields; `where` is named in errors."""
+  try:
+    return config_lib.T5Config.from_dict(dict(values))
+  except errors.UserError as error:
+    raise errors.UserError(f'{where}: {error}') from error
+
+
+@functools.lru_cache(16)
+def shapes(config: config_lib.T5Config) -> Mapping[str, tuple[int, ...]]:
+  """Path -> shape of every parameter of the network."""
+  leaves = tensors_lib.flatten(transformer.Transformer(config).abstract())
+  return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+def mismatches(
+    tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
+) -> str:
+  """How tensors differ from the expected shapes, by path; '' if they do not."""
+  differences = [
+      f'{p} is missing' for p in sorted(set(expected) - set(tensors))
+  ]
+  differences += [
+      f'{p} is left over' for p in sorted(set(tensors) - set(expected))
+  ]
+  differences += [
+      f'{p} is {tuple(tensors[p].shape)} but should be {expected[p]}'
+      for p in sorted(set(tensors) & set(expected))
+      if tuple(tensors[p].shape) != expected[p]
+  ]
+  return tensors_lib.listed(differences, '; ')
+
+
+def is_stacked(path: str) -> bool:
+  """Whether the tensor at this path holds a parameter of all layers."""
+  return _STACKED.fullmatch(path) is not None
+
+
+def unstacked(tensors: Mapping[str, Tensor], axis: int) -> dict[str, Tensor]:
+  """One tensor per layer, of tensors whose layers are stacked along `axis`."""
+  result = {}
+  for path, tensor in tensors.items():
+    match = _STACKED.fullmatch(path)
+    if match is None or len(tensor.shape) <= axis:
+      result[path] = tensor
+      continue
+    side, name = match.groups()
+    for i in range(tensor.shape[axis]):
+      result[f'{side}/layers_{i}/{name}'] = tensor.at(axis, i)
+  return result
