@@ -1,9 +1,9 @@
 """A draft's step with its whole output layer beside one cut to fewer tokens.
 
 Random weights of a published size; the cut draft is made of the whole one, by
-what `distillspec convert --trim_vocabulary` does, and a third is the cut one held
-in int8, which needs qwix. A step feeds one token, makes the logits and draws
-the next token, as when drafting; all take turns.
+what `distillspec convert --trim_vocabulary` does, and a third is the cut one
+held in int8, which needs qwix. A step feeds one token, makes the logits and
+draws the next token, as when drafting; all take turns.
 
     python benchmarks/cut_vocabulary.py --run=runs/cut [--size=small]
         [--trim_vocabulary=8032] [--batches=1,8] [--dtype=float32]

@@ -35,8 +35,9 @@ _DTYPES = ('float32', 'bfloat16', 'float16')
 _RUN_FIELDS = ('dropout_rate', 'dtype', 'remat', 'scan_layers')
 
 
-class Comparison(NamedTuple):
-  """How two checkpoints of one model compare.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """How two checkpoints of one model differ.
 
   Attributes:
     parameters: number of them.
@@ -54,22 +55,23 @@ class Comparison(NamedTuple):
 
 
 class Trimmed(NamedTuple):
-  """How an output layer was trimmed: to `chosen`, of `vocab_size` tokens."""
+  """How an output layer was trimmed to the frequent tokens of `texts`."""
 
   chosen: trim_vocabulary_lib.ChosenTokens
-  vocab_size: int
+  vocab_size: int  # tokens before
   texts: str
   largest_logit_difference: float  # of the tokens that were kept
 
 
-class Conversion(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Conversion:
   """What `convert` wrote and how it compares with the original.
 
   Attributes:
     folder: that was written.
-    comparison: of original, trimmed if it was asked for, and copy.
+    comparison: of the original, after any trimming, with what was written.
     ignored: names of what else the original holds.
-    vocabulary: what became of it, in words.
+    vocabulary: what was written of it, in words.
     trimmed: None where the output layer was left as it is.
   """
 

@@ -54,7 +54,7 @@ _SIZES = {  # ours -> theirs
     'relative_buckets': 'relative_attention_num_buckets',
     'relative_max_distance': 'relative_attention_max_distance',
 }
-_NUMBERS = {
+_FIELDS = _SIZES | {
     'norm_epsilon': 'layer_norm_epsilon',
     'dropout_rate': 'dropout_rate',
 }
@@ -182,16 +182,16 @@ def write(
   if len(shards) == 1:
     safetensors.write(folder / _SINGLE, shards[0])
     return
-  places = {}
+  file_of = {}
   for number, shard in enumerate(shards, 1):
     file = f'model-{number:05}-of-{len(shards):05}.safetensors'
     safetensors.write(folder / file, shard)
-    places |= dict.fromkeys(shard, file)
+    file_of |= dict.fromkeys(shard, file)
   metadata = {
       'total_parameters': sum(t.size for t in theirs.values()),
       'total_size': sum(t.nbytes for t in theirs.values()),
   }
-  index = {'metadata': metadata, 'weight_map': dict(sorted(places.items()))}
+  index = {'metadata': metadata, 'weight_map': dict(sorted(file_of.items()))}
   json_files.write(folder / _INDEX, index)
 
 
@@ -213,7 +213,7 @@ def their_name(path: str) -> str:
 
 
 def _transposed(path: str, tensor: Tensor) -> Tensor:
-  """From their layout to ours, or back; a norm's scale has one axis."""
+  """From their layout to ours, or back; of a norm's one axis it is the same."""
   return tensor if path == _EMBEDDING else tensor.T
 
 
@@ -277,14 +277,14 @@ def _our_config(
         f'{path} says {", ".join(wrong)}; sizes are whole numbers, 1 or more.'
         ' Copy or download it again.'
     )
-  fields = {ours: values[name] for ours, name in (_SIZES | _NUMBERS).items()}
-  fields['mlp_activations'] = (
-      _ACTIVATIONS[activation],
-      *(['linear'] if gated else []),
-  )
-  fields['logits_via_embedding'] = is_tied
-  fields['scale_logits'] = bool(scale)
-  fields['relative_bias_per_layer'] = kind == 'umt5'
+  activations = [_ACTIVATIONS[activation], *(['linear'] if gated else [])]
+  fields = {
+      **{ours: values[theirs] for ours, theirs in _FIELDS.items()},
+      'mlp_activations': tuple(activations),
+      'logits_via_embedding': is_tied,
+      'scale_logits': bool(scale),
+      'relative_bias_per_layer': kind == 'umt5',
+  }
   return parameters.parse_config(fields, path)
 
 
@@ -333,10 +333,8 @@ def _their_config(config: config_lib.T5Config) -> dict[str, Any]:
   }
   if not is_umt5:
     values['scale_decoder_outputs'] = scale
-  sizes = {
-      name: getattr(config, ours) for ours, name in (_SIZES | _NUMBERS).items()
-  }
-  return {**values, **sizes, **_TOKEN_IDS}
+  fields = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+  return {**values, **fields, **_TOKEN_IDS}
 
 
 def _common_dtype(tensors: Mapping[str, Tensor]) -> str:
@@ -374,7 +372,6 @@ def _read_shards(folder: epath.Path) -> dict[str, Tensor]:
   with json_files.parsing(path):
     file_of = json.loads(path.read_text())['weight_map']
     files = sorted({os.fspath(file) for file in file_of.values()})
-
   # A name with a folder in it could lead anywhere on this machine.
   outside = [
       repr(file)
@@ -413,17 +410,17 @@ def _read_shards(folder: epath.Path) -> dict[str, Tensor]:
 def _without_copies(
     folder: epath.Path, on_disk: Mapping[str, Tensor], may_be_tied: bool
 ) -> dict[str, Tensor]:
-  """One embedding, named `shared`, and a head only where it differs from it.
+  """With one embedding, and a head only where it is another tensor.
 
-  Tied tensors are one tensor in memory. Which of their names it was saved
-  under, or whether under several, depended on the version of transformers.
+  Tied weights are one tensor in memory. The names under which it was saved,
+  one or several, depend on the version of transformers.
   """
   kept = {name: on_disk[name] for name in on_disk if name != _UNUSED}
   names = [name for name in _EMBEDDINGS if name in kept]
   if not names and may_be_tied and _HEAD in kept:
     names = [_HEAD]
   if not names:
-    return kept  # `shared` will be reported as missing
+    return kept  # in which the caller will miss it
   shared = kept[names[0]]
   for name in names:
     if not _equal(shared, kept.pop(name)):

@@ -56,8 +56,14 @@ def parse_config(values: Mapping[str, Any], where: Any) -> config_lib.T5Config:
 @functools.lru_cache(16)
 def shapes(config: config_lib.T5Config) -> Mapping[str, tuple[int, ...]]:
   """Path -> shape of every parameter of the network."""
-  leaves = tensors_lib.flatten(transformer.Transformer(config).abstract())
-  return {path: leaf.shape for path, leaf in leaves.items()}
+  # Tracing takes a time that grows with the depth, unless layers are stacked.
+  stacked = dataclasses.replace(config, scan_layers=True)
+  leaves = tensors_lib.flatten(transformer.Transformer(stacked).abstract())
+  # Of these tensors there is nothing to read.
+  tensors = {path: tensors_lib.from_array(x) for path, x in leaves.items()}
+  if not config.scan_layers:
+    tensors = unstacked(tensors, 0)
+  return {path: tensor.shape for path, tensor in tensors.items()}
 
 
 def mismatches(

@@ -1,7 +1,7 @@
-"""A run's checkpoints: the whole training state, saved while it goes on.
+"""A run's checkpoints: the whole training state, saved as training continues.
 
-Thin over Orbax's CheckpointManager: a step that was not written to its end
-does not exist. PRNG keys are stored as their data and made keys again.
+A thin layer over Orbax's CheckpointManager: a step that was not written
+completely does not exist. PRNG keys are stored as arrays and wrapped again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distillspec_jax.distributed import hosts
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-  """Makes the folder; raises UserError where nothing can be written to it."""
+  """Creates the folder; raises UserError if nothing can be written to it."""
   folder = pathlib.Path(folder)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,14 +33,16 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
   except OSError as error:
     raise errors.UserError(
         f'Nothing can be written to the folder {folder}: {error.strerror}.'
-        ' Name another folder, or make room or rights there.'
+        ' Name another folder, free some space, or change its permissions.'
     ) from error
 
 
 def check_shared(folder: str | os.PathLike[str]) -> None:
-  """Raises UserError where not all processes see the same folder."""
+  """Raises UserError if not all processes see the same folder."""
   if jax.process_count() == 1:
     return
+  # The first process creates a file under a name that nobody else can have
+  # left there, and the others look for it.
   number = multihost_utils.broadcast_one_to_all(
       np.int32(secrets.randbelow(2**31))
   )
@@ -59,9 +61,9 @@ def check_shared(folder: str | os.PathLike[str]) -> None:
 
 
 class Store:
-  """The checkpoints in a folder, one a step.
+  """The checkpoints in a folder, one per step.
 
-  Use it as a context manager: leaving it waits for what is being written.
+  Use it as a context manager: leaving it waits until everything is written.
   """
 
   def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
@@ -91,7 +93,7 @@ class Store:
   def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
     """Starts writing `state` (a pytree of arrays) and `extra` (JSON).
 
-    A step that is there already is left as it is.
+    A step that exists already is left as it is.
     """
     if step in self._manager.all_steps():
       return
@@ -108,7 +110,7 @@ class Store:
 
     Args:
       step: one that was saved.
-      like: tree of `ShapeDtypeStruct` with shardings; the state is laid out so.
+      like: tree of `ShapeDtypeStruct` whose shardings the state gets.
     """
     restored = self._manager.restore(
         step,

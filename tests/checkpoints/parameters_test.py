@@ -6,8 +6,28 @@ import numpy as np
 import pytest
 
 from distillspec_jax.checkpoints import parameters
+from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
+from distillspec_jax.models import transformer
 from tests.checkpoints import models
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'scan_layers': True},
+        {'relative_bias_per_layer': True, 'num_decoder_layers': 11},
+        {'num_encoder_layers': 0, 'mlp_activations': ('relu',)},
+        {'num_encoder_layers': 0, 'encoded_dim': 4, 'output_tokens': (0, 1)},
+    ],
+)
+def test_shapes_are_those_of_the_network(changes):
+  config = dataclasses.replace(models.CONFIG, **changes)
+  network = transformer.Transformer(config)
+  leaves = tensors_lib.flatten(network.abstract())
+  expected = {path: leaf.shape for path, leaf in leaves.items()}
+  assert parameters.shapes(config) == expected
 
 
 def test_shapes_of_every_kind_of_parameter():

@@ -1,3 +1,5 @@
+"""A training state comes back as it was; folders are checked beforehand."""
+
 import errno
 import os
 import tempfile
