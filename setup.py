@@ -12,7 +12,10 @@ VERSION = re.search(
     re.MULTILINE,
 ).group(1)
 
+# For gs:// paths, unless TensorFlow is installed.
+GCS = ['gcsfs>=2024.2']
 INT8 = ['qwix>=0.1.8,<0.2']
+SEQIO = ['seqio>=0.0.20,<0.1', 'tensorflow-datasets>=4.9,<5']
 TOKENIZERS = ['tokenizers>=0.20,<1']
 TEST = [
     'hypothesis>=6,<7',
@@ -23,6 +26,7 @@ TEST = [
     'safetensors>=0.4,<1',
     'scipy>=1.14,<2',
     *INT8,
+    *SEQIO,
     *TOKENIZERS,
 ]
 DEV = [
@@ -75,18 +79,18 @@ setuptools.setup(
         'orbax-checkpoint>=0.12.8,<0.13',
         'rich>=13,<16',
         'sentencepiece>=0.2,<0.3',
-        'seqio>=0.0.20,<0.1',
         'tensorboardX>=2.6,<3',
-        'tensorflow-datasets>=4.9,<5',
         'tensorstore>=0.1.70,<0.2',
     ],
     extras_require={
         'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
         'dev': TEST + DEV,
+        'gcs': GCS,
         'hub': ['huggingface-hub>=0.30,<3'],
         'int8': INT8,
+        'seqio': SEQIO,
         'test': TEST,
         'tokenizers': TOKENIZERS,
-        'tpu': ['jax[tpu]>=0.10.2,<0.13'],
+        'tpu': ['jax[tpu]>=0.10.2,<0.13', *GCS],
     },
 )

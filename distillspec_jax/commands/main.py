@@ -484,6 +484,8 @@ def _check_arguments(gin: Any, text: str, selector: str) -> None:
     needs.append((scope, name, frozenset() if call else _PASSED_ON))
   for scope, name, given in needs:
     parameters = _parameters(gin.get_configurable(name))
+    if given and 'run' not in parameters:  # not a stage, e.g. a metric
+      continue
     missing = [
         parameter.name
         for parameter in parameters.values()

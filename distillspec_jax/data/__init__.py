@@ -1,4 +1,5 @@
 """Text -> Batch: tasks, vocabularies, resumable batches.
 
-TensorFlow and seqio are imported here alone, and only when they are used.
+seqio and TensorFlow are imported here alone, and only for a task of seqio's
+registry.
 """

@@ -1,29 +1,31 @@
-"""Examples -> batches of fixed shape, in an order that a restart continues.
+"""Examples -> batches of fixed shape, in an order that a restart resumes.
 
 The order of an epoch is a permutation drawn from (seed, epoch) alone. Batch
 number n is therefore the same whoever asks for it and whenever, on any number
-of hosts: each makes its rows of the same global batch.
+of hosts: each host builds its rows of the same global batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
 
 
 class SplitStatistics(NamedTuple):
-  """What a split holds, and what is cut off to fit.
+  """The contents of a split, and what is cut off or left out.
 
   Attributes:
-    examples: that have label tokens.
-    empty: left out: the label has no token but EOS.
-    skipped_lines: left out: could not be read.
+    examples: those that have label tokens.
+    empty: examples left out because their label is EOS alone.
+    skipped_lines: lines left out because they could not be read.
     truncated_inputs: examples whose input is longer than input_length.
     truncated_labels: examples whose label is longer than label_length; they
       lose their EOS.
@@ -62,18 +64,17 @@ class SplitStatistics(NamedTuple):
 
 
 def statistics(task: tasks.Task, split: str) -> SplitStatistics:
-  """Counts over all examples of a split.
+  """Counts and lengths over all examples of a split.
 
   Raises:
     UserError: the split is empty.
   """
-  every = task.examples(split)
-  kept = _usable(task, split)
-  inputs = np.array([len(example.inputs) for example in kept])
-  labels = np.array([len(example.labels) for example in kept])
+  usable = _usable(task, split)
+  inputs = np.array([len(example.inputs) for example in usable])
+  labels = np.array([len(example.labels) for example in usable])
   return SplitStatistics(
-      examples=len(kept),
-      empty=len(every) - len(kept),
+      examples=len(usable),
+      empty=len(task.examples(split)) - len(usable),
       skipped_lines=task.skipped_lines(split),
       truncated_inputs=int(np.sum(inputs > task.input_length)),
       truncated_labels=int(np.sum(labels > task.label_length)),
@@ -104,42 +105,41 @@ def batches(
     batch_size: rows, over all hosts.
     seed: of the order.
     shuffle: False keeps the order of the source.
-    pack: several examples a row, as many as fit.
-    start: batches that were consumed already.
-    num_epochs: None goes on for ever; otherwise the last batch is filled up
-      with empty rows.
-    rows: numbers of those that are made, in this order; None: all.
+    pack: several examples per row, as many as fit.
+    start: number of batches that were consumed already.
+    num_epochs: None never ends; otherwise the last batch is filled up with
+      empty rows.
+    rows: which rows of each batch to return, in this order; None: all.
 
   Raises:
     UserError: nothing to batch, or a batch of no rows.
   """
-  if batch_size < 1:
-    raise errors.UserError(
-        f'batch_size is {batch_size}; it must be at least 1.'
-    )
-  # Errors are raised here, not when the first batch is asked for.
+  check.at_least(1, batch_size=batch_size)
+  # Reading here, not in the generator, raises errors before work starts.
   examples = [_cut(task, example) for example in _usable(task, split)]
   ordered = _rows(
       task, examples, seed, shuffle, pack, num_epochs, batch_size * start
   )
-  chosen = range(batch_size) if rows is None else rows
-  return _batched(task, ordered, batch_size, chosen)
+  rows = range(batch_size) if rows is None else rows
+  return _batched(task, ordered, batch_size, rows)
 
 
 Row = list[tuple[np.ndarray, np.ndarray]]
 
 
 def _usable(task: tasks.Task, split: str) -> list[tasks.Example]:
-  kept = [e for e in task.examples(split) if len(e.labels) > 1]
-  if not kept:
+  usable = [e for e in task.examples(split) if len(e.labels) > 1]
+  if not usable:
     raise errors.UserError(
         f'No example of split {split!r} of task {task.name!r} has a label'
         ' token; its labels are all empty.'
     )
-  return kept
+  return usable
 
 
-def _cut(task: tasks.Task, example: tasks.Example):
+def _cut(
+    task: tasks.Task, example: tasks.Example
+) -> tuple[np.ndarray, np.ndarray]:
   return (
       example.inputs[: task.input_length],
       example.labels[: task.label_length],
@@ -149,8 +149,10 @@ def _cut(task: tasks.Task, example: tasks.Example):
 def _rows(
     task, examples, seed, shuffle, pack, num_epochs, skip
 ) -> Iterator[Row]:
-  """Rows, one or several examples each, without the first `skip`."""
+  """Rows of one or several examples, without the first `skip`."""
   epoch = 0
+  # How many rows an epoch packs into is known only after packing it, so only
+  # unpacked epochs can be jumped over.
   if not pack:
     epoch, skip = divmod(skip, len(examples))
   while num_epochs is None or epoch < num_epochs:
@@ -171,7 +173,7 @@ def _rows(
 
 
 def _packed(task, examples) -> Iterator[Row]:
-  """Rows filled in order, each until the next example does not fit."""
+  """Rows filled in order, each until the next example no longer fits."""
   row: Row = []
   inputs = labels = 0
   for example in examples:
@@ -189,14 +191,11 @@ def _packed(task, examples) -> Iterator[Row]:
 
 
 def _batched(
-    task, rows: Iterator[Row], batch_size: int, chosen: Sequence[int]
+    task, ordered: Iterator[Row], batch_size: int, rows: Sequence[int]
 ) -> Iterator[types.Batch]:
-  while True:
-    group = [row for _, row in zip(range(batch_size), rows)]
-    if not group:
-      return
+  while group := list(itertools.islice(ordered, batch_size)):
     group += [[]] * (batch_size - len(group))
-    yield _batch(task, [group[number] for number in chosen])
+    yield _batch(task, [group[row] for row in rows])
 
 
 def _batch(task: tasks.Task, rows: list[Row]) -> types.Batch:

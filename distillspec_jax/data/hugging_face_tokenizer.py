@@ -1,8 +1,9 @@
 """The tokenizer in a Hugging Face folder, as a vocabulary, and back.
 
-Which pieces a T5 has is spread over several files: the SentencePiece model has
-the 32,000 pieces of text, and the 100 sentinels after them are only in Hugging
-Face's code; mT5's model has its sentinels itself; ByT5 has no file of pieces.
+The pieces of a T5 are spread over several files: the SentencePiece model has
+the 32,000 pieces of text, the 100 sentinels after them are only in Hugging
+Face's code, and tokens that were added later are in tokenizer.json or in the
+settings. mT5's model has its sentinels itself; ByT5 has no file of pieces.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ _SENTINELS = 100  # of T5, where no file says
 _BYT5_SENTINELS = 125
 
 
-def read(folder: epath.Path, vocab_size: int | None = None) -> Any | None:
+def read(
+    folder: epath.Path, vocab_size: int | None = None
+) -> vocabulary_kinds.Vocabulary | None:
   """The vocabulary of a folder's tokenizer, or None where it has none.
 
-  A SentencePiece model is preferred to a tokenizer.json beside it, unless the
-  tokenizer has tokens that were added after training, which only the latter
-  can express.
+  A SentencePiece model is preferred to a tokenizer.json in the same folder,
+  unless tokens were added after training, which only the latter can express.
 
   Args:
     folder: local or remote.
@@ -55,17 +57,21 @@ def read(folder: epath.Path, vocab_size: int | None = None) -> Any | None:
   return vocabulary
 
 
-def read_tokenizer_json(path: epath.Path) -> Any:
+def read_tokenizer_json(path: epath.Path) -> vocabulary_kinds.Vocabulary:
   """The vocabulary of a tokenizer.json, by itself or in its folder."""
-  beside = {TOKENIZER: path.read_bytes()} | {
+  files = {TOKENIZER: path.read_bytes()} | {
       name: (path.parent / name).read_bytes()
       for name in _SETTINGS
       if (path.parent / name).exists()
   }
-  return _tokenizers(path.parent, beside, _settings(beside, path.parent))
+  return _tokenizers(path.parent, files, _settings(files, path.parent))
 
 
-def check_size(vocabulary: Any, vocab_size: int | None, folder: Any) -> None:
+def check_size(
+    vocabulary: vocabulary_kinds.Vocabulary,
+    vocab_size: int | None,
+    folder: Any,
+) -> None:
   """Raises UserError where a model has no row for a piece."""
   if vocab_size is not None and vocabulary.vocab_size > vocab_size:
     raise errors.UserError(
@@ -76,20 +82,18 @@ def check_size(vocabulary: Any, vocab_size: int | None, folder: Any) -> None:
     )
 
 
-def write(
-    folder: epath.Path, model: bytes | None, tokens: tuple[str, ...]
-) -> None:
+def write(folder: epath.Path, model: bytes | None, extra_ids: int) -> None:
   """Writes a tokenizer for transformers for a vocabulary that came with none.
 
   Args:
     folder: where to.
     model: of SentencePiece, or None for bytes.
-    tokens: after the pieces or bytes, all of them sentinels.
+    extra_ids: number of sentinels after the pieces or bytes.
 
   Raises:
     UserError: the model has no counterpart in Hugging Face.
   """
-  config: dict[str, Any] = {'extra_ids': len(tokens)}
+  config: dict[str, Any] = {'extra_ids': extra_ids}
   if model is None:
     config['tokenizer_class'] = 'ByT5Tokenizer'
   else:
@@ -100,7 +104,7 @@ def write(
     else:
       config['tokenizer_class'] = 'PreTrainedTokenizerFast'
       config['clean_up_tokenization_spaces'] = False
-      text = tokenizer_json.from_sentencepiece(proto, len(tokens))
+      text = tokenizer_json.from_sentencepiece(proto, extra_ids)
       (folder / TOKENIZER).write_bytes(text.encode())
     names = [piece.piece for piece in proto.pieces[:3]]
     for role, name in zip(('pad_token', 'eos_token', 'unk_token'), names):
@@ -109,11 +113,11 @@ def write(
 
 
 class _Settings:
-  """What the small JSON files say about a tokenizer.
+  """What the JSON files in a folder say about its tokenizer.
 
   Attributes:
-    extra_ids: number of sentinels, or None where no file says.
-    added: number -> token, as far as listed.
+    extra_ids: number of sentinels, or None where no file gives it.
+    added: id -> token, of those that are listed.
     controls: 'pad_token' -> its text, and 'eos_token' likewise.
     is_byt5: whether the tokenizer is ByT5's, which has no pieces.
   """
@@ -122,9 +126,14 @@ class _Settings:
     config, special, listed = (
         _parse(files.get(name, b'{}'), folder / name) for name in _SETTINGS
     )
-    self.added = {int(number): token for token, number in listed.items()}
-    for number, token in (config.get('added_tokens_decoder') or {}).items():
-      self.added[int(number)] = _content(token)
+    self.added = {int(i): token for token, i in listed.items()}
+    for i, token in (config.get('added_tokens_decoder') or {}).items():
+      self.added[int(i)] = _content(token)
+    if TOKENIZER in files and any(name.endswith('.model') for name in files):
+      # transformers 5 lists tokens that were added to the model here alone.
+      tokenizer = _parse(files[TOKENIZER], folder / TOKENIZER)
+      for token in tokenizer.get('added_tokens') or ():
+        self.added[int(token['id'])] = _content(token)
     names = list(self.added.values())
     for key in ('additional_special_tokens', 'extra_special_tokens'):
       for where in (special, config):
@@ -137,7 +146,7 @@ class _Settings:
         for match in map(vocabulary_kinds.SENTINEL.fullmatch, names)
         if match
     }
-    # A saved ByT5 says extra_ids = 0 beside a list of its 125 sentinels.
+    # A saved ByT5 has extra_ids = 0 and yet lists its 125 sentinels.
     self.extra_ids = len(sentinels) or config.get('extra_ids')
     self.controls = {}
     for key, usual in (('pad_token', '<pad>'), ('eos_token', '</s>')):
@@ -157,8 +166,8 @@ def _settings(files: Mapping[str, bytes], folder: epath.Path) -> _Settings:
     raise
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise errors.UserError(
-        f'One of {", ".join(_SETTINGS)} in {folder} is not as transformers'
-        f' writes it ({error!r}); fetch it again.'
+        f'One of {", ".join(_SETTINGS)}, {TOKENIZER} in {folder} is not as'
+        f' transformers writes it ({error!r}); fetch it again.'
     ) from error
 
 
@@ -188,7 +197,7 @@ def _sentencepiece(
     files: Mapping[str, bytes],
     settings: _Settings,
     vocab_size: int | None,
-) -> Any:
+) -> vocabulary_kinds.Vocabulary:
   model = files[name]
   proto = tokenizer_json.parse(model, str(folder / name))
   has_own = any(
@@ -198,34 +207,31 @@ def _sentencepiece(
   if extra_ids is None:
     fits = vocab_size is None or len(proto.pieces) + _SENTINELS <= vocab_size
     extra_ids = _SENTINELS if fits else 0
-  vocabulary = vocabulary_kinds.sentencepiece(
+  vocabulary = vocabulary_kinds.SentencePiece(
       model, str(folder / name), extra_ids, files
   )
-  pieces = vocabulary_kinds.pieces(vocabulary)
   # A token that was added is cut out of the text before all else, even if its
   # text was a piece from the start.
   ordinary = {
-      number
-      for number, piece in enumerate(proto.pieces)
+      i
+      for i, piece in enumerate(proto.pieces)
       if piece.type == tokenizer_json.NORMAL
       and not vocabulary_kinds.SENTINEL.fullmatch(piece.piece)
   }
   added = {
-      number: token
-      for number, token in settings.added.items()
-      if number in ordinary
-      or pieces[number : number + 1] != [vocabulary_kinds.one_name(token)]
+      i: token
+      for i, token in settings.added.items()
+      if i in ordinary
+      or vocabulary.pieces[i : i + 1] != [vocabulary_kinds.one_name(token)]
   }
   if not added:
     return vocabulary
   if TOKENIZER in files:
     return _tokenizers(folder, files, settings)
-  some = ', '.join(
-      f'{number}: {added[number]!r}' for number in sorted(added)[:5]
-  )
+  some = ', '.join(f'{i}: {added[i]!r}' for i in sorted(added)[:5])
   raise errors.UserError(
-      f'The tokenizer in {folder} has tokens that its {name} has not ({some}).'
-      f' They can be read from a {TOKENIZER}, which'
+      f'The tokenizer in {folder} has tokens that {name} does not have'
+      f' ({some}). They can be read from a {TOKENIZER}, which'
       ' `transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
       ' writes.'
   )
@@ -233,22 +239,18 @@ def _sentencepiece(
 
 def _tokenizers(
     folder: epath.Path, files: Mapping[str, bytes], settings: _Settings
-) -> Any:
+) -> vocabulary_kinds.Vocabulary:
   name = str(folder / TOKENIZER)
   text = files[TOKENIZER].decode('utf-8', errors='replace')
-  vocabulary = vocabulary_kinds.tokenizers(text, name, files)
-  found = {
-      key: vocabulary.pieces.index(token)
-      if token in vocabulary.pieces
-      else None
-      for key, token in settings.controls.items()
-  }
-  if found != {'pad_token': 0, 'eos_token': 1}:
+  vocabulary = vocabulary_kinds.Tokenizers(text, name, files)
+  pieces = vocabulary.raw_pieces
+  pad, eos = settings.controls['pad_token'], settings.controls['eos_token']
+  ids = [pieces.index(t) if t in pieces else None for t in (pad, eos)]
+  if ids != [vocabulary_kinds.PAD, vocabulary_kinds.EOS]:
     raise errors.UserError(
-        f'{name} has pad_token {settings.controls["pad_token"]!r} as'
-        f' {found["pad_token"]} and eos_token'
-        f' {settings.controls["eos_token"]!r} as {found["eos_token"]}; they'
-        ' must be 0 and 1, as in T5. The tokenizer is of another model.'
+        f'{name} has pad_token {pad!r} as {ids[0]} and eos_token {eos!r} as'
+        f' {ids[1]}; they must be 0 and 1, as in T5. The tokenizer belongs to'
+        ' another model.'
     )
   return vocabulary
 
@@ -258,8 +260,8 @@ def _bytes(
     files: Mapping[str, bytes],
     settings: _Settings,
     vocab_size: int | None,
-) -> Any:
-  first = vocabulary_kinds.bytes_().vocab_size
+) -> vocabulary_kinds.Vocabulary:
+  first = vocabulary_kinds.Bytes().vocab_size
   added = {i: token for i, token in settings.added.items() if i >= first}
   tokens = [added[i] for i in sorted(added)]
   if sorted(added) != list(range(first, first + len(added))):
@@ -274,7 +276,7 @@ def _bytes(
       fits = vocab_size is None or first + _BYT5_SENTINELS <= vocab_size
       extra_ids = _BYT5_SENTINELS if fits else 0
     tokens = [f'<extra_id_{i}>' for i in range(extra_ids)]
-  return vocabulary_kinds.bytes_(tokens, files)
+  return vocabulary_kinds.Bytes(tokens, files)
 
 
 def _parse(content: bytes, path: epath.Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""seqio and TensorFlow, imported when first used and without their messages."""
+"""Packages that are slow to import or optional, and libraries kept quiet."""
 
 from __future__ import annotations
 
@@ -8,37 +8,41 @@ import os
 import sys
 from typing import Any
 
+from distillspec_jax.core import errors
+
 
 def import_seqio() -> Any:
-  """seqio, without the start-up messages of TensorFlow."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with quiet():
-    import seqio
+  """seqio, without the start-up messages of TensorFlow.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  try:
+    with quiet():
+      import seqio
+  except ImportError as error:
+    raise errors.UserError(
+        f"Tasks of seqio's registry need seqio, which cannot be imported"
+        f" ({error}). In a checkout: pip install -e '.[seqio]'."
+    ) from error
   return seqio
-
-
-def import_tensorflow() -> Any:
-  """TensorFlow, likewise."""
-  import_seqio()
-  import tensorflow
-
-  return tensorflow
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Keeps libraries' own log lines off the terminal; errors are raised still.
+  """Keeps the log lines of libraries off the terminal; errors still raise.
 
   TensorFlow and SentencePiece write to the file descriptor itself, which is
-  pointed elsewhere meanwhile.
+  redirected meanwhile.
   """
   sys.stderr.flush()
   saved = os.dup(2)
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, 2)
+  null = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, 2)
   try:
     yield
   finally:
     os.dup2(saved, 2)
     os.close(saved)
-    os.close(nowhere)
+    os.close(null)

@@ -1,6 +1,6 @@
-"""Batches onto the mesh: each process makes the rows that its devices hold.
+"""Batches sharded over the mesh: each process builds its devices' rows.
 
-The global batch is the same array on any number of hosts, and so is what is
+The global batch is the same array on any number of hosts, and so is whatever is
 computed from it.
 """
 
@@ -26,15 +26,15 @@ def batches(
     batch_size: int,
     **order: Any,
 ) -> Iterator[types.Batch]:
-  """Batches of global arrays, rows spread over the mesh.
+  """Batches of global arrays, their rows sharded over the mesh.
 
   Args:
     mesh: of all devices of all processes.
     task: whose examples.
     split: of the task.
     batch_size: rows, over all processes.
-    **order: as `data.batches.batches` takes it: seed, shuffle, pack, start,
-      num_epochs.
+    **order: seed, shuffle, pack, start and num_epochs of
+      `data.batches.batches`.
 
   Raises:
     UserError: nothing to batch, fewer examples than processes, or rows that
@@ -49,7 +49,7 @@ def batches(
       ).values()
   ]
   rows = np.unique(np.concatenate([np.arange(*span) for span in spans]))
-  made = batches_lib.batches(task, split, batch_size, rows=rows, **order)
+  local = batches_lib.batches(task, split, batch_size, rows=rows, **order)
   hosts = jax.process_count()
   if hosts > 1:
     examples = batches_lib.statistics(task, split).examples
@@ -60,6 +60,8 @@ def batches(
       )
 
   def put(array: np.ndarray) -> jax.Array:
+    # Devices ask for their part of the global batch; `array` has only the rows
+    # of this process, of which `rows` gives the global numbers.
     def read(index: tuple[slice, ...]) -> np.ndarray:
       start, stop, _ = index[0].indices(batch_size)
       at = np.searchsorted(rows, start)
@@ -68,4 +70,4 @@ def batches(
     shape = (batch_size, *array.shape[1:])
     return jax.make_array_from_callback(shape, sharding, read)
 
-  return (jax.tree.map(put, batch) for batch in made)
+  return (jax.tree.map(put, batch) for batch in local)

@@ -1,10 +1,10 @@
 """Real text that every Python carries: its standard library's own source.
 
 Nothing is downloaded. An example is a place in a module: the lines before it
-are the input, the next lines are the label. What comes next is uncertain, as
-in any text, and a small model learns to write something that looks like
-Python. Modules, not examples, are divided into splits, so that held-out text
-is new.
+are the input, the next lines are the label. What comes next is uncertain, as in
+any text, and a small model learns to write something that looks like Python.
+Whole modules, not examples, are divided into splits, so that held-out text is
+unseen.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import os
 import pathlib
 import sysconfig
 
-# Tests, generated tables, and what is not installed everywhere.
-_LEFT_OUT = {
+# Tests, generated tables, and modules that are not installed everywhere.
+_EXCLUDED = {
     '__pycache__',
     'ensurepip',
     'encodings',
@@ -38,17 +38,17 @@ SPLITS = ('train', 'validation', 'test')
 def modules(split: str) -> list[pathlib.Path]:
   """The source files of a split, in an order that mixes subjects."""
   root = pathlib.Path(sysconfig.get_paths()['stdlib'])
-  found = []
+  hashed = []
   for folder, folders, files in os.walk(root):
-    folders[:] = [name for name in folders if name not in _LEFT_OUT]
+    folders[:] = [name for name in folders if name not in _EXCLUDED]
     for file in files:
       path = pathlib.Path(folder) / file
       if path.suffix != '.py' or file.startswith(('_sysconfigdata', 'turtle')):
         continue
       digest = hashlib.sha256(str(path.relative_to(root)).encode()).digest()
       if SPLITS[{18: 1, 19: 2}.get(digest[0] % 20, 0)] == split:
-        found.append((digest, path))
-  return [path for _, path in sorted(found)]
+        hashed.append((digest, path))
+  return [path for _, path in sorted(hashed)]
 
 
 def continuations(
@@ -58,8 +58,9 @@ def continuations(
 
   Args:
     split: 'train', 'validation' or 'test'.
-    input_characters: at most so many before the place.
-    label_characters: lines follow until one would go beyond this.
+    input_characters: maximum characters of the lines before.
+    label_characters: maximum characters of the lines that follow, unless the
+      first alone is longer.
   """
   for path in modules(split):
     lines = [line.rstrip() for line in _read(path).split('\n')]

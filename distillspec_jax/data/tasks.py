@@ -1,97 +1,143 @@
-"""Tasks: named splits of (input, label) texts, tokenised by seqio.
+"""Tasks: named splits of (input, label) texts, tokenised once.
 
-The functions here make tasks and are what gin files bind. A decoder-only
-language model's task has empty inputs.
+Python code and gin files call these classes like functions, so they are named
+like functions (as PEP 8 has it):
+
+  task = tasks.json_lines(train='train.jsonl', validation='validation.jsonl')
+
+`Task` has the settings that all of them share, and says what a task of your own
+needs. The task of a decoder-only language model has empty inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import importlib
 import itertools
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.data import files
+from distillspec_jax.data import lazy_imports
+from distillspec_jax.data import metrics as metrics_lib
 from distillspec_jax.data import standard_library
 from distillspec_jax.data import vocabularies
+from distillspec_jax.data import vocabulary_kinds
 
-Pairs = Callable[[], Iterator[files.Pair]]
+# Equal settings do not make equal tasks: the files may have changed.
+_settings = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 
 
 class Example(NamedTuple):
   """A tokenised example, not yet cut to length."""
 
-  inputs: np.ndarray  # int32[n]
+  inputs: np.ndarray  # int32[n], ends with EOS unless decoder-only
   labels: np.ndarray  # int32[m], ends with EOS
-  input_text: str
-  label_text: str
 
 
+@_settings
 class Task:
-  """A task whose splits are tokenised once and kept in memory.
+  """The settings of a task, and its texts.
+
+  A task of your own is best a subclass that defines `splits` and `read`:
+
+    @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+    class backwards(tasks.Task):
+      words: tuple[str, ...]
+      name: str = 'backwards'
+      splits = ('train', 'validation')
+
+      def read(self, split):
+        return ((word, word[::-1]) for word in self.words)
+
+  But any object serves that has what training and evaluation use: `name`,
+  `input_length`, `label_length`, `metrics` (functions), `vocabulary`,
+  `examples(split)`, `skipped_lines(split)`, `with_vocabulary(vocabulary,
+  model)` and `with_trained_vocabulary()`.
 
   Attributes:
     name: for results.
-    input_length: tokens of an input at most, S; the rest is cut off.
-    label_length: tokens of a label at most, T, EOS included.
-    metrics: names of `data.metrics` that judge its answers.
-    vocabulary: seqio's: the one that was chosen, else that of the model at hand
-      (see `adopt`), else one that is trained on the training split.
+    input_length: maximum tokens of an input, S; the rest is cut off.
+    label_length: maximum tokens of a label, T, EOS included.
+    vocabulary: given as 'sentencepiece' (trained on the task), 'bytes', a
+      .model file, a model folder, or a vocabulary; None: the model's (see
+      `with_vocabulary`), or for a new model 'sentencepiece'. As an attribute
+      the vocabulary itself, or None as long as there is no model.
+    vocabulary_size: of 'sentencepiece'.
+    max_examples: of each split.
+    metrics: names of `data.metrics`, or functions (answers, labels) ->
+      float64[n]. As an attribute always functions.
+    prefix: put before each input, e.g. 'summarize: '.
+    splits: names of the splits.
   """
 
-  def __init__(
-      self,
-      name: str,
-      splits: dict[str, Pairs],
-      *,
-      input_length: int,
-      label_length: int,
-      vocabulary: str | None = None,
-      vocabulary_size: int = 1024,
-      metrics: tuple[str, ...] = (),
-      decoder_only: bool = False,
-      max_examples: int | None = None,
-  ):
-    if input_length < 0 or label_length < 2:
-      raise errors.UserError(
-          f'Task {name!r} has input_length {input_length} and label_length'
-          f' {label_length}; they must be at least 0 and 2.'
-      )
-    self.name = name
-    self.input_length = input_length
-    self.label_length = label_length
-    self.metrics = metrics
-    self.decoder_only = decoder_only
-    self.skipped = files.Skipped()
-    self._splits = splits
-    self._max_examples = max_examples
-    self._vocabulary_spec = vocabulary
-    self._vocabulary_size = vocabulary_size
-    self._vocabulary: Any = None
-    self._examples: dict[str, list[Example]] = {}
-    self._skipped_lines: dict[str, int] = {}
+  name: str
+  input_length: int = 256
+  label_length: int = 128
+  vocabulary: vocabulary_kinds.Vocabulary | str | None = None
+  vocabulary_size: int = 4096
+  max_examples: int | None = None
+  metrics: tuple[metrics_lib.Metric | str, ...] = ()
+  prefix: str = ''
+  # Split -> examples and skipped lines, filled when first asked for.
+  _tokenised: dict = dataclasses.field(
+      default_factory=dict, init=False, repr=False
+  )
 
-  @property
-  def splits(self) -> tuple[str, ...]:
-    return tuple(self._splits)
+  splits = ('train', 'validation', 'test')
+  is_decoder_only = False
 
-  @property
-  def vocabulary(self) -> Any:
-    if self._vocabulary is None:
-      if self._vocabulary_spec in (None, 'sentencepiece'):
-        texts = itertools.chain.from_iterable(self.texts('train'))
-        self._vocabulary = vocabularies.train_sentencepiece(
-            texts, self._vocabulary_size
-        )
-      else:
-        self._vocabulary = vocabularies.load(self._vocabulary_spec)
-    return self._vocabulary
+  def __post_init__(self):
+    check.at_least(0, owner=self.name, input_length=self.input_length)
+    check.at_least(
+        2,
+        owner=self.name,
+        hint='one of them is EOS',
+        label_length=self.label_length,
+    )
+    if self.is_decoder_only:
+      self._set(input_length=0)
+    self._set(metrics=metrics_lib.resolve(self.metrics))
+    if self.vocabulary == 'sentencepiece':
+      self._set(vocabulary=self._train_vocabulary())
+    elif self.vocabulary is not None:
+      self._set(vocabulary=vocabularies.load(self.vocabulary))
 
-  def adopt(self, vocabulary: Any | None, model: str) -> None:
-    """Reads with a model's vocabulary, unless one was chosen for the task.
+  def _set(self, **fields: Any) -> None:
+    """Sets fields while the frozen task is made."""
+    for name, value in fields.items():
+      object.__setattr__(self, name, value)
+
+  def read(self, split: str) -> Iterator[files.Pair | None]:
+    """(input, label) of each example, None for a line that is skipped."""
+    raise NotImplementedError
+
+  def texts(self, split: str) -> list[files.Pair]:
+    """(input, label) of the examples of a split.
+
+    Raises:
+      UserError: there is no such split, or nothing is in it.
+    """
+    return self._texts(split)[0]
+
+  def examples(self, split: str) -> list[Example]:
+    """The tokenised examples of a split.
+
+    Raises:
+      UserError: as `texts`, or the task has no vocabulary yet.
+    """
+    return self._tokenise(split)[0]
+
+  def skipped_lines(self, split: str) -> int:
+    """Number of lines of a split that could not be read and were left out."""
+    return self._tokenise(split)[1]
+
+  def with_vocabulary(self, vocabulary: Any | None, model: str) -> Task:
+    """The task with a model's vocabulary, unless one was chosen for it.
 
     Args:
       vocabulary: the model's, None where it has none.
@@ -100,413 +146,311 @@ class Task:
     Raises:
       UserError: neither the task nor the model has one.
     """
-    if self._vocabulary_spec is not None:
-      return
+    if self.vocabulary is not None:
+      return self
     if vocabulary is None:
       raise errors.UserError(
           f'The model {model} comes without a vocabulary, and none was chosen'
           f' for task {self.name!r}. Set its `vocabulary` to the SentencePiece'
           ' .model file (or folder) that the model was trained with.'
       )
-    if self._vocabulary is not vocabulary:
-      self._vocabulary, self._examples = vocabulary, {}
+    return dataclasses.replace(self, vocabulary=vocabulary)
 
-  def texts(self, split: str) -> list[files.Pair]:
-    """(input, label) of a split.
+  def with_trained_vocabulary(self) -> Task:
+    """The task with a SentencePiece vocabulary of its training split.
 
-    Raises:
-      UserError: there is no such split, or nothing is in it.
+    One that was chosen stays.
     """
-    if split not in self._splits:
+    if self.vocabulary is not None:
+      return self
+    return dataclasses.replace(self, vocabulary=self._train_vocabulary())
+
+  def _train_vocabulary(self) -> vocabulary_kinds.Vocabulary:
+    texts = itertools.chain.from_iterable(self.texts('train'))
+    return vocabularies.train_sentencepiece(texts, self.vocabulary_size)
+
+  def _texts(self, split: str) -> tuple[list[files.Pair], int]:
+    """The texts of a split, and the number of skipped lines."""
+    if split not in self.splits:
       raise errors.UserError(
           f'Task {self.name!r} has no split {split!r}; it has'
-          f' {", ".join(self._splits)}.'
+          f' {", ".join(self.splits)}.'
       )
-    before = self.skipped.lines
-    pairs = list(itertools.islice(self._splits[split](), self._max_examples))
-    self._skipped_lines[split] = self.skipped.lines - before
+    pairs, skipped = [], 0
+    for pair in self.read(split):
+      if pair is None:
+        skipped += 1
+        continue
+      inputs = '' if self.is_decoder_only else self.prefix + pair[0]
+      pairs.append((inputs, pair[1]))
+      if len(pairs) == self.max_examples:
+        break
     if not pairs:
       raise errors.UserError(
           f'Split {split!r} of task {self.name!r} is empty; there is nothing to'
           ' work on. Check its files.'
       )
-    return pairs
+    return pairs, skipped
 
-  def skipped_lines(self, split: str) -> int:
-    """Lines of a split that could not be read and were left out."""
-    self.examples(split)
-    return self._skipped_lines[split]
-
-  def examples(self, split: str) -> list[Example]:
-    """The tokenised examples of a split that have at least one label token.
-
-    Raises:
-      UserError: no example is left.
-    """
-    if split not in self._examples:
-      self._examples[split] = list(self._tokenise(split))
-    return self._examples[split]
-
-  def _tokenise(self, split: str) -> Iterator[Example]:
-    pairs = self.texts(split)
-    seqio = vocabularies.import_seqio()
-    tf = vocabularies.import_tensorflow()
-
-    def source(split, shuffle_files=False, seed=None):
-      del split, shuffle_files, seed
-      inputs, targets = zip(*pairs)
-      return tf.data.Dataset.from_tensor_slices(
-          {'inputs': list(inputs), 'targets': list(targets)}
-      )
-
-    features = {
-        'inputs': seqio.Feature(self.vocabulary, add_eos=not self.decoder_only),
-        'targets': seqio.Feature(self.vocabulary, add_eos=True),
-    }
-    task = seqio.Task(
-        'distillspec_' + ''.join(c if c.isalnum() else '_' for c in self.name),
-        source=seqio.FunctionDataSource(source, splits=[split]),
-        preprocessors=[
-            seqio.preprocessors.tokenize,
-            seqio.preprocessors.append_eos,
-        ],
-        output_features=features,
-    )
-    with vocabularies.quiet():
-      dataset = task.get_dataset(None, split, shuffle=False)
-      found = list(dataset.as_numpy_iterator())
-    for row in found:
-      yield Example(
-          row['inputs'].astype(np.int32),
-          row['targets'].astype(np.int32),
-          row['inputs_pretokenized'].decode(),
-          row['targets_pretokenized'].decode(),
-      )
+  def _tokenise(self, split: str) -> tuple[list[Example], int]:
+    if split not in self._tokenised:
+      if self.vocabulary is None:
+        raise errors.UserError(
+            f'Task {self.name!r} has no vocabulary yet; set its `vocabulary`,'
+            ' or call with_vocabulary or with_trained_vocabulary.'
+        )
+      pairs, skipped = self._texts(split)
+      encode, eos = self.vocabulary.encode, [vocabulary_kinds.EOS]
+      input_end = [] if self.is_decoder_only else eos
+      examples = [
+          Example(
+              np.array([*encode(inputs), *input_end], np.int32),
+              np.array([*encode(label), *eos], np.int32),
+          )
+          for inputs, label in pairs
+      ]
+      self._tokenised[split] = examples, skipped
+    return self._tokenised[split]
 
 
-def standard_library_code(
-    *,
-    input_length: int = 64,
-    label_length: int = 48,
-    vocabulary: str | None = None,
-    vocabulary_size: int = 1024,
-    max_examples: int | None = 40_000,
-    form: str = 'continuation',
-) -> Task:
+@_settings
+class in_memory(Task):
+  """A task of texts that the program has already.
+
+  Attributes:
+    pairs: split -> its (input, label) texts.
+  """
+
+  pairs: Mapping[str, Sequence[files.Pair]]
+  name: str = 'in_memory'
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    return tuple(self.pairs)
+
+  def read(self, split: str) -> Iterator[files.Pair]:
+    return iter(self.pairs[split])
+
+
+@_settings
+class standard_library_code(Task):
   """The embedded task: the standard library's source, which is always there.
 
-  Args:
-    input_length: tokens of the text before.
-    label_length: tokens of the text that follows, EOS included.
-    vocabulary: 'sentencepiece' (trained on the task), 'bytes', a .model file or
-      a model folder; None: the model's, 'sentencepiece' for a new model.
-    vocabulary_size: of 'sentencepiece'.
-    max_examples: of each split.
-    form: 'continuation' (lines before -> next lines), 'docstrings' (signature
-      -> first paragraph) or 'language_model' (text alone, decoder-only).
-
-  Raises:
-    UserError: unknown form.
+  Attributes:
+    form: 'continuation' (lines -> the next lines), 'docstrings' (signature ->
+      first paragraph) or 'language_model' (text alone, decoder-only).
   """
-  per_token = 1.0 if vocabulary == 'bytes' else 2.5
-  inputs = int(input_length * per_token)
-  labels = int(label_length * per_token)
-  forms: dict[str, Callable[[str], Iterator[files.Pair]]] = {
-      'continuation': lambda split: standard_library.continuations(
-          split, inputs, labels
-      ),
-      'docstrings': standard_library.docstrings,
-      'language_model': lambda split: (
-          ('', label)
-          for _, label in standard_library.continuations(split, 0, labels)
-      ),
-  }
-  if form not in forms:
-    raise errors.UserError(
-        f'form is {form!r}; it must be one of {", ".join(forms)}.'
+
+  form: str = 'continuation'
+  name: str = ''  # python_FORM
+  input_length: int = 64
+  label_length: int = 48
+  vocabulary_size: int = 1024
+  max_examples: int | None = 40_000
+
+  splits = standard_library.SPLITS
+
+  def __post_init__(self):
+    forms = ('continuation', 'docstrings', 'language_model')
+    check.one_of(forms, form=self.form)
+    self._set(name=self.name or f'python_{self.form}')
+    super().__post_init__()
+
+  @property
+  def is_decoder_only(self) -> bool:
+    return self.form == 'language_model'
+
+  def read(self, split: str) -> Iterator[files.Pair]:
+    if self.form == 'docstrings':
+      return standard_library.docstrings(split)
+    is_bytes = isinstance(self.vocabulary, vocabulary_kinds.Bytes)
+    characters = 1.0 if is_bytes else 2.5  # per token, roughly
+    return standard_library.continuations(
+        split,
+        int(self.input_length * characters),
+        int(self.label_length * characters),
     )
-  language_model = form == 'language_model'
-  return Task(
-      f'python_{form}',
-      {
-          split: lambda split=split: forms[form](split)
-          for split in standard_library.SPLITS
-      },
-      input_length=0 if language_model else input_length,
-      label_length=label_length,
-      vocabulary=vocabulary,
-      vocabulary_size=vocabulary_size,
-      max_examples=max_examples,
-      decoder_only=language_model,
-  )
 
 
-def json_lines(
-    *,
-    train: str,
-    validation: str,
-    test: str | None = None,
-    inputs: str | None = 'inputs',
-    labels: str = 'labels',
-    prefix: str = '',
-    name: str = 'json_lines',
-    input_length: int = 256,
-    label_length: int = 128,
-    vocabulary: str | None = None,
-    vocabulary_size: int = 4096,
-    on_bad_line: str = 'error',
-    max_examples: int | None = None,
-    metrics: tuple[str, ...] = (),
-) -> Task:
-  """A task of the user's own JSON-lines files, one object a line.
+@_settings
+class _FileTask(Task):
+  """A task whose splits are files.
 
-  Args:
+  Attributes:
+    on_bad_line: 'error', or 'skip' to leave the line out and count it.
+  """
+
+  on_bad_line: str = 'error'
+
+  def __post_init__(self):
+    check.one_of(('error', 'skip'), on_bad_line=self.on_bad_line)
+    super().__post_init__()
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    # Splits that the user names have a field, which is None for no file.
+    return tuple(s for s in Task.splits if getattr(self, s, s) is not None)
+
+  @property
+  def _skip(self) -> bool:
+    return self.on_bad_line == 'skip'
+
+
+@_settings
+class json_lines(_FileTask):
+  """A task of the user's own JSON-lines files, one object per line.
+
+  Attributes:
     train: path of the training file.
     validation: path of the held-out file.
     test: path of the test file, if there is one.
     inputs: field of the input; None makes a language-modelling task.
-    labels: field of what is to be said.
-    prefix: put before each input, e.g. 'summarize: '.
-    name: for results.
-    input_length: tokens at most.
-    label_length: tokens at most, EOS included.
-    vocabulary: 'sentencepiece' (trained on the task), 'bytes', a .model file or
-      a model folder; None: the model's, 'sentencepiece' for a new model.
-    vocabulary_size: of 'sentencepiece'.
-    on_bad_line: 'error', or 'skip' to leave it out and count it.
-    max_examples: of each split.
-    metrics: names of `data.metrics`.
+    labels: field of the text that the model learns to emit.
   """
-  skip = _skips(on_bad_line)
-  task: Task
 
-  def reader(path):
-    return lambda: _prefixed(
-        prefix, files.json_lines(path, inputs, labels, skip, task.skipped)
-    )
+  train: str
+  validation: str
+  test: str | None = None
+  inputs: str | None = 'inputs'
+  labels: str = 'labels'
+  name: str = 'json_lines'
 
-  task = Task(
-      name,
-      _readers(reader, train=train, validation=validation, test=test),
-      input_length=0 if inputs is None else input_length,
-      label_length=label_length,
-      vocabulary=vocabulary,
-      vocabulary_size=vocabulary_size,
-      max_examples=max_examples,
-      metrics=metrics,
-      decoder_only=inputs is None,
-  )
-  return task
+  @property
+  def is_decoder_only(self) -> bool:
+    return self.inputs is None
+
+  def read(self, split: str) -> Iterator[files.Pair | None]:
+    path = getattr(self, split)
+    return files.json_lines(path, self.inputs, self.labels, self._skip)
 
 
-def tab_separated(
-    *,
-    train: str,
-    validation: str,
-    test: str | None = None,
-    prefix: str = '',
-    name: str = 'tab_separated',
-    input_length: int = 256,
-    label_length: int = 128,
-    vocabulary: str | None = None,
-    vocabulary_size: int = 4096,
-    on_bad_line: str = 'error',
-    max_examples: int | None = None,
-    metrics: tuple[str, ...] = (),
-) -> Task:
-  """A task of two-column TSV files; arguments as in `json_lines`."""
-  skip = _skips(on_bad_line)
-  task: Task
+@_settings
+class tab_separated(_FileTask):
+  """A task of two-column TSV files, input and label."""
 
-  def reader(path):
-    return lambda: _prefixed(
-        prefix, files.tab_separated(path, skip, task.skipped)
-    )
+  train: str
+  validation: str
+  test: str | None = None
+  name: str = 'tab_separated'
 
-  task = Task(
-      name,
-      _readers(reader, train=train, validation=validation, test=test),
-      input_length=input_length,
-      label_length=label_length,
-      vocabulary=vocabulary,
-      vocabulary_size=vocabulary_size,
-      max_examples=max_examples,
-      metrics=metrics,
-  )
-  return task
+  def read(self, split: str) -> Iterator[files.Pair | None]:
+    return files.tab_separated(getattr(self, split), self._skip)
 
 
-def parallel_text(
-    *,
-    train: tuple[str, str],
-    validation: tuple[str, str],
-    test: tuple[str, str] | None = None,
-    prefix: str = '',
-    name: str = 'parallel_text',
-    input_length: int = 64,
-    label_length: int = 64,
-    vocabulary: str | None = None,
-    vocabulary_size: int = 4096,
-    max_examples: int | None = None,
-    metrics: tuple[str, ...] = (),
-) -> Task:
-  """A task of parallel files, (source, translation), a sentence a line."""
+@_settings
+class parallel_text(_FileTask):
+  """A task of pairs of files (source, translation), one sentence per line."""
 
-  def reader(paths):
-    return lambda: _prefixed(prefix, files.parallel(*paths))
+  train: tuple[str, str]
+  validation: tuple[str, str]
+  test: tuple[str, str] | None = None
+  name: str = 'parallel_text'
+  input_length: int = 64
+  label_length: int = 64
 
-  return Task(
-      name,
-      _readers(reader, train=train, validation=validation, test=test),
-      input_length=input_length,
-      label_length=label_length,
-      vocabulary=vocabulary,
-      vocabulary_size=vocabulary_size,
-      max_examples=max_examples,
-      metrics=metrics,
-  )
+  def read(self, split: str) -> Iterator[files.Pair | None]:
+    return files.parallel(*getattr(self, split), self._skip)
 
 
-def gsm8k(
-    folder: str,
-    *,
-    input_length: int = 128,
-    label_length: int = 128,
-    vocabulary: str | None = None,
-    vocabulary_size: int = 2048,
-    validation_examples: int = 500,
-) -> Task:
+@_settings
+class gsm8k(_FileTask):
   """Grade-school mathematics: question -> reasoning that ends in '#### N'.
 
-  Cobbe et al. 2021, https://arxiv.org/abs/2110.14168. The folder holds
-  train.jsonl and test.jsonl as released; the last `validation_examples` of
-  train.jsonl are held out.
+  Cobbe et al. 2021, https://arxiv.org/abs/2110.14168.
+
+  Attributes:
+    folder: with train.jsonl and test.jsonl as released.
+    validation_examples: the last ones of train.jsonl, which are held out.
   """
-  root = pathlib.Path(folder)
-  nothing = files.Skipped()
 
-  def read(name):
-    pairs = files.json_lines(root / name, 'question', 'answer', False, nothing)
-    return list(_prefixed('question: ', pairs))
+  folder: str = dataclasses.field(kw_only=False)
+  validation_examples: int = 500
+  name: str = 'gsm8k'
+  input_length: int = 128
+  vocabulary_size: int = 2048
+  metrics: tuple[metrics_lib.Metric | str, ...] = ('final_number',)
+  prefix: str = 'question: '
 
-  return Task(
-      'gsm8k',
-      {
-          'train': lambda: iter(read('train.jsonl')[:-validation_examples]),
-          'validation': lambda: iter(
-              read('train.jsonl')[-validation_examples:]
-          ),
-          'test': lambda: iter(read('test.jsonl')),
-      },
-      input_length=input_length,
-      label_length=label_length,
-      vocabulary=vocabulary,
-      vocabulary_size=vocabulary_size,
-      metrics=('final_number',),
-  )
+  def __post_init__(self):
+    check.at_least(1, validation_examples=self.validation_examples)
+    super().__post_init__()
+
+  def read(self, split: str) -> Iterator[files.Pair | None]:
+    name = 'test' if split == 'test' else 'train'
+    path = f'{self.folder}/{name}.jsonl'
+    pairs = list(files.json_lines(path, 'question', 'answer', self._skip))
+    held_out = -self.validation_examples
+    parts = {'train': slice(held_out), 'validation': slice(held_out, None)}
+    return iter(pairs[parts.get(split, slice(None))])
 
 
-def english_german(
-    folder: str,
-    *,
-    input_length: int = 40,
-    label_length: int = 40,
-    vocabulary: str | None = None,
-    vocabulary_size: int = 2048,
-) -> Task:
+@_settings
+class english_german(_FileTask):
   """English image captions -> German, from Multi30k's parallel files.
 
-  Elliott et al. 2016, https://arxiv.org/abs/1605.00459. The folder holds
-  train, val and test_2016_flickr, each as .en and .de.
+  Elliott et al. 2016, https://arxiv.org/abs/1605.00459.
+
+  Attributes:
+    folder: with train, val and test_2016_flickr, each as .en and .de.
   """
-  root = pathlib.Path(folder)
-  pair = lambda name: (str(root / f'{name}.en'), str(root / f'{name}.de'))
-  return parallel_text(
-      train=pair('train'),
-      validation=pair('val'),
-      test=pair('test_2016_flickr'),
-      prefix='translate English to German: ',
-      name='english_german',
-      input_length=input_length,
-      label_length=label_length,
-      vocabulary=vocabulary,
-      vocabulary_size=vocabulary_size,
-      metrics=('exact_match',),
-  )
+
+  folder: str = dataclasses.field(kw_only=False)
+  name: str = 'english_german'
+  input_length: int = 40
+  label_length: int = 40
+  vocabulary_size: int = 2048
+  metrics: tuple[metrics_lib.Metric | str, ...] = ('exact_match',)
+  prefix: str = 'translate English to German: '
+
+  def read(self, split: str) -> Iterator[files.Pair | None]:
+    names = {'validation': 'val', 'test': 'test_2016_flickr'}
+    path = f'{self.folder}/{names.get(split, split)}'
+    return files.parallel(f'{path}.en', f'{path}.de', self._skip)
 
 
-def registered(
-    name: str,
-    *,
-    input_length: int,
-    label_length: int,
-    vocabulary: str,
-    module: str | None = None,
-    max_examples: int | None = None,
-) -> Task:
+@_settings
+class registered(Task):
   """A task of seqio's registry, e.g. one that reads TFDS.
 
-  Its texts before tokenisation ('inputs', 'targets') are taken and tokenised
-  with `vocabulary`.
+  Its texts before tokenisation ('inputs', 'targets') are read, and tokenised
+  with `vocabulary`; None is that of the registered task.
 
-  Args:
+  Attributes:
     name: in seqio's TaskRegistry.
-    input_length: tokens at most.
-    label_length: tokens at most, EOS included.
-    vocabulary: 'bytes', a .model file or a model folder.
     module: imported first; registers the task.
-    max_examples: of each split, which is held in memory.
-
-  Raises:
-    UserError: there is no such task.
   """
-  import importlib
 
-  seqio = vocabularies.import_seqio()
-  if module is not None:
-    importlib.import_module(module)
-  if name not in seqio.TaskRegistry.names():
-    raise errors.UserError(
-        f'seqio has no task {name!r}; it has'
-        f' {", ".join(sorted(seqio.TaskRegistry.names())) or "none"}. Name the'
-        ' module that registers it.'
-    )
-  task = seqio.TaskRegistry.get(name)
+  name: str = dataclasses.field(kw_only=False)
+  module: str | None = None
 
-  def reader(split):
-    def read():
-      dataset = task.get_dataset(None, split, shuffle=False)
-      for row in dataset.as_numpy_iterator():
-        yield tuple(
-            row[f'{field}_pretokenized'].decode()
-            for field in ('inputs', 'targets')
-        )
+  def __post_init__(self):
+    seqio = lazy_imports.import_seqio()
+    if self.module is not None:
+      importlib.import_module(self.module)
+    names = sorted(seqio.TaskRegistry.names())
+    if self.name not in names:
+      raise errors.UserError(
+          f'seqio has no task {self.name!r}; it has'
+          f' {", ".join(names) or "none"}. Name the module that registers it.'
+      )
+    if self.vocabulary is None:
+      feature = self._seqio_task.output_features['targets']
+      self._set(vocabulary=feature.vocabulary)
+    super().__post_init__()
 
-    return read
+  @property
+  def _seqio_task(self) -> Any:
+    return lazy_imports.import_seqio().TaskRegistry.get(self.name)
 
-  return Task(
-      name,
-      {split: reader(split) for split in task.splits},
-      input_length=input_length,
-      label_length=label_length,
-      vocabulary=vocabulary,
-      max_examples=max_examples,
-  )
+  @property
+  def splits(self) -> tuple[str, ...]:
+    return tuple(self._seqio_task.splits)
 
-
-def _readers(reader: Callable[[Any], Pairs], **paths: Any) -> dict[str, Pairs]:
-  return {
-      split: reader(path) for split, path in paths.items() if path is not None
-  }
-
-
-def _prefixed(prefix: str, pairs: Iterable[files.Pair]) -> Iterator[files.Pair]:
-  return ((prefix + inputs, labels) for inputs, labels in pairs)
-
-
-def _skips(on_bad_line: str) -> bool:
-  if on_bad_line not in ('error', 'skip'):
-    raise errors.UserError(
-        f"on_bad_line is {on_bad_line!r}; it must be 'error' or 'skip'."
-    )
-  return on_bad_line == 'skip'
+  def read(self, split: str) -> Iterator[files.Pair]:
+    dataset = self._seqio_task.get_dataset(None, split, shuffle=False)
+    for row in dataset.as_numpy_iterator():
+      inputs, labels = (
+          row[f'{field}_pretokenized'].decode()
+          for field in ('inputs', 'targets')
+      )
+      yield inputs, labels

@@ -1,7 +1,7 @@
 """SentencePiece models and tokenizer.json, the file of the package tokenizers.
 
-A tokenizer.json is plain JSON and is written here without that package; it is
-read by it, as `readable` makes it.
+A tokenizer.json is plain JSON. It is written here without that package, and
+read by the package from the text that `readable` returns.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def parse(model: bytes, name: str) -> Any:
 
 
 def is_like_t5(proto: Any) -> bool:
-  """Whether Hugging Face's T5Tokenizer reads such a model right.
+  """Whether Hugging Face's T5Tokenizer reads such a model correctly.
 
-  It has a unigram model, no bytes, and takes all blanks for one.
+  It expects a unigram model without bytes that collapses runs of blanks.
   """
   normalizer = proto.normalizer_spec
   return (
@@ -62,12 +62,12 @@ def is_like_t5(proto: Any) -> bool:
 
 
 def from_sentencepiece(proto: Any, extra_ids: int) -> str:
-  """The text of a tokenizer.json that gives a SentencePiece model's numbers.
+  """The text of a tokenizer.json with the same ids as a SentencePiece model.
 
-  Some things are not the same. Text that spells '</s>' or '<pad>' is read as
-  these tokens. Where two ways to cut a text are equally good, the two programs
-  may choose another one. And tokenizers normalises combined characters as one,
-  so that NFKC sometimes differs; our own models do not normalise.
+  Some things differ. Text that spells '</s>' or '<pad>' is read as these
+  tokens. Where two ways to cut a text are equally good, the two programs may
+  choose differently. And tokenizers normalises combined characters as one, so
+  that NFKC sometimes differs; our own models do not normalise.
 
   Args:
     proto: a ModelProto, unigram or BPE.
@@ -115,12 +115,12 @@ def from_sentencepiece(proto: Any, extra_ids: int) -> str:
 
 
 class Readable(NamedTuple):
-  """A tokenizer.json by which no text is read as a control token.
+  """A tokenizer.json that reads no text as a control token.
 
   Attributes:
     text: for the package tokenizers.
-    pieces: by number, under their own names; '' where a number has none.
-    unknown: number of the unknown piece, or None.
+    pieces: by id, under their own names; '' where an id has none.
+    unknown: id of the unknown piece, or None.
   """
 
   text: str
@@ -129,10 +129,10 @@ class Readable(NamedTuple):
 
 
 def readable(text: str) -> Readable:
-  """The tokenizer, with controls renamed to what no text has.
+  """The tokenizer, its control tokens renamed to what no text contains.
 
-  tokenizers takes '</s>' in a text for the end of the sequence, which would
-  cut labels short. SentencePiece spells it out, and so does this.
+  tokenizers reads '</s>' in a text as the end of the sequence, which would cut
+  labels short. SentencePiece spells it out, and so does this.
 
   Args:
     text: of a tokenizer.json.
@@ -163,7 +163,7 @@ def readable(text: str) -> Readable:
   if unknown in hidden and 'unk_token' in model:
     model['unk_token'] = hidden[unknown]
   tokenizer['added_tokens'] = [t for t in added if t['id'] not in hidden]
-  # They add EOS, cut and pad, which is done elsewhere.
+  # These would add EOS, cut and pad, which is done elsewhere.
   tokenizer |= {'post_processor': None, 'truncation': None, 'padding': None}
   pieces = [all_names.get(i, '') for i in range(max(all_names) + 1)]
   return Readable(json.dumps(tokenizer), pieces, unknown)
@@ -230,8 +230,8 @@ def _unigram(proto: Any) -> dict[str, Any]:
 
 
 def _bpe(proto: Any) -> dict[str, Any]:
-  # A SentencePiece model ranks pieces, tokenizers ranks merges: every way to
-  # make a piece out of two gets the rank of that piece.
+  # A SentencePiece model ranks pieces, tokenizers ranks merges: every pair that
+  # merges into a piece gets the rank of that piece.
   scores = {p.piece: p.score for p in proto.pieces if p.type == NORMAL}
   merges = []
   for piece in sorted(scores, key=lambda piece: -scores[piece]):

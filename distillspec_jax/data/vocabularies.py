@@ -1,8 +1,8 @@
 """Text <-> tokens: bytes, a SentencePiece model, or a tokenizer.json.
 
-A vocabulary is seqio's: pad 0, EOS 1; vocabulary_kinds.py says more. It is
-written beside each model, so that a model folder can read and write text by
-itself, together with the tokenizer files of Hugging Face that it came with.
+Vocabularies are loaded, saved, compared and trained here; vocabulary_kinds.py
+has their classes. Each model folder holds its vocabulary, so that it can read
+and write text by itself, and the tokenizer files of Hugging Face that it had.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ import io
 import json
 import os
 import pathlib
-from typing import Any
 
 from etils import epath
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import sources
 from distillspec_jax.data import hugging_face_tokenizer
-from distillspec_jax.data import lazy_imports
 from distillspec_jax.data import vocabulary_kinds
 
-import_seqio = lazy_imports.import_seqio
-import_tensorflow = lazy_imports.import_tensorflow
-quiet = lazy_imports.quiet
+Vocabulary = vocabulary_kinds.Vocabulary
 
 _FILE = 'vocabulary.json'
 _MODEL = 'vocabulary.model'
@@ -33,47 +30,53 @@ _MODEL = 'vocabulary.model'
 _TRAINING_CHARACTERS = 2_000_000
 
 
-def load(spec: str | os.PathLike[str], vocab_size: int | None = None) -> Any:
+def load(
+    spec: str | os.PathLike[str] | Vocabulary, vocab_size: int | None = None
+) -> Vocabulary:
   """The vocabulary that `spec` names.
 
   Args:
-    spec: 'bytes'; a SentencePiece .model file, which is taken as it is,
-      without sentinels that are not in it; a tokenizer.json; or a folder as in
-      `load`: a model's, a run's, or one of Hugging Face, local or remote.
-    vocab_size: embedding rows of the model that is to read with it, if known.
+    spec: 'bytes'; a SentencePiece .model file, which is taken as it is, without
+      sentinels that are not in it; a tokenizer.json; or a folder as in `load`:
+      a model's, a run's, or one of Hugging Face, local or remote. A vocabulary
+      is returned as it is, one of seqio as one of ours.
+    vocab_size: embedding rows of the model that reads with it, if known.
 
   Raises:
     UserError: there is nothing, or it is no vocabulary, or it has more pieces
       than the model has rows.
   """
-  found = _load(spec)
-  hugging_face_tokenizer.check_size(found, vocab_size, spec)
-  return found
+  if isinstance(spec, (str, os.PathLike)):
+    vocabulary = _load(os.fspath(spec))
+  else:
+    vocabulary = vocabulary_kinds.from_seqio(spec)
+  hugging_face_tokenizer.check_size(vocabulary, vocab_size, spec)
+  return vocabulary
 
 
-def _load(spec: str | os.PathLike[str]) -> Any:
+def _load(spec: str) -> Vocabulary:
   if spec == 'bytes':
-    return vocabulary_kinds.bytes_()
-  path = epath.Path(os.fspath(spec)).expanduser()
-  if not path.exists() and '/' in str(spec) and not path.suffix:
+    return vocabulary_kinds.Bytes()
+  path = epath.Path(spec).expanduser()
+  if not path.exists() and '/' in spec and not path.suffix:
     path = sources.resolve(spec)  # perhaps a repository's name
   if path.is_dir():
-    found = load_from(path)
-    if found is not None:
-      return found
+    vocabulary = load_from(path)
+    if vocabulary is not None:
+      return vocabulary
   if not path.exists() or path.is_dir():
     raise errors.UserError(
-        f"The vocabulary {str(spec)!r} is neither 'bytes', nor a SentencePiece"
+        f"The vocabulary {spec!r} is neither 'bytes', nor a SentencePiece"
         ' .model file, nor a tokenizer.json, nor a folder with one of them.'
     )
   if path.suffix == '.json':
     return hugging_face_tokenizer.read_tokenizer_json(path)
-  return vocabulary_kinds.sentencepiece(path.read_bytes(), str(path))
+  return vocabulary_kinds.SentencePiece(path.read_bytes(), str(path))
 
 
 def load_from(
     folder: str | os.PathLike[str], vocab_size: int | None = None
-) -> Any | None:
+) -> Vocabulary | None:
   """The vocabulary in a model's folder, or None where it has none.
 
   Args:
@@ -95,25 +98,23 @@ def load_from(
   return hugging_face_tokenizer.read(folder, vocab_size)
 
 
-def save(vocabulary: Any, folder: str | os.PathLike[str]) -> None:
+def save(vocabulary: Vocabulary, folder: str | os.PathLike[str]) -> None:
   """Writes the vocabulary into a model folder, from which it loads the same.
 
-  The tokenizer files of Hugging Face that it came with are kept, byte for byte.
+  The Hugging Face tokenizer files that it came with are kept, byte for byte.
   """
   folder = epath.Path(os.fspath(folder))
-  files = _files(vocabulary)
-  values: dict[str, Any] = {'kind': 'bytes'}
-  if _is_sentencepiece(vocabulary):
-    values = {'kind': 'sentencepiece', 'extra_ids': vocabulary.extra_ids}
-    model = _model(vocabulary)
-    values['model'] = next((n for n in files if files[n] == model), _MODEL)
-    (folder / values['model']).write_bytes(model)
-  elif hasattr(vocabulary, 'pieces'):
-    values = {'kind': 'tokenizers'}
-  elif vocabulary.extra_ids:
-    values['tokens'] = vocabulary_kinds.pieces(vocabulary)[
-        -vocabulary.extra_ids :
-    ]
+  vocabulary = vocabulary_kinds.from_seqio(vocabulary)
+  files = vocabulary.files
+  match vocabulary:
+    case vocabulary_kinds.SentencePiece(model=model, extra_ids=extra_ids):
+      name = next((n for n in files if files[n] == model), _MODEL)
+      (folder / name).write_bytes(model)
+      values = {'kind': 'sentencepiece', 'extra_ids': extra_ids, 'model': name}
+    case vocabulary_kinds.Tokenizers():
+      values = {'kind': 'tokenizers'}
+    case vocabulary_kinds.Bytes(tokens=tokens):
+      values = {'kind': 'bytes'} | ({'tokens': tokens} if tokens else {})
   if files:
     values['files'] = list(files)
   _write_files(files, folder)
@@ -121,17 +122,17 @@ def save(vocabulary: Any, folder: str | os.PathLike[str]) -> None:
 
 
 def save_hugging_face(
-    vocabulary: Any | None, folder: str | os.PathLike[str]
+    vocabulary: Vocabulary | None, folder: str | os.PathLike[str]
 ) -> None:
   """Writes tokenizer files that transformers' AutoTokenizer reads.
 
-  They are those that the vocabulary came with, byte for byte. For a vocabulary
-  made here they are made: 'bytes' are ByT5Tokenizer's; a unigram model like
-  T5's is T5Tokenizer's; any other SentencePiece model is put into a
-  tokenizer.json, beside the model itself. The numbers of a text are then the
-  same as here, but for text that spells '</s>', '<pad>' or '<unk>', which
-  transformers reads as these tokens, and for rare differences between
-  tokenizers and SentencePiece: see tokenizer_json.from_sentencepiece.
+  They are those that the vocabulary came with, byte for byte. One that was made
+  here gets new ones: 'bytes' are ByT5Tokenizer's; a unigram model like T5's is
+  T5Tokenizer's; any other SentencePiece model is put into a tokenizer.json,
+  next to the model itself. The ids of a text are then the same as here, but for
+  text that spells '</s>', '<pad>' or '<unk>', which transformers reads as these
+  tokens, and for rare differences between tokenizers and SentencePiece: see
+  tokenizer_json.from_sentencepiece.
 
   Args:
     vocabulary: None writes nothing.
@@ -143,36 +144,34 @@ def save_hugging_face(
   if vocabulary is None:
     return
   folder = epath.Path(os.fspath(folder))
-  files = _files(vocabulary)
-  _write_files(files, folder)
+  vocabulary = vocabulary_kinds.from_seqio(vocabulary)
+  _write_files(vocabulary.files, folder)
   enough = {hugging_face_tokenizer.CONFIG, hugging_face_tokenizer.TOKENIZER}
-  if enough & set(files):
-    return
-  model = _model(vocabulary) if _is_sentencepiece(vocabulary) else None
-  tokens = ()
-  if vocabulary.extra_ids:
-    tokens = tuple(vocabulary_kinds.pieces(vocabulary)[-vocabulary.extra_ids :])
-  hugging_face_tokenizer.write(folder, model, tokens)
+  if not enough & set(vocabulary.files):
+    hugging_face_tokenizer.write(
+        folder, getattr(vocabulary, 'model', None), vocabulary.extra_ids
+    )
 
 
-def same(a: Any, b: Any) -> bool:
-  """Whether every number stands for the same text in both.
+def same(a: Vocabulary, b: Vocabulary) -> bool:
+  """Whether every id stands for the same text in both.
 
-  Pieces are compared by number. One vocabulary may have sentinels
-  (<extra_id_N>) after all pieces of the other, which then has nothing at these
-  numbers: T5 with and without its sentinels are the same, as are its
-  SentencePiece model and its tokenizer.json. Scores and normalisation, which
-  decide how text is cut into pieces, are not compared.
+  Pieces are compared by id. One vocabulary may have sentinels (<extra_id_N>)
+  after all pieces of the other, which has nothing at these ids: T5 with and
+  without its sentinels are the same, as are its SentencePiece model and its
+  tokenizer.json. Scores and normalisation, which decide how text is cut into
+  pieces, are not compared.
   """
   if a is b:
     return True
-  short, long = sorted(map(vocabulary_kinds.pieces, (a, b)), key=len)
+  pieces = (vocabulary_kinds.from_seqio(each).pieces for each in (a, b))
+  short, long = sorted(pieces, key=len)
   return short == long[: len(short)] and all(
       vocabulary_kinds.SENTINEL.fullmatch(piece) for piece in long[len(short) :]
   )
 
 
-def _load_own(folder: epath.Path) -> Any:
+def _load_own(folder: epath.Path) -> Vocabulary:
   try:
     values = json.loads((folder / _FILE).read_text())
     kind = values['kind']
@@ -180,19 +179,19 @@ def _load_own(folder: epath.Path) -> Any:
         name: (folder / name).read_bytes() for name in values.get('files', ())
     }
     if kind == 'bytes':
-      return vocabulary_kinds.bytes_(values.get('tokens', ()), files)
+      return vocabulary_kinds.Bytes(values.get('tokens', ()), files)
     if kind == 'sentencepiece':
       path = folder / values.get('model', _MODEL)
-      return vocabulary_kinds.sentencepiece(
+      return vocabulary_kinds.SentencePiece(
           path.read_bytes(), str(path), values.get('extra_ids', 0), files
       )
     if kind == 'tokenizers':
       path = folder / hugging_face_tokenizer.TOKENIZER
       text = path.read_bytes().decode()
-      return vocabulary_kinds.tokenizers(text, str(path), files)
+      return vocabulary_kinds.Tokenizers(text, str(path), files)
+  except errors.UserError:
+    raise
   except (OSError, ValueError, KeyError, TypeError) as error:
-    if isinstance(error, errors.UserError):
-      raise
     raise errors.UserError(
         f'The vocabulary in {folder} is damaged ({error!r}); write the model'
         ' again.'
@@ -203,34 +202,13 @@ def _load_own(folder: epath.Path) -> Any:
   )
 
 
-def _is_sentencepiece(vocabulary: Any) -> bool:
-  return hasattr(vocabulary, 'sentencepiece_model_file')
-
-
-def _model(vocabulary: Any) -> bytes:
-  """The SentencePiece model, also of a vocabulary of seqio itself."""
-  if hasattr(vocabulary, 'model'):
-    return vocabulary.model
-  path = epath.Path(vocabulary.sentencepiece_model_file)
-  if not path.exists():
-    raise errors.UserError(
-        f'The SentencePiece model {path} of the vocabulary is gone; put it back'
-        ' or load the vocabulary again.'
-    )
-  return path.read_bytes()
-
-
-def _files(vocabulary: Any) -> dict[str, bytes]:
-  return getattr(vocabulary, 'files', {})
-
-
 def _write_files(files: dict[str, bytes], folder: epath.Path) -> None:
   for name, content in files.items():
     (folder / name).write_bytes(content)
 
 
-def train_sentencepiece(texts: Iterable[str], size: int) -> Any:
-  """A SentencePiece vocabulary of the texts, which are kept to the letter.
+def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
+  """A SentencePiece vocabulary of the texts, which decodes them unchanged.
 
   Blanks, tabs and newlines survive a round trip; characters that the texts do
   not have are spelled in bytes. The model is cached by the content of the
@@ -243,11 +221,11 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Any:
   Raises:
     UserError: the size does not fit the texts.
   """
-  if size < 512:
-    raise errors.UserError(
-        f'vocabulary_size is {size}; it must be at least 512, of which 256 are'
-        " the bytes. For fewer use vocabulary = 'bytes'."
-    )
+  check.at_least(
+      512,
+      vocabulary_size=size,
+      hint="256 of them are the bytes; for fewer use vocabulary = 'bytes'",
+  )
   sample = list(_first_characters(texts))
   digest = hashlib.sha256(f'{size}\0'.encode())
   for text in sample:
@@ -255,14 +233,14 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Any:
   path = cache_folder() / 'vocabularies' / f'{digest.hexdigest()[:16]}.model'
   if not path.is_file():
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f'.{os.getpid()}.new')
-    beside.write_bytes(_train(sample, size))
-    os.replace(beside, path)
+    temporary = path.with_suffix(f'.{os.getpid()}.new')
+    temporary.write_bytes(_train(sample, size))
+    os.replace(temporary, path)
   return load(path)
 
 
 def cache_folder() -> pathlib.Path:
-  """Where what can be made again is kept between runs."""
+  """Where files that can be made again are kept between runs."""
   base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(base) / 'distillspec_jax'
 
@@ -279,7 +257,7 @@ def _first_characters(texts: Iterable[str]) -> Iterator[str]:
 def _train(texts: list[str], size: int) -> bytes:
   import sentencepiece
 
-  # A newline ends a sentence for the trainer, so it learns from lines; the
+  # To the trainer a newline ends a sentence, so it learns from lines; the
   # newline itself is a piece of its own.
   lines = [line for text in texts for line in text.split('\n') if line.strip()]
   if not lines:

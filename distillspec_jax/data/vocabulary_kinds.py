@@ -1,27 +1,20 @@
-"""The kinds of vocabularies: SentencePiece, bytes, and tokenizer.json.
+"""The kinds of vocabularies: bytes, SentencePiece and tokenizer.json.
 
-Each is seqio's Vocabulary: pad 0, EOS 1, and a number that stands for no text,
-such as that of a padding row, decodes to nothing. Text that spells a sentinel
-is read as it ('<extra_id_0>'; with SentencePiece only where a word starts);
-text that spells a control token, such as '</s>', is only text.
-
-Beside seqio's, each has the attribute
-
-  files   name -> content, of the tokenizer files of Hugging Face that it came
-          with; empty for one that was made here
-
-so that it does not depend on the folder that it was read from. seqio is slow
-to import, so the classes are made when first used.
+In each, pad is 0 and EOS is 1. An id that stands for no text, such as one of a
+padding row of the embeddings, decodes to nothing. Text that spells a sentinel
+is encoded as the sentinel ('<extra_id_0>'; by SentencePiece only where a word
+starts); text that spells a control token, such as '</s>', is only text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-import functools
+import abc
+from collections.abc import Iterable, Mapping, Sequence
 import re
+import sys
 from typing import Any, NamedTuple
 
-import numpy as np
+from etils import epath
 
 from distillspec_jax.core import errors
 from distillspec_jax.data import lazy_imports
@@ -33,126 +26,215 @@ _BYTE = re.compile('<0x([0-9A-F]{2})>')
 _FIRST_BYTE, _BYTES = 3, 256
 
 
-def sentencepiece(
-    model: bytes,
-    name: str,
-    extra_ids: int = 0,
-    files: Mapping[str, bytes] | None = None,
-) -> Any:
-  """The vocabulary of a SentencePiece model; no file is read.
-
-  Args:
-    model: content of the .model file.
-    name: of the file, for messages and for seqio.
-    extra_ids: sentinels after the pieces, in T5's order: <extra_id_0> is last.
-    files: see above.
-
-  Raises:
-    UserError: it is not a SentencePiece model, or pad is not 0 and EOS 1.
-  """
-  return _classes()['sentencepiece'](model, name, extra_ids, files)
-
-
-def bytes_(
-    tokens: Iterable[str] = (), files: Mapping[str, bytes] | None = None
-) -> Any:
-  """The vocabulary of bytes, which are 3 to 258, and of `tokens` after them."""
-  return _classes()['bytes'](tokens, files)
-
-
-def tokenizers(
-    text: str, name: str, files: Mapping[str, bytes] | None = None
-) -> Any:
-  """The vocabulary of a tokenizer.json, by the package tokenizers.
-
-  Raises:
-    UserError: the package is not installed, or cannot read it.
-  """
-  try:
-    import tokenizers as package
-  except ImportError as error:
-    raise errors.UserError(
-        f'{name} is read by the package tokenizers, which is not installed; pip'
-        ' install "distillspec_jax[tokenizers]".'
-    ) from error
-  try:
-    tokenizer = tokenizer_json.readable(text)
-    backend = package.Tokenizer.from_str(tokenizer.text)
-  except Exception as error:  # the package raises plain Exception
-    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-    raise errors.UserError(
-        f'{name} is not a tokenizer.json that tokenizers {package.__version__}'
-        f' can read ({reason}).'
-    ) from error
-  return _classes()['tokenizers'](
-      backend, tokenizer.pieces, tokenizer.unknown, files
-  )
-
-
-def pieces(vocabulary: Any) -> list[str]:
-  """What each number stands for; sentinels and controls by one name."""
-  seqio = lazy_imports.import_seqio()
-  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    processor = vocabulary.tokenizer
-    found = processor.id_to_piece(list(range(processor.get_piece_size())))
-  elif isinstance(vocabulary, seqio.ByteVocabulary):
-    found = ['<pad>', '</s>', '<unk>']
-    found += [f'<0x{byte:02X}>' for byte in range(_BYTES)]
-    # In seqio, where they have no text, <extra_id_0> is the last.
-    count = vocabulary.extra_ids
-    sentinels = [f'<extra_id_{i}>' for i in reversed(range(count))]
-    found += getattr(vocabulary, 'tokens', sentinels)
-  else:
-    found = list(vocabulary.pieces)
-  found[:2] = ['<pad>', '</s>']
-  return list(map(one_name, found))
-
-
-class Surfaces(NamedTuple):
-  """What each number adds to a text, in UTF-8; nothing for control tokens.
+class Vocabulary(abc.ABC):
+  """Text <-> ids.
 
   Attributes:
-    later: where text stands before it.
-    first: where none does, and a blank may not be shown; None if the text has
-      still to begin after it.
+    pieces: what each id stands for; sentinels and control tokens are called the
+      same in every kind, so that vocabularies can be compared.
+    vocab_size: number of ids.
+    unk_id: of the unknown piece, if there is one.
+    extra_ids: number of sentinels after the pieces proper.
+    files: name -> content of the Hugging Face tokenizer files that it came
+      with, so that it outlives the folder; empty for one that was made here.
   """
 
-  later: list[bytes]
-  first: list[bytes | None]
+  pad_id, eos_id = PAD, EOS
+
+  def __init__(
+      self,
+      pieces: Iterable[str],
+      unk_id: int | None,
+      extra_ids: int = 0,
+      files: Mapping[str, bytes] | None = None,
+  ):
+    pieces = list(map(one_name, pieces))
+    pieces[: EOS + 1] = ['<pad>', '</s>']
+    self.pieces = pieces
+    self.unk_id = unk_id
+    self.extra_ids = extra_ids
+    self.files = dict(files or {})
+
+  @property
+  def vocab_size(self) -> int:
+    return len(self.pieces)
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, without EOS."""
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of the ids before the first EOS."""
+    kept = []
+    for i in map(int, ids):
+      if i == EOS:
+        break
+      if PAD < i < self.vocab_size:
+        kept.append(i)
+    return self._decode(kept)
+
+  @abc.abstractmethod
+  def _decode(self, ids: Sequence[int]) -> str:
+    """The text of ids that all stand for text."""
+
+  @abc.abstractmethod
+  def _definition(self) -> Any:
+    """What decides how text is encoded and decoded."""
+
+  def __eq__(self, other: object) -> bool:
+    return (
+        isinstance(other, Vocabulary)
+        and type(self) is type(other)
+        and self._definition() == other._definition()
+    )
+
+  __hash__ = None
 
 
-def surfaces(vocabulary: Any) -> Surfaces:
-  """What each number spells, one after the other, as `decode` does it."""
-  seqio = lazy_imports.import_seqio()
-  if isinstance(vocabulary, seqio.ByteVocabulary):
-    later = [b''] * _FIRST_BYTE + [bytes([byte]) for byte in range(_BYTES)]
-    # seqio's own sentinels have no text.
-    tokens = getattr(vocabulary, 'tokens', [''] * vocabulary.extra_ids)
-    later += [token.encode() for token in tokens]
-    return Surfaces(later, [surface or None for surface in later])
-  decode = vocabulary.decode
-  names = pieces(vocabulary)
-  before = next(i for i in range(2, len(names)) if decode([i]).strip())
-  start = len(decode([before]))
-  later, first = [], []
-  for number, name in enumerate(names):
-    shown = decode([before, number])[start:]
-    byte = _BYTE.fullmatch(name)
-    if byte and shown != name:  # a part of a character cannot be shown
-      later.append(bytes([int(byte.group(1), 16)]))
-      first.append(later[-1])
-    else:
-      later.append(shown.encode())
-      first.append(decode([number]).encode())
-  later[PAD] = later[EOS] = first[PAD] = first[EOS] = b''
-  probe = [i for i, (a, b) in enumerate(zip(first, later)) if b'' != a != b]
-  for number, surface in enumerate(first):
-    if not surface and not later[number]:
-      first[number] = None
-    elif not surface and probe:
-      if decode([number, probe[0]]).encode() == first[probe[0]]:
-        first[number] = None
-  return Surfaces(later, first)
+class SentencePiece(Vocabulary):
+  """The vocabulary of a SentencePiece model.
+
+  Attributes:
+    model: content of the .model file.
+  """
+
+  def __init__(
+      self,
+      model: bytes,
+      name: str,
+      extra_ids: int = 0,
+      files: Mapping[str, bytes] | None = None,
+  ):
+    """Reads the model from memory; no file is read.
+
+    Args:
+      model: content of the .model file.
+      name: of the file, for messages.
+      extra_ids: sentinels after the pieces, in T5's order: <extra_id_0> is
+        last.
+      files: see Vocabulary.
+
+    Raises:
+      UserError: it is not a SentencePiece model, or pad is not 0 and EOS 1.
+    """
+    import sentencepiece
+
+    self.model = model
+    proto = tokenizer_json.parse(model, name)
+    for i in reversed(range(extra_ids)):
+      proto.pieces.add(
+          piece=f'▁<extra_id_{i}>',  # where a word starts, as in seqio
+          score=0.0,
+          type=tokenizer_json.USER_DEFINED,
+      )
+    self._proto = proto.SerializeToString()
+    self._processor = sentencepiece.SentencePieceProcessor()
+    try:
+      with lazy_imports.quiet():
+        self._processor.LoadFromSerializedProto(self._proto)
+    except RuntimeError as error:
+      raise errors.UserError(
+          f'{name} is an incomplete SentencePiece model: {error}'
+      ) from error
+    pieces = [piece.piece for piece in proto.pieces]
+    super().__init__(pieces, self._processor.unk_id(), extra_ids, files)
+
+  def encode(self, text: str) -> list[int]:
+    return self._processor.EncodeAsIds(text)
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    return self._processor.DecodeIds(ids)
+
+  def _definition(self) -> bytes:
+    return self._proto
+
+
+class Bytes(Vocabulary):
+  """The vocabulary of bytes, which are 3 to 258, and of `tokens` after them."""
+
+  def __init__(
+      self, tokens: Iterable[str] = (), files: Mapping[str, bytes] | None = None
+  ):
+    self.tokens = tuple(tokens)
+    longest_first = sorted(self.tokens, key=len, reverse=True)
+    self._split = re.compile(f'({"|".join(map(re.escape, longest_first))})')
+    start = _FIRST_BYTE + _BYTES
+    self._ids = {token: i for i, token in enumerate(self.tokens, start)}
+    pieces = ['<pad>', '</s>', '<unk>']
+    pieces += [f'<0x{byte:02X}>' for byte in range(_BYTES)]
+    super().__init__([*pieces, *self.tokens], 2, len(self.tokens), files)
+
+  def encode(self, text: str) -> list[int]:
+    ids = []
+    for part in self._split.split(text) if self.tokens else [text]:
+      if part in self._ids:
+        ids.append(self._ids[part])
+      else:
+        ids += [_FIRST_BYTE + byte for byte in part.encode()]
+    return ids
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    start = _FIRST_BYTE + _BYTES
+    text = bytearray()
+    for i in ids:
+      if i >= start:
+        text += self.tokens[i - start].encode()
+      elif i >= _FIRST_BYTE:
+        text.append(i - _FIRST_BYTE)
+    # Sampled bytes may break off inside a character.
+    return text.decode(errors='ignore')
+
+  def _definition(self) -> tuple[str, ...]:
+    return self.tokens
+
+
+class Tokenizers(Vocabulary):
+  """The vocabulary of a tokenizer.json, read by the package tokenizers.
+
+  Attributes:
+    raw_pieces: as `pieces`, with the file's own names of control tokens.
+  """
+
+  def __init__(
+      self, text: str, name: str, files: Mapping[str, bytes] | None = None
+  ):
+    """Reads the text of a tokenizer.json.
+
+    Args:
+      text: content of the file.
+      name: of the file, for messages.
+      files: see Vocabulary.
+
+    Raises:
+      UserError: the package is not installed, or cannot read it.
+    """
+    try:
+      import tokenizers
+    except ImportError as error:
+      raise errors.UserError(
+          f'{name} is read by the package tokenizers, which is not installed;'
+          ' pip install "distillspec_jax[tokenizers]".'
+      ) from error
+    try:
+      readable = tokenizer_json.readable(text)
+      self._backend = tokenizers.Tokenizer.from_str(readable.text)
+    except Exception as error:  # the package raises plain Exception
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+      raise errors.UserError(
+          f'{name} is not a tokenizer.json that tokenizers'
+          f' {tokenizers.__version__} can read ({reason}).'
+      ) from error
+    self.raw_pieces = readable.pieces
+    super().__init__(readable.pieces, readable.unknown, files=files)
+
+  def encode(self, text: str) -> list[int]:
+    return self._backend.encode(text, add_special_tokens=False).ids
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    return self._backend.decode(ids, skip_special_tokens=False)
+
+  def _definition(self) -> str:
+    return self._backend.to_str()
 
 
 def one_name(piece: str) -> str:
@@ -162,159 +244,75 @@ def one_name(piece: str) -> str:
   return piece
 
 
-def _text_of(ids: Iterable[int], size: int) -> list[int]:
-  """The numbers up to the first EOS that stand for text."""
-  found = []
-  for number in map(int, ids):
-    if number == EOS:
-      break
-    if PAD < number < size:
-      found.append(number)
-  return found
+def from_seqio(vocabulary: Any) -> Vocabulary:
+  """The vocabulary itself, or one of seqio's classes as one of ours.
 
-
-@functools.cache
-def _classes() -> dict[str, Any]:
-  seqio = lazy_imports.import_seqio()
-  tf = lazy_imports.import_tensorflow()
-
-  class InPython(seqio.Vocabulary):
-    """Uses the same Python in TensorFlow's graphs, by a call back."""
-
-    def _encode_tf(self, s):
-      encode = lambda s: np.asarray(self.encode(s.numpy().decode()), np.int32)
-      ids = tf.py_function(encode, [s], tf.int32)
-      ids.set_shape([None])
-      return ids
-
-    def decode_tf(self, ids):
-      def decode(ids):
-        rows = ids.numpy().reshape(-1, ids.shape[-1])
-        texts = tf.constant([self.decode(row) for row in rows], tf.string)
-        return tf.reshape(texts, ids.shape[:-1])
-
-      texts = tf.py_function(decode, [ids], tf.string)
-      texts.set_shape(ids.shape[:-1])
-      return texts
-
-  class SentencePiece(seqio.SentencePieceVocabulary):
-
-    def __init__(self, model, name, extra_ids, files):
-      super().__init__(name, extra_ids=extra_ids)
-      self.files = dict(files or {})
-      self.model = model
-      proto = tokenizer_json.parse(model, name)
-      for i in reversed(range(extra_ids)):
-        proto.pieces.add(
-            piece=f'▁<extra_id_{i}>',  # where a word starts, as in seqio
-            score=0.0,
-            type=tokenizer_json.USER_DEFINED,
-        )
-      import sentencepiece as package
-
-      self._proto = proto.SerializeToString()
-      self._processor = package.SentencePieceProcessor()
-      try:
-        with lazy_imports.quiet():
-          self._processor.LoadFromSerializedProto(self._proto)
-      except RuntimeError as error:
-        raise errors.UserError(
-            f'{name} is not a whole SentencePiece model: {error}'
-        ) from error
-
-    @property
-    def tokenizer(self):
-      return self._processor
-
-    @property
-    def sp_model(self):
-      return self._proto
-
-    def decode(self, ids):
-      return self._decode(_text_of(ids, self.vocab_size))
-
-    def __eq__(self, other):
-      return isinstance(other, SentencePiece) and self._proto == other._proto
-
-    __hash__ = None
-
-  class Bytes(InPython, seqio.ByteVocabulary):
-
-    def __init__(self, tokens, files):
-      self.tokens = tuple(tokens)
-      super().__init__(extra_ids=len(self.tokens))
-      self.files = dict(files or {})
-      longest_first = sorted(self.tokens, key=len, reverse=True)
-      self._split = re.compile(f'({"|".join(map(re.escape, longest_first))})')
-      start = _FIRST_BYTE + _BYTES
-      self._number = {token: i for i, token in enumerate(self.tokens, start)}
-
-    def _encode_tf(self, s):
-      if not self.tokens:
-        return seqio.ByteVocabulary._encode_tf(self, s)
-      return super()._encode_tf(s)
-
-    def _encode(self, s):
-      parts = self._split.split(s) if self.tokens else [s]
-      ids = []
-      for part in parts:
-        if part in self._number:
-          ids.append(self._number[part])
-        else:
-          ids += [_FIRST_BYTE + byte for byte in part.encode()]
-      return ids
-
-    def decode(self, ids):
-      start = _FIRST_BYTE + _BYTES
-      text = bytearray()
-      for number in _text_of(ids, self.vocab_size):
-        if number >= start:
-          text += self.tokens[number - start].encode()
-        elif number >= _FIRST_BYTE:
-          text.append(number - _FIRST_BYTE)
-      return text.decode('utf-8', errors='ignore')
-
-    def __eq__(self, other):
-      return isinstance(other, Bytes) and self.tokens == other.tokens
-
-    __hash__ = None
-
-  class Tokenizers(InPython):
-
-    def __init__(self, backend, pieces, unknown, files):
-      super().__init__()
-      self.files = dict(files or {})
-      self.pieces = pieces
-      self._backend = backend
-      self._unknown = unknown
-
-    bos_id = property(lambda self: None)
-    eos_id = property(lambda self: EOS)
-    unk_id = property(lambda self: self._unknown)
-    _base_vocab_size = property(lambda self: len(self.pieces))
-
-    def _encode(self, s):
-      return self._backend.encode(s, add_special_tokens=False).ids
-
-    def _decode(self, ids):
-      return self._backend.decode(ids, skip_special_tokens=False)
-
-    def decode(self, ids):
-      return self._decode(_text_of(ids, self.vocab_size))
-
-    def _decode_tf(self, ids):
-      return self.decode_tf(ids)
-
-    def __eq__(self, other):
-      return (
-          isinstance(other, Tokenizers)
-          and self._backend.to_str() == other._backend.to_str()
+  Raises:
+    UserError: it is something else, or a class of seqio's without counterpart.
+  """
+  if hasattr(vocabulary, 'pieces'):
+    return vocabulary
+  seqio = sys.modules.get('seqio')  # imported by whoever made one of its own
+  if seqio and isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    name = vocabulary.sentencepiece_model_file
+    if not epath.Path(name).exists():
+      raise errors.UserError(
+          f'The SentencePiece model {name} of the vocabulary is gone; put it'
+          ' back or load the vocabulary again.'
       )
+    model = epath.Path(name).read_bytes()
+    ours = SentencePiece(model, name, vocabulary.extra_ids)
+    # Where sentinels are in another order, or the normalizer is overridden,
+    # the model that seqio put together is taken instead of its file.
+    theirs = vocabulary.sp_model
+    return ours if ours._proto == theirs else SentencePiece(theirs, name)
+  if seqio and isinstance(vocabulary, seqio.ByteVocabulary):
+    # In seqio, where sentinels have no text, <extra_id_0> is the last.
+    count = vocabulary.extra_ids
+    return Bytes(f'<extra_id_{i}>' for i in reversed(range(count)))
+  raise errors.UserError(
+      f'{vocabulary!r} is not a vocabulary; it must be one that'
+      " vocabularies.load returns, or seqio's for SentencePiece or bytes."
+  )
 
-    __hash__ = None
 
-  return {
-      'sentencepiece': SentencePiece,
-      'bytes': Bytes,
-      'tokenizers': Tokenizers,
-  }
+class Surfaces(NamedTuple):
+  """What each id adds to a text, in UTF-8; nothing for control tokens.
+
+  Attributes:
+    later: after other text.
+    first: at the start of the text, where a blank may be dropped; None if the
+      text has still to start after it.
+  """
+
+  later: list[bytes]
+  first: list[bytes | None]
+
+
+def surfaces(vocabulary: Vocabulary) -> Surfaces:
+  """What each id spells, such that ids together spell what `decode` gives."""
+  vocabulary = from_seqio(vocabulary)
+  decode, pieces = vocabulary.decode, vocabulary.pieces
+  before = next(i for i in range(2, len(pieces)) if decode([i]).strip())
+  start = len(decode([before]))
+  later, first = [], []
+  for i, name in enumerate(pieces):
+    shown = decode([before, i])[start:]
+    byte = _BYTE.fullmatch(name)
+    if byte and shown != name:  # part of a character cannot be shown
+      later.append(bytes([int(byte.group(1), 16)]))
+      first.append(later[-1])
+    else:
+      later.append(shown.encode())
+      first.append(decode([i]).encode())
+  later[PAD] = later[EOS] = first[PAD] = first[EOS] = b''
+  # A piece that loses its blank at the start of a text shows which ids leave
+  # the text still to start: after those it loses its blank, too.
+  probe = [i for i, (a, b) in enumerate(zip(first, later)) if b'' != a != b]
+  for i, surface in enumerate(first):
+    if not surface and not later[i]:
+      first[i] = None
+    elif not surface and probe:
+      if decode([i, probe[0]]).encode() == first[probe[0]]:
+        first[i] = None
+  return Surfaces(later, first)

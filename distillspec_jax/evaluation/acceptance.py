@@ -117,7 +117,7 @@ def evaluate(
       if decoding.verification == verifications[0] or not decoding.greedy
   ]
   store.check_writable(run)
-  target, draft, name = pair_lib.load(target, draft, task, draft_name)
+  target, draft, name, task = pair_lib.load(target, draft, task, draft_name)
   batches = examples_lib.first(task, split, examples, batch_size)
   lines = []
 

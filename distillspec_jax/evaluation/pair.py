@@ -19,11 +19,12 @@ from distillspec_jax.sampling import speculative
 
 
 class Pair(NamedTuple):
-  """Both models, and what the draft is called in results."""
+  """Both models, the draft's name in results, and the task they read."""
 
   target: loading.Model
   draft: loading.Model
   draft_name: str
+  task: tasks.Task
 
 
 def load(
@@ -37,7 +38,7 @@ def load(
   Args:
     target: a model, or the folder of one.
     draft: likewise.
-    task: whose tokens they are to read.
+    task: gets their vocabulary, unless it has one.
     draft_name: default: the name of the draft's folder.
 
   Raises:
@@ -45,7 +46,9 @@ def load(
   """
   target, draft = _model(target), _model(draft)
   loading.check_pair(target, draft)
-  task.adopt(target.vocabulary or draft.vocabulary, target.name)
+  task = task.with_vocabulary(
+      target.vocabulary or draft.vocabulary, target.name
+  )
   for model in (target, draft):
     if model.vocabulary is not None and not vocabularies.same(
         model.vocabulary, task.vocabulary
@@ -56,7 +59,8 @@ def load(
           " Leave the task's vocabulary out, or set it to the folder of the"
           ' model.'
       )
-  return Pair(target, draft, draft_name or pathlib.Path(draft.name).name)
+  name = draft_name or pathlib.Path(draft.name).name
+  return Pair(target, draft, name, task)
 
 
 def answer(

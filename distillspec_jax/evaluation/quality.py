@@ -69,8 +69,8 @@ def measure(
       answers.append(generation.detokenize(model.vocabulary, answer))
       labels.append(generation.detokenize(model.vocabulary, label))
   found = {}
-  for name in task.metrics:
-    values = metrics_lib.named(name)(answers, labels)
+  values_by_name = metrics_lib.measure(task.metrics, answers, labels)
+  for name, values in values_by_name.items():
     estimate = statistics.mean(values)
     found[name] = results.Metric(*estimate, len(values), '1')
   return found

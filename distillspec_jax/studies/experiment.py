@@ -152,6 +152,7 @@ def _write_samples(
 ) -> None:
   """Writes samples.json: the same inputs with either draft, greedy."""
   model = loading.load(target)
+  task = task.with_vocabulary(model.vocabulary, target)
   decoding = decoding_lib.Decoding(
       max_new_tokens=task.label_length,
       block_length=min(5, task.label_length),

@@ -163,11 +163,12 @@ def train(
         param_dtype=target_dtype,
         weights=target_weights,
     )
-    task.adopt(target_model.vocabulary, str(target))
+    if initial is None:
+      task = task.with_vocabulary(target_model.vocabulary, str(target))
   shared = target_model if shared_encoder else None
   changes = {'dtype': dtype, 'remat': remat}
   changes = {name: v for name, v in changes.items() if v is not None}
-  trained = _model_to_train(
+  trained, task = _model_to_train(
       model, initial, shared, task, seed, mesh, layouts.rules(layout), changes
   )
   if target_model is not None:
@@ -308,14 +309,15 @@ def _model_to_train(
     mesh: Any,
     layout: layouts.Rules,
     changes: dict[str, str],
-) -> loading.Model:
-  """The model to train, with its starting parameters on the mesh.
+) -> tuple[loading.Model, tasks.Task]:
+  """The model to train, its starting parameters on the mesh, and its task.
 
   Args:
     model: as in `train`.
     initial: as in `train`.
     shared: the model whose encoder it reads, if it is to have none.
-    task: its vocabulary becomes that of the model.
+    task: gets the vocabulary of `initial`, unless it has one; otherwise its
+      vocabulary, which is trained if it has none, becomes the model's.
     seed: of new parameters.
     mesh: where they are.
     layout: and how.
@@ -336,7 +338,7 @@ def _model_to_train(
             dataclasses.replace(trained.config, **changes), layout
         ),
     )
-    task.adopt(trained.vocabulary, str(initial))
+    task = task.with_vocabulary(trained.vocabulary, str(initial))
     if trained.vocabulary is None:
       trained = dataclasses.replace(trained, vocabulary=task.vocabulary)
     if not vocabularies.same(trained.vocabulary, task.vocabulary):
@@ -353,7 +355,8 @@ def _model_to_train(
           ((batch.inputs, batch.input_segments) for batch in batches),
           mesh,
       )
-    return trained
+    return trained, task
+  task = task.with_trained_vocabulary()
   vocabulary = task.vocabulary
   if isinstance(model, str):
     padded = -(-vocabulary.vocab_size // 128) * 128
@@ -370,7 +373,7 @@ def _model_to_train(
   transformer = transformer_lib.Transformer(model, layout)
   key = randomness.stream(jax.random.key(seed), 'init')
   params = transformer.init(key, mesh)
-  return loading.Model(transformer, params, vocabulary, 'new')
+  return loading.Model(transformer, params, vocabulary, 'new'), task
 
 
 def _moments(initial: str | None, num_steps: int) -> optimizers.Moments:

@@ -17,9 +17,8 @@ def make_task(lengths, input_length=10, label_length=8):
       (chr(65 + i % 26) * n, chr(97 + i % 26) * n)
       for i, n in enumerate(lengths)
   ]
-  return tasks.Task(
-      'letters',
-      {'train': lambda: iter(pairs)},
+  return tasks.in_memory(
+      pairs={'train': pairs},
       input_length=input_length,
       label_length=label_length,
       vocabulary='bytes',
@@ -32,24 +31,24 @@ def task():
 
 
 def take(count, task, batch_size=4, **changes):
-  found = batches.batches(task, 'train', batch_size, **{'seed': 0, **changes})
-  return list(itertools.islice(found, count))
+  every = batches.batches(task, 'train', batch_size, **{'seed': 0, **changes})
+  return list(itertools.islice(every, count))
 
 
 def same(a, b):
   return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
-def texts(task, found):
-  rows = [row for batch in found for row in batch.labels]
+def texts(task, some_batches):
+  rows = [row for batch in some_batches for row in batch.labels]
   return [task.vocabulary.decode(row[row > 0].tolist()) for row in rows]
 
 
 def test_every_example_comes_once_an_epoch(task):
-  found = texts(task, take(100, task, num_epochs=1))
-  assert len(found) == 12  # three batches of four; the last row is empty
-  assert sorted(found) == sorted(
-      ['', *(e.label_text for e in task.examples('train'))]
+  labels = texts(task, take(100, task, num_epochs=1))
+  assert len(labels) == 12  # three batches of four; the last row is empty
+  assert sorted(labels) == sorted(
+      ['', *(label for _, label in task.texts('train'))]
   )
 
 

@@ -154,6 +154,26 @@ def test_of_two_tokenizers_the_one_with_all_tokens_is_taken(tmp_path):
   assert 'spiece.model' in vocabulary.files
 
 
+def test_tokens_added_in_place_are_found_in_the_tokenizer_json_alone(tmp_path):
+  package = pytest.importorskip(
+      'tokenizers',
+      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
+  )
+  # As transformers 5 leaves a T5 folder after add_tokens and save_pretrained.
+  folder = tiny_tokenizers.tokenizer_json(
+      tmp_path / 'model', extra_special_tokens=SENTINELS
+  )
+  (folder / 'spiece.model').write_bytes(UNIGRAM)
+  assert vocabularies.load_from(folder).encode('a<table>')[0] == 7
+  assert vocabularies.load_from(folder).vocab_size == 164
+  backend = package.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  backend.add_tokens(['<table>', '{'])
+  backend.save(str(folder / 'tokenizer.json'))
+  vocabulary = vocabularies.load_from(folder)
+  assert vocabulary.vocab_size == 166
+  assert vocabulary.encode('a<table>{') == [7, 164, 165]
+
+
 def test_a_tokenizer_json_of_another_model_is_refused(tmp_path):
   folder = tiny_tokenizers.tokenizer_json(tmp_path / 'a', eos_token='▁the')
   with pytest.raises(errors.UserError, match="eos_token '▁the' as 4"):
@@ -190,6 +210,8 @@ def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path):
         ('tokenizer_config.json', '[]', 'not a JSON object'),
         ('added_tokens.json', '{"<a>": "x"}', 'fetch it again'),
         ('tokenizer_config.json', '{"eos_token": {"a": 1}}', 'fetch it again'),
+        ('tokenizer.json', '{', 'is not JSON'),
+        ('tokenizer.json', '{"added_tokens": [3]}', 'fetch it again'),
     ],
 )
 def test_damaged_settings_are_named(tmp_path, name, content, message):

@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+NEEDS_SEQIO = "needs seqio: pip install 'distillspec_jax[seqio]'"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 WORDS = ['▁the', '▁draft', '▁target', '▁a', '▁verif', 'er', 'ing', 'ies', '▁f']
 LETTERS = 'etaoinsrhldcumfpgwybvkxjqzATD<>/_.,:;()?!0123456789'

@@ -8,7 +8,6 @@ import pytest
 
 from distillspec_jax.core import errors
 from distillspec_jax.data import standard_library
-from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from tests.data import tiny_tokenizers
 
@@ -213,23 +212,6 @@ def test_bytes_made_here_are_those_of_byt5(tmp_path):
   assert vocabularies.load_from(tmp_path) == vocabularies.load('bytes')
 
 
-@pytest.mark.parametrize('kind', FOREIGN)
-def test_a_task_is_cut_by_any_vocabulary(kind, tmp_path):
-  folder = getattr(tiny_tokenizers, kind)(tmp_path / 'model')
-  pairs = [('the draft', 'a <extra_id_0> target'), ('', 'the')]
-  task = tasks.Task(
-      f'of_{kind}',
-      {'train': lambda: iter(pairs)},
-      input_length=16,
-      label_length=16,
-      vocabulary=str(folder),
-  )
-  for (inputs, labels), example in zip(pairs, task.examples('train')):
-    encode = task.vocabulary.encode
-    assert example.inputs.tolist() == [*encode(inputs), 1]
-    assert example.labels.tolist() == [*encode(labels), 1]
-
-
 def test_no_vocabulary_writes_nothing(tmp_path):
   vocabularies.save_hugging_face(None, tmp_path)
   assert not content(tmp_path)
@@ -269,10 +251,11 @@ def test_a_tokenizer_json_is_the_same_as_its_sentencepiece_model(tmp_path):
 
 
 def test_vocabularies_of_seqio_itself_are_taken(sentencepiece, tmp_path):
-  seqio = vocabularies.import_seqio()
+  seqio = pytest.importorskip('seqio', reason=tiny_tokenizers.NEEDS_SEQIO)
   path = tmp_path / 'my.model'
   path.write_bytes(sentencepiece.model)
   theirs = seqio.SentencePieceVocabulary(str(path), extra_ids=0)
+  assert vocabularies.load(theirs) == sentencepiece
   assert vocabularies.same(theirs, sentencepiece)
   vocabularies.save(theirs, tmp_path)
   assert vocabularies.load_from(tmp_path) == sentencepiece
@@ -284,6 +267,28 @@ def test_vocabularies_of_seqio_itself_are_taken(sentencepiece, tmp_path):
   path.unlink()
   with pytest.raises(errors.UserError, match='my.model.*is gone'):
     vocabularies.save(theirs, tmp_path)
+
+
+def test_sentinels_of_a_seqio_vocabulary_keep_their_ids(tmp_path):
+  seqio = pytest.importorskip('seqio', reason=tiny_tokenizers.NEEDS_SEQIO)
+  path = tmp_path / 'my.model'
+  path.write_bytes(tiny_tokenizers.unigram())
+  for reverse in (True, False):  # T5's order, and the other one
+    theirs = seqio.SentencePieceVocabulary(
+        str(path), extra_ids=9, reverse_extra_ids=reverse
+    )
+    ours = vocabularies.load(theirs)
+    text = 'the <extra_id_0> draft <extra_id_8>'
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.decode(ours.encode(text)) == text
+    assert ours.vocab_size == theirs.vocab_size == 73
+
+
+def test_what_is_no_vocabulary_is_refused():
+  seqio = pytest.importorskip('seqio', reason=tiny_tokenizers.NEEDS_SEQIO)
+  for wrong in (3, seqio.PassThroughVocabulary(8)):
+    with pytest.raises(errors.UserError, match='is not a vocabulary'):
+      vocabularies.load(wrong)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def task(tmp_path_factory):
 
 def test_models_are_taken_as_they_are_and_named_after_the_folder(task):
   found = pair.load(tiny.target(384), tiny.draft(384), task)
-  assert found == (tiny.target(384), tiny.draft(384), 'draft')
+  assert found == (tiny.target(384), tiny.draft(384), 'draft', task)
   assert pair.load(*found[:2], task, 'distilled').draft_name == 'distilled'
 
 

@@ -8,6 +8,7 @@ import gin
 import pytest
 
 from distillspec_jax.commands import main
+from distillspec_jax.core import errors
 
 FOLDER = main.gin_folder()
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.gin'))
@@ -85,6 +86,34 @@ def test_the_example_of_each_command_is_complete(command, configure):
 )
 def test_the_encoder_may_be_shared_in_an_experiment(binding, configure):
   configure('quickstart', '--run=x', f'--gin.{binding}')
+
+
+def test_a_task_and_a_metric_may_be_of_another_module(
+    configure, tmp_path, monkeypatch
+):
+  (tmp_path / 'my_module.py').write_text(
+      'def my_task(words):\n  return words\n\n'
+      'def rouge(answers, labels):\n  return [0.0] * len(answers)\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  imports = 'from __gin__ import dynamic_registration\nimport my_module\n'
+  metrics = tmp_path / 'metrics.gin'
+  metrics.write_text(
+      f'{imports}from distillspec_jax.data import tasks\n'
+      "tasks.json_lines.metrics = ('exact_match', @my_module.rouge)\n"
+      "include 'tasks/json_lines.gin'\n"
+  )
+  task = tmp_path / 'task.gin'
+  task.write_text(f'{imports}TASK = @my_module.my_task()\n')
+  pair = ('--gin_file=runs/evaluate.gin', '--run=x', '--gin.TARGET=t')
+  data = ('--gin.DRAFT=d', '--gin.TRAIN=a', '--gin.VALIDATION=b')
+  configure('evaluate', f'--gin_file={metrics}', *pair, *data)
+  gin.clear_config()
+  words = "--gin.my_module.my_task.words='a'"
+  configure('evaluate', f'--gin_file={task}', *pair, *data[:1], words)
+  with pytest.raises(errors.UserError, match='words of .*my_task is missing'):
+    gin.clear_config()
+    configure('evaluate', f'--gin_file={task}', *pair, *data[:1])
 
 
 def test_the_command_of_several_hosts_is_complete(configure):

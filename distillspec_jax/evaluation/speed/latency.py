@@ -123,7 +123,7 @@ def benchmark(
         f' block_lengths {block_lengths}; give at least one of each.'
     )
   store.check_writable(run)
-  target, draft, name = pair_lib.load(target, draft, task, draft_name)
+  target, draft, name, task = pair_lib.load(target, draft, task, draft_name)
   inputs = [
       examples_lib.repeated(task, split, examples, batch_size, repeats)
       for batch_size in batch_sizes

@@ -149,7 +149,7 @@ def test_a_plan_may_be_not_to_speculate(monkeypatch):
 def test_costs_are_measured_on_rows_of_a_typical_length(monkeypatch):
   asked = measured(monkeypatch, verify_s=1.0)
   model = tiny.target(384)
-  vocabulary = vocabulary_kinds.bytes_()
+  vocabulary = vocabulary_kinds.Bytes()
   pair = [tiny.with_vocabulary(m, vocabulary) for m in (model, tiny.draft(384))]
   texts = ['a' * 5] * 6 + ['b' * 40]
   ds.plan_block_length(
