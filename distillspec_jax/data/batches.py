@@ -20,27 +20,14 @@ from distillspec_jax.data import tasks
 
 
 class SplitStatistics(NamedTuple):
-  """The contents of a split, and what is cut off or left out.
+  """The contents of a split, and what is cut off or left out."""
 
-  Attributes:
-    examples: those that have label tokens.
-    empty: examples left out because their label is EOS alone.
-    skipped_lines: lines left out because they could not be read.
-    truncated_inputs: examples whose input is longer than input_length.
-    truncated_labels: examples whose label is longer than label_length; they
-      lose their EOS.
-    mean_input_tokens: before cutting.
-    mean_label_tokens: before cutting, EOS included.
-    max_input_tokens: before cutting.
-    max_label_tokens: before cutting.
-  """
-
-  examples: int
-  empty: int
-  skipped_lines: int
-  truncated_inputs: int
-  truncated_labels: int
-  mean_input_tokens: float
+  examples: int  # those that have label tokens
+  empty: int  # examples left out because their label is EOS alone
+  skipped_lines: int  # left out because they could not be read
+  truncated_inputs: int  # longer than input_length
+  truncated_labels: int  # longer than label_length; they lose their EOS
+  mean_input_tokens: float  # lengths are before cutting, EOS included
   mean_label_tokens: float
   max_input_tokens: int
   max_label_tokens: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -59,19 +59,12 @@ def read(
 
 def read_tokenizer_json(path: epath.Path) -> vocabulary_kinds.Vocabulary:
   """The vocabulary of a tokenizer.json, by itself or in its folder."""
-  files = {TOKENIZER: path.read_bytes()} | {
-      name: (path.parent / name).read_bytes()
-      for name in _SETTINGS
-      if (path.parent / name).exists()
-  }
+  files = _contents(path.parent, *_SETTINGS)
+  files = {TOKENIZER: path.read_bytes(), **files}
   return _tokenizers(path.parent, files, _settings(files, path.parent))
 
 
-def check_size(
-    vocabulary: vocabulary_kinds.Vocabulary,
-    vocab_size: int | None,
-    folder: Any,
-) -> None:
+def check_size(vocabulary: Any, vocab_size: int | None, folder: Any) -> None:
   """Raises UserError where a model has no row for a piece."""
   if vocab_size is not None and vocabulary.vocab_size > vocab_size:
     raise errors.UserError(
@@ -112,70 +105,71 @@ def write(folder: epath.Path, model: bytes | None, extra_ids: int) -> None:
   (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
 
 
-class _Settings:
-  """What the JSON files in a folder say about its tokenizer.
+class _Settings(NamedTuple):
+  """What the JSON files in a folder say about its tokenizer."""
 
-  Attributes:
-    extra_ids: number of sentinels, or None where no file gives it.
-    added: id -> token, of those that are listed.
-    controls: 'pad_token' -> its text, and 'eos_token' likewise.
-    is_byt5: whether the tokenizer is ByT5's, which has no pieces.
-  """
-
-  def __init__(self, files: Mapping[str, bytes], folder: epath.Path):
-    config, special, listed = (
-        _parse(files.get(name, b'{}'), folder / name) for name in _SETTINGS
-    )
-    self.added = {int(i): token for token, i in listed.items()}
-    for i, token in (config.get('added_tokens_decoder') or {}).items():
-      self.added[int(i)] = _content(token)
-    if TOKENIZER in files and any(name.endswith('.model') for name in files):
-      # transformers 5 lists tokens that were added to the model here alone.
-      tokenizer = _parse(files[TOKENIZER], folder / TOKENIZER)
-      for token in tokenizer.get('added_tokens') or ():
-        self.added[int(token['id'])] = _content(token)
-    names = list(self.added.values())
-    for key in ('additional_special_tokens', 'extra_special_tokens'):
-      for where in (special, config):
-        tokens = where.get(key) or ()
-        if isinstance(tokens, dict):  # by role
-          tokens = tokens.values()
-        names += map(_content, tokens)
-    sentinels = {
-        match.group(1)
-        for match in map(vocabulary_kinds.SENTINEL.fullmatch, names)
-        if match
-    }
-    # A saved ByT5 has extra_ids = 0 and yet lists its 125 sentinels.
-    self.extra_ids = len(sentinels) or config.get('extra_ids')
-    self.controls = {}
-    for key, usual in (('pad_token', '<pad>'), ('eos_token', '</s>')):
-      token = config.get(key) or special.get(key) or usual
-      self.controls[key] = _content(token)
-    name = config.get('tokenizer_class')
-    if name is None and (folder / 'config.json').exists():
-      path = folder / 'config.json'
-      name = _parse(path.read_bytes(), path).get('tokenizer_class')
-    self.is_byt5 = name == 'ByT5Tokenizer'
+  extra_ids: int | None  # number of sentinels, None where no file gives it
+  added: dict[int, str]  # the tokens that are listed
+  pad: str
+  eos: str
+  is_byt5: bool  # ByT5's tokenizer has no pieces
 
 
 def _settings(files: Mapping[str, bytes], folder: epath.Path) -> _Settings:
   try:
-    return _Settings(files, folder)
-  except errors.UserError:
-    raise
+    return _parse_settings(files, folder)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
+    if isinstance(error, errors.UserError):
+      raise
     raise errors.UserError(
         f'One of {", ".join(_SETTINGS)}, {TOKENIZER} in {folder} is not as'
         f' transformers writes it ({error!r}); fetch it again.'
     ) from error
 
 
+def _parse_settings(
+    files: Mapping[str, bytes], folder: epath.Path
+) -> _Settings:
+  config, special, listed = (
+      _parse(files.get(name, b'{}'), folder / name) for name in _SETTINGS
+  )
+  added = {int(i): token for token, i in listed.items()}
+  for i, token in (config.get('added_tokens_decoder') or {}).items():
+    added[int(i)] = _content(token)
+  if TOKENIZER in files and any(name.endswith('.model') for name in files):
+    # transformers 5 lists tokens that were added to the model here alone.
+    tokenizer = _parse(files[TOKENIZER], folder / TOKENIZER)
+    for token in tokenizer.get('added_tokens') or ():
+      added[int(token['id'])] = _content(token)
+  names = list(added.values())
+  for key in ('additional_special_tokens', 'extra_special_tokens'):
+    for values in (special, config):
+      tokens = values.get(key) or ()
+      if isinstance(tokens, dict):  # by role
+        tokens = tokens.values()
+      names += map(_content, tokens)
+  sentinels = {name for name in names if vocabulary_kinds.is_sentinel(name)}
+  control = lambda key, usual: _content(
+      config.get(key) or special.get(key) or usual
+  )
+  kind = config.get('tokenizer_class')
+  path = folder / 'config.json'
+  if kind is None and path.exists():
+    kind = _parse(path.read_bytes(), path).get('tokenizer_class')
+  return _Settings(
+      # A saved ByT5 has extra_ids = 0 and yet lists its 125 sentinels.
+      extra_ids=len(sentinels) or config.get('extra_ids'),
+      added=added,
+      pad=control('pad_token', '<pad>'),
+      eos=control('eos_token', '</s>'),
+      is_byt5=kind == 'ByT5Tokenizer',
+  )
+
+
 def _files(folder: epath.Path) -> dict[str, bytes]:
   """The tokenizer's files; at most one of them is a SentencePiece model."""
   if not folder.is_dir():
     return {}
-  names = [*_SETTINGS, TOKENIZER]
   models = sorted(f.name for f in folder.iterdir() if f.suffix == '.model')
   known = [name for name in _MODELS if name in models]
   if not known and len(models) > 1:
@@ -183,12 +177,12 @@ def _files(folder: epath.Path) -> dict[str, bytes]:
         f'{folder} has several SentencePiece models, {", ".join(models)}; name'
         f' the right one, or rename it to {_MODELS[0]}.'
     )
-  names = [*(known or models)[:1], *names]
-  return {
-      name: (folder / name).read_bytes()
-      for name in names
-      if (folder / name).exists()
-  }
+  return _contents(folder, *(known or models)[:1], *_SETTINGS, TOKENIZER)
+
+
+def _contents(folder: epath.Path, *names: str) -> dict[str, bytes]:
+  paths = [folder / name for name in names]
+  return {path.name: path.read_bytes() for path in paths if path.exists()}
 
 
 def _sentencepiece(
@@ -200,9 +194,8 @@ def _sentencepiece(
 ) -> vocabulary_kinds.Vocabulary:
   model = files[name]
   proto = tokenizer_json.parse(model, str(folder / name))
-  has_own = any(
-      vocabulary_kinds.SENTINEL.fullmatch(piece.piece) for piece in proto.pieces
-  )
+  is_sentinel = vocabulary_kinds.is_sentinel
+  has_own = any(is_sentinel(piece.piece) for piece in proto.pieces)
   extra_ids = 0 if has_own else settings.extra_ids
   if extra_ids is None:
     fits = vocab_size is None or len(proto.pieces) + _SENTINELS <= vocab_size
@@ -215,8 +208,7 @@ def _sentencepiece(
   ordinary = {
       i
       for i, piece in enumerate(proto.pieces)
-      if piece.type == tokenizer_json.NORMAL
-      and not vocabulary_kinds.SENTINEL.fullmatch(piece.piece)
+      if piece.type == tokenizer_json.NORMAL and not is_sentinel(piece.piece)
   }
   added = {
       i: token
@@ -243,14 +235,13 @@ def _tokenizers(
   name = str(folder / TOKENIZER)
   text = files[TOKENIZER].decode('utf-8', errors='replace')
   vocabulary = vocabulary_kinds.Tokenizers(text, name, files)
-  pieces = vocabulary.raw_pieces
-  pad, eos = settings.controls['pad_token'], settings.controls['eos_token']
-  ids = [pieces.index(t) if t in pieces else None for t in (pad, eos)]
+  pieces, controls = vocabulary.raw_pieces, (settings.pad, settings.eos)
+  ids = [pieces.index(t) if t in pieces else None for t in controls]
   if ids != [vocabulary_kinds.PAD, vocabulary_kinds.EOS]:
     raise errors.UserError(
-        f'{name} has pad_token {pad!r} as {ids[0]} and eos_token {eos!r} as'
-        f' {ids[1]}; they must be 0 and 1, as in T5. The tokenizer belongs to'
-        ' another model.'
+        f'{name} has pad_token {settings.pad!r} as {ids[0]} and eos_token'
+        f' {settings.eos!r} as {ids[1]}; they must be 0 and 1, as in T5. The'
+        ' tokenizer belongs to another model.'
     )
   return vocabulary
 

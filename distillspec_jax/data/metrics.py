@@ -40,10 +40,7 @@ def final_number(answers: Sequence[str], labels: Sequence[str]) -> np.ndarray:
   return np.array([float(a is not None and a == b) for a, b in pairs])
 
 
-KNOWN: dict[str, Metric] = {
-    'exact_match': exact_match,
-    'final_number': final_number,
-}
+KNOWN = {metric.__name__: metric for metric in (exact_match, final_number)}
 
 
 def resolve(metrics: Sequence[Metric | str]) -> tuple[Metric, ...]:

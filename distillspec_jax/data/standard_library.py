@@ -17,21 +17,10 @@ import pathlib
 import sysconfig
 
 # Tests, generated tables, and modules that are not installed everywhere.
-_EXCLUDED = {
-    '__pycache__',
-    'ensurepip',
-    'encodings',
-    'idlelib',
-    'idle_test',
-    'lib2to3',
-    'pydoc_data',
-    'site-packages',
-    'dist-packages',
-    'test',
-    'tests',
-    'tkinter',
-    'turtledemo',
-}
+_EXCLUDED = frozenset(
+    '__pycache__ ensurepip encodings idlelib idle_test lib2to3 pydoc_data test'
+    ' tests site-packages dist-packages tkinter turtledemo'.split()
+)
 SPLITS = ('train', 'validation', 'test')
 
 

@@ -43,7 +43,7 @@ class Example(NamedTuple):
 class Task:
   """The settings of a task, and its texts.
 
-  A task of your own is best a subclass that defines `splits` and `read`:
+  The simplest task of your own is a subclass that defines `splits` and `read`:
 
     @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
     class backwards(tasks.Task):
@@ -54,7 +54,7 @@ class Task:
       def read(self, split):
         return ((word, word[::-1]) for word in self.words)
 
-  But any object serves that has what training and evaluation use: `name`,
+  Any object will do that has what training and evaluation use: `name`,
   `input_length`, `label_length`, `metrics` (functions), `vocabulary`,
   `examples(split)`, `skipped_lines(split)`, `with_vocabulary(vocabulary,
   model)` and `with_trained_vocabulary()`.
@@ -448,9 +448,6 @@ class registered(Task):
 
   def read(self, split: str) -> Iterator[files.Pair]:
     dataset = self._seqio_task.get_dataset(None, split, shuffle=False)
+    text = lambda row, field: row[f'{field}_pretokenized'].decode()
     for row in dataset.as_numpy_iterator():
-      inputs, labels = (
-          row[f'{field}_pretokenized'].decode()
-          for field in ('inputs', 'targets')
-      )
-      yield inputs, labels
+      yield text(row, 'inputs'), text(row, 'targets')

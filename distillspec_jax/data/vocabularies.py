@@ -167,7 +167,7 @@ def same(a: Vocabulary, b: Vocabulary) -> bool:
   pieces = (vocabulary_kinds.from_seqio(each).pieces for each in (a, b))
   short, long = sorted(pieces, key=len)
   return short == long[: len(short)] and all(
-      vocabulary_kinds.SENTINEL.fullmatch(piece) for piece in long[len(short) :]
+      map(vocabulary_kinds.is_sentinel, long[len(short) :])
   )
 
 

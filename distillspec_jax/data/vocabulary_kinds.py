@@ -14,14 +14,12 @@ import re
 import sys
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from distillspec_jax.core import errors
 from distillspec_jax.data import lazy_imports
 from distillspec_jax.data import tokenizer_json
 
 PAD, EOS = 0, 1
-SENTINEL = re.compile(r'▁?<extra_id_(\d+)>')
+_SENTINEL = re.compile(r'▁?<extra_id_\d+>')
 _BYTE = re.compile('<0x([0-9A-F]{2})>')
 _FIRST_BYTE, _BYTES = 3, 256
 
@@ -92,10 +90,15 @@ class Vocabulary(abc.ABC):
 
 
 class SentencePiece(Vocabulary):
-  """The vocabulary of a SentencePiece model.
+  """The vocabulary of a SentencePiece model, which is not read from its file.
 
   Attributes:
     model: content of the .model file.
+    extra_ids: sentinels after its pieces, in T5's order: <extra_id_0> is last.
+
+  Raises:
+    UserError: it is not a SentencePiece model, or pad is not 0 and EOS 1. The
+      message calls it `name`.
   """
 
   def __init__(
@@ -105,18 +108,6 @@ class SentencePiece(Vocabulary):
       extra_ids: int = 0,
       files: Mapping[str, bytes] | None = None,
   ):
-    """Reads the model from memory; no file is read.
-
-    Args:
-      model: content of the .model file.
-      name: of the file, for messages.
-      extra_ids: sentinels after the pieces, in T5's order: <extra_id_0> is
-        last.
-      files: see Vocabulary.
-
-    Raises:
-      UserError: it is not a SentencePiece model, or pad is not 0 and EOS 1.
-    """
     import sentencepiece
 
     self.model = model
@@ -189,25 +180,19 @@ class Bytes(Vocabulary):
 
 
 class Tokenizers(Vocabulary):
-  """The vocabulary of a tokenizer.json, read by the package tokenizers.
+  """The vocabulary of a tokenizer.json's text, by the package tokenizers.
 
   Attributes:
     raw_pieces: as `pieces`, with the file's own names of control tokens.
+
+  Raises:
+    UserError: the package is not installed, or cannot read it. The message
+      calls it `name`.
   """
 
   def __init__(
       self, text: str, name: str, files: Mapping[str, bytes] | None = None
   ):
-    """Reads the text of a tokenizer.json.
-
-    Args:
-      text: content of the file.
-      name: of the file, for messages.
-      files: see Vocabulary.
-
-    Raises:
-      UserError: the package is not installed, or cannot read it.
-    """
     try:
       import tokenizers
     except ImportError as error:
@@ -237,11 +222,13 @@ class Tokenizers(Vocabulary):
     return self._backend.to_str()
 
 
+def is_sentinel(piece: str) -> bool:
+  return _SENTINEL.fullmatch(piece) is not None
+
+
 def one_name(piece: str) -> str:
   """The piece; of a sentinel the form without a blank before it."""
-  if piece.startswith('▁<') and SENTINEL.fullmatch(piece):
-    return piece[1:]
-  return piece
+  return piece.removeprefix('▁') if is_sentinel(piece) else piece
 
 
 def from_seqio(vocabulary: Any) -> Vocabulary:
@@ -254,18 +241,15 @@ def from_seqio(vocabulary: Any) -> Vocabulary:
     return vocabulary
   seqio = sys.modules.get('seqio')  # imported by whoever made one of its own
   if seqio and isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    name = vocabulary.sentencepiece_model_file
-    if not epath.Path(name).exists():
-      raise errors.UserError(
-          f'The SentencePiece model {name} of the vocabulary is gone; put it'
-          ' back or load the vocabulary again.'
-      )
-    model = epath.Path(name).read_bytes()
-    ours = SentencePiece(model, name, vocabulary.extra_ids)
-    # Where sentinels are in another order, or the normalizer is overridden,
-    # the model that seqio put together is taken instead of its file.
-    theirs = vocabulary.sp_model
-    return ours if ours._proto == theirs else SentencePiece(theirs, name)
+    # seqio's changes to the model are sentinels, which are not part of `model`
+    # here if they are in T5's order, and perhaps another normalizer.
+    name, count = vocabulary.sentencepiece_model_file, vocabulary.extra_ids
+    proto = tokenizer_json.parse(vocabulary.sp_model, name)
+    if count and proto.pieces[-1].piece == '▁<extra_id_0>':
+      del proto.pieces[-count:]
+    else:
+      count = 0
+    return SentencePiece(proto.SerializeToString(), name, count)
   if seqio and isinstance(vocabulary, seqio.ByteVocabulary):
     # In seqio, where sentinels have no text, <extra_id_0> is the last.
     count = vocabulary.extra_ids
