@@ -435,6 +435,7 @@ _GIN_ERRORS = (
     AttributeError,
     ImportError,
     KeyError,
+    NameError,
     OSError,
     RuntimeError,
     SyntaxError,

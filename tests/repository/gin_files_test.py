@@ -116,6 +116,17 @@ def test_a_task_and_a_metric_may_be_of_another_module(
     configure('evaluate', f'--gin_file={task}', *pair, *data[:1])
 
 
+def test_a_module_that_is_not_imported_is_named(configure, tmp_path):
+  path = tmp_path / 'x.gin'
+  path.write_text(
+      'from __gin__ import dynamic_registration\ntasks.json_lines.test = "a"\n'
+  )
+  with pytest.raises(
+      errors.UserError, match="x.gin:2: 'tasks' was not provided by an import"
+  ):
+    configure('evaluate', f'--gin_file={path}', '--run=x')
+
+
 def test_the_command_of_several_hosts_is_complete(configure):
   page = (FOLDER.parent / 'docs' / 'scaling.md').read_text()
   (loop,) = re.findall(r'^```\n(for .*?)^```$', page, re.MULTILINE | re.DOTALL)

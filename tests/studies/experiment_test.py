@@ -14,7 +14,7 @@ from distillspec_jax.studies import experiment as experiment_lib
 
 EXPERIMENT = """
 from __gin__ import dynamic_registration
-from distillspec_jax.studies import experiment as experiment_lib
+from distillspec_jax.studies import experiment
 from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.evaluation.speed import latency
