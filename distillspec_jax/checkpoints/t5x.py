@@ -118,33 +118,30 @@ def read_adafactor(folder: epath.Path) -> AdafactorState:
         f'{folder} has no state of an optimizer, only parameters. Start the'
         ' optimizer anew instead.'
     )
-  states = {
-      path.removeprefix(_STATES): tensor
-      for path, tensor in tensors.items()
-      if path.startswith(_STATES)
-  }
-  moments: dict[str, dict[str, Tensor]] = {}
-  for path, tensor in t5x_layout.with_our_embedding(states).items():
-    parameter, _, name = path.rpartition('/')
-    moments.setdefault(parameter, {})[name] = tensor
-  is_adafactor = moments and all(
-      tuple(sorted(state)) == _MOMENTS for state in moments.values()
+  states = t5x_layout.with_our_embedding(
+      {
+          path.removeprefix(_STATES): tensor
+          for path, tensor in tensors.items()
+          if path.startswith(_STATES)
+      }
   )
-  if 'step' not in tensors or not is_adafactor:
+  paths = sorted({path.rpartition('/')[0] for path in states})
+  expected = {f'{path}/{name}' for path in paths for name in _MOMENTS}
+  if 'step' not in tensors or not states or set(states) != expected:
     raise errors.UserError(
         f'The optimizer of {folder} is not Adafactor: its state has'
         f' {", ".join(sorted(tensors)[:4])}. Only that of Adafactor can be'
         ' restored; start the optimizer anew instead.'
     )
-  if any(map(parameters.is_stacked, moments)):
+  if any(map(parameters.is_stacked, paths)):
     raise errors.UserError(
         f'The layers in {folder} are scanned, and so is the state of its'
         ' optimizer, which cannot be restored. Start the optimizer anew'
         ' instead; the parameters can be loaded.'
     )
   by_path = {
-      path: {name: tensor.all() for name, tensor in state.items()}
-      for path, state in moments.items()
+      path: {name: states[f'{path}/{name}'].all() for name in _MOMENTS}
+      for path in paths
   }
   return AdafactorState(int(tensors['step'].all()), by_path)
 

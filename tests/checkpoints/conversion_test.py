@@ -43,10 +43,10 @@ def own(tmp_path_factory):
 
 def bytes_of(folder):
   """Path -> dtype, shape and bytes of every tensor."""
-  found = loading.read(epath.Path(folder)).tensors
+  tensors = loading.read(epath.Path(folder)).tensors
   return {
       path: (t.dtype, t.shape, np.ascontiguousarray(t.all()).tobytes())
-      for path, t in found.items()
+      for path, t in tensors.items()
   }
 
 
@@ -102,9 +102,11 @@ def test_scanned_layers_become_one_tensor_each(tmp_path, to):
   conversion.convert(source, str(tmp_path / 'out'), to=to)
   tokens = np.arange(2, 14).reshape(2, 6)
   expected = loading.load(source).logits(tokens, tokens)
-  found = loading.load(tmp_path / 'out')
-  assert not found.config.scan_layers
-  np.testing.assert_allclose(found.logits(tokens, tokens), expected, atol=1e-5)
+  converted = loading.load(tmp_path / 'out')
+  assert not converted.config.scan_layers
+  np.testing.assert_allclose(
+      converted.logits(tokens, tokens), expected, atol=1e-5
+  )
 
 
 def test_the_step_of_a_run_goes_with_it(own, tmp_path):
@@ -215,9 +217,9 @@ def test_an_output_layer_is_trimmed_to_the_frequent_tokens(
   assert draft.config.vocab_size == whole.config.vocab_size
   assert converted.trimmed.chosen == (expected, 8, 8)
   assert converted.comparison.largest_logit_difference == 0.0
-  said = conversion.report(converted)
-  assert 'trimmed vocabulary         6 of 384 tokens\n' in said
-  assert '100.00% of the 8 tokens' in said
+  report = conversion.report(converted)
+  assert 'trimmed vocabulary         6 of 384 tokens\n' in report
+  assert '100.00% of the 8 tokens' in report
   tokens = np.arange(2, 14).reshape(2, 6)
   before, after = whole.logits(tokens, tokens), draft.logits(tokens, tokens)
   np.testing.assert_allclose(

@@ -66,9 +66,10 @@ class Reference:
   """T5 in float64, one example a call, from their tensors and config."""
 
   def __init__(self, folder):
-    found = safetensors.read(epath.Path(folder / 'model.safetensors'))
+    tensors = safetensors.read(epath.Path(folder / 'model.safetensors'))
     self.tensors = {
-        name: tensor.all().astype(np.float64) for name, tensor in found.items()
+        name: tensor.all().astype(np.float64)
+        for name, tensor in tensors.items()
     }
     self.config = json.loads((folder / 'config.json').read_text())
     kind = self.config['model_type']
@@ -93,8 +94,8 @@ class Reference:
     near = count // 2
     if steps < near:
       return first + steps
-    most = self.config['relative_attention_max_distance']
-    share = math.log(steps / near) / math.log(most / near)
+    max_distance = self.config['relative_attention_max_distance']
+    share = math.log(steps / near) / math.log(max_distance / near)
     # A hair more: where the share is a whole number, float64 may be below it.
     return first + min(near + int(share * (count - near) + 1e-9), count - 1)
 
@@ -120,10 +121,14 @@ class Reference:
     return mixed @ self.tensors[f'{name}.o.weight'].T
 
   def feed_forward(self, x, name):
-    said = self.config['feed_forward_proj']
-    activation = 'gelu_new' if said == 'gated-gelu' else said.split('-')[-1]
+    feed_forward = self.config['feed_forward_proj']
+    activation = (
+        'gelu_new'
+        if feed_forward == 'gated-gelu'
+        else feed_forward.split('-')[-1]
+    )
     activation = _ACTIVATIONS[activation]
-    if said.startswith('gated-'):
+    if feed_forward.startswith('gated-'):
       y = activation(x @ self.tensors[f'{name}.wi_0.weight'].T)
       y = y * (x @ self.tensors[f'{name}.wi_1.weight'].T)
     else:
@@ -164,7 +169,7 @@ def random_params(config):
   """Scores of a few units, so that rounding does not decide who attends."""
   rng = np.random.default_rng(0)
   transformer = transformer_lib.Transformer(config)
-  found = {}
+  params = {}
   for path, leaf in tensors_lib.flatten(transformer.abstract()).items():
     array = rng.normal(size=leaf.shape)
     if path.endswith('scale'):
@@ -173,8 +178,8 @@ def random_params(config):
       array *= leaf.shape[0] ** -0.5
     if 'query' in path:
       array *= config.head_dim**-0.5
-    found[path] = array.astype(np.float32)
-  return found
+    params[path] = array.astype(np.float32)
+  return params
 
 
 def save(folder, **changes):
@@ -198,12 +203,12 @@ def assert_agree(folder):
   decoder_inputs[:, 0] = 0
   mask = np.ones((3, 30), bool)
   mask[1, 17:] = mask[2, :9] = False
-  found = model.logits(np.where(mask, inputs, 0), decoder_inputs, mask)
+  logits = model.logits(np.where(mask, inputs, 0), decoder_inputs, mask)
   for row in range(3):
     expected = reference.logits(inputs[row, mask[row]], decoder_inputs[row])
     scale = max(1.0, expected.std())
     np.testing.assert_allclose(
-        found[row] / scale, expected / scale, rtol=0, atol=2e-5
+        logits[row] / scale, expected / scale, rtol=0, atol=2e-5
     )
   return model
 
@@ -213,14 +218,14 @@ def test_logits_of_every_kind(tmp_path, kind):
   config, params = save(tmp_path / 'm', **KINDS[kind])
   model = assert_agree(tmp_path / 'm')
   assert model.config == config
-  found = tensors_lib.flatten(model.params)
-  assert set(found) == set(params)
+  loaded = tensors_lib.flatten(model.params)
+  assert set(loaded) == set(params)
   for path, array in params.items():
-    np.testing.assert_array_equal(found[path], array)
+    np.testing.assert_array_equal(loaded[path], array)
 
 
 @pytest.mark.parametrize(
-    'model_type, changes, said',
+    'model_type, changes, is_tied',
     [
         ('mt5', {}, False),
         ('mt5', {'logits_via_embedding': True}, True),
@@ -233,12 +238,14 @@ def test_logits_of_every_kind(tmp_path, kind):
         ),
     ],
 )
-def test_logits_of_the_multilingual_ones(tmp_path, model_type, changes, said):
+def test_logits_of_the_multilingual_ones(
+    tmp_path, model_type, changes, is_tied
+):
   save(tmp_path / 'm', **changes)
   path = tmp_path / 'm' / 'config.json'
   values = json.loads(path.read_text())
   values.pop('scale_decoder_outputs', None)
-  values |= {'model_type': model_type, 'tie_word_embeddings': said}
+  values |= {'model_type': model_type, 'tie_word_embeddings': is_tied}
   path.write_text(json.dumps(values))
   assert_agree(tmp_path / 'm')
 
@@ -257,5 +264,5 @@ def test_another_model_is_told_apart(tmp_path):
     path.write_text(json.dumps({**values, name: value}))
     reference, other = Reference(tmp_path / 'm'), Reference(tmp_path / 'other')
     tokens = np.arange(2, 32)
-    apart = reference.logits(tokens, tokens) - other.logits(tokens, tokens)
-    assert np.abs(apart).max() > 1e-2
+    difference = reference.logits(tokens, tokens) - other.logits(tokens, tokens)
+    assert np.abs(difference).max() > 1e-2

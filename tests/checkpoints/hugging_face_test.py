@@ -30,8 +30,8 @@ def save(folder, dtype=np.float32, shard_bytes=10**9, **changes):
 
 def change(path, **values):
   """Sets entries of a JSON file; None removes them."""
-  found = {**json.loads(path.read_text()), **values}
-  kept = {name: value for name, value in found.items() if value is not None}
+  edited = {**json.loads(path.read_text()), **values}
+  kept = {name: value for name, value in edited.items() if value is not None}
   path.write_text(json.dumps(kept))
 
 
@@ -68,21 +68,21 @@ def read(folder):
 )
 def test_every_kind_comes_back(tmp_path, changes):
   config, tensors = save(tmp_path, **changes)
-  found = read(tmp_path)
-  assert found.config == config
-  assert set(found.tensors) == set(tensors)
+  checkpoint = read(tmp_path)
+  assert checkpoint.config == config
+  assert set(checkpoint.tensors) == set(tensors)
   for path, tensor in tensors.items():
-    np.testing.assert_array_equal(found.tensors[path].all(), tensor.all())
+    np.testing.assert_array_equal(checkpoint.tensors[path].all(), tensor.all())
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize('shard_bytes', [10**9, 500, 1])
 def test_shards_come_back_byte_for_byte(tmp_path, dtype, shard_bytes):
   _, tensors = save(tmp_path, dtype, shard_bytes)
-  found = read(tmp_path).tensors
+  again = read(tmp_path).tensors
   for path, tensor in tensors.items():
-    assert found[path].dtype == dtype
-    assert found[path].all().tobytes() == tensor.all().tobytes()
+    assert again[path].dtype == dtype
+    assert again[path].all().tobytes() == tensor.all().tobytes()
   name = np.dtype(dtype).name
   assert (
       json.loads((tmp_path / 'config.json').read_text())['torch_dtype'] == name
@@ -107,15 +107,15 @@ def test_shards_are_files_that_the_formats_own_package_reads(tmp_path, dtype):
   )
   _, tensors = save(tmp_path, np.dtype(dtype), shard_bytes=2000)
   index = json.loads((tmp_path / 'model.safetensors.index.json').read_text())
-  found = {}
+  entries = {}
   for file in set(index['weight_map'].values()):
     for name, entry in official.deserialize((tmp_path / file).read_bytes()):
       assert index['weight_map'][name] == file
-      found[name] = entry
-  assert len(found) == len(tensors)
+      entries[name] = entry
+  assert len(entries) == len(tensors)
   short = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}[dtype]
   for path, tensor in tensors.items():
-    entry, array = found[hugging_face.their_name(path)], tensor.all()
+    entry, array = entries[hugging_face.their_name(path)], tensor.all()
     array = array if path == 'token_embedder/embedding' else array.T
     assert entry['dtype'] == short
     assert tuple(entry['shape']) == array.shape
@@ -124,7 +124,7 @@ def test_shards_are_files_that_the_formats_own_package_reads(tmp_path, dtype):
 
 def test_kernels_lie_transposed_and_tables_do_not(tmp_path):
   _, tensors = save(tmp_path)
-  found = safetensors.read(epath.Path(tmp_path / 'model.safetensors'))
+  on_disk = safetensors.read(epath.Path(tmp_path / 'model.safetensors'))
   for name, path, is_transposed in (
       ('shared.weight', 'token_embedder/embedding', False),
       ('lm_head.weight', 'decoder/logits_dense/kernel', True),
@@ -152,7 +152,7 @@ def test_kernels_lie_transposed_and_tables_do_not(tmp_path):
   ):
     array = tensors[path].all()
     array = array.T if is_transposed else array
-    np.testing.assert_array_equal(found[name].all(), array)
+    np.testing.assert_array_equal(on_disk[name].all(), array)
 
 
 # What a configuration says, in older and newer words.
@@ -189,7 +189,7 @@ def test_whether_logits_are_scaled(tmp_path, model_type, values, expected):
 
 
 @pytest.mark.parametrize(
-    'said, expected',
+    'feed_forward, expected',
     [
         ('relu', ('relu',)),
         ('gated-relu', ('relu', 'linear')),
@@ -203,9 +203,9 @@ def test_whether_logits_are_scaled(tmp_path, model_type, values, expected):
         ('gated-linear', ('linear', 'linear')),
     ],
 )
-def test_activations(tmp_path, said, expected):
+def test_activations(tmp_path, feed_forward, expected):
   save(tmp_path, mlp_activations=expected)
-  change(tmp_path / 'config.json', feed_forward_proj=said)
+  change(tmp_path / 'config.json', feed_forward_proj=feed_forward)
   assert read(tmp_path).config.mlp_activations == expected
 
 
@@ -246,25 +246,25 @@ def test_a_configuration_that_is_silent_means_the_defaults(
 def rewrite(folder, edit):
   """The tensors of the folder's one file, edited."""
   path = epath.Path(folder / 'model.safetensors')
-  found = {name: t.all() for name, t in safetensors.read(path).items()}
-  edit(found)
-  arrays = {name: tensors_lib.from_array(x) for name, x in found.items()}
+  arrays = {name: t.all() for name, t in safetensors.read(path).items()}
+  edit(arrays)
+  arrays = {name: tensors_lib.from_array(x) for name, x in arrays.items()}
   safetensors.write(path, arrays)
 
 
-def add_copies(found):
+def add_copies(arrays):
   for name in ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'):
-    found[name] = found['shared.weight']
-  found['lm_head.weight'] = found['shared.weight']
-  found[hugging_face._UNUSED] = np.zeros((8, 2), np.float32)
+    arrays[name] = arrays['shared.weight']
+  arrays['lm_head.weight'] = arrays['shared.weight']
+  arrays[hugging_face._UNUSED] = np.zeros((8, 2), np.float32)
 
 
-def rename_embedding(found):
-  found['encoder.embed_tokens.weight'] = found.pop('shared.weight')
+def rename_embedding(arrays):
+  arrays['encoder.embed_tokens.weight'] = arrays.pop('shared.weight')
 
 
-def keep_only_head(found):
-  found['lm_head.weight'] = found.pop('shared.weight')
+def keep_only_head(arrays):
+  arrays['lm_head.weight'] = arrays.pop('shared.weight')
 
 
 @pytest.mark.parametrize(
@@ -286,16 +286,18 @@ def keep_only_head(found):
 def test_copies_of_the_embedding_are_one(tmp_path, edit, ignored):
   config, tensors = save(tmp_path, logits_via_embedding=True, scale_logits=True)
   rewrite(tmp_path, edit)
-  found = read(tmp_path)
-  assert found.config == config
+  checkpoint = read(tmp_path)
+  assert checkpoint.config == config
   path = 'token_embedder/embedding'
-  np.testing.assert_array_equal(found.tensors[path].all(), tensors[path].all())
-  assert set(found.ignored) == ignored
+  np.testing.assert_array_equal(
+      checkpoint.tensors[path].all(), tensors[path].all()
+  )
+  assert set(checkpoint.ignored) == ignored
 
 
 def test_embeddings_that_differ_are_refused(tmp_path):
-  def edit(found):
-    found['decoder.embed_tokens.weight'] = found['shared.weight'] + 1
+  def edit(arrays):
+    arrays['decoder.embed_tokens.weight'] = arrays['shared.weight'] + 1
 
   save(tmp_path)
   rewrite(tmp_path, edit)
@@ -304,8 +306,8 @@ def test_embeddings_that_differ_are_refused(tmp_path):
 
 
 def test_a_head_that_equals_the_embedding_may_be_one_of_its_own(tmp_path):
-  def edit(found):
-    found['lm_head.weight'] = found['shared.weight']
+  def edit(arrays):
+    arrays['lm_head.weight'] = arrays['shared.weight']
 
   save(tmp_path)
   rewrite(tmp_path, edit)
@@ -379,9 +381,9 @@ def test_weights_alone_are_not_enough(tmp_path):
 
 
 def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
-  def edit(found):
-    del found['encoder.final_layer_norm.weight']
-    found['more.weight'] = np.zeros(3, np.float32)
+  def edit(arrays):
+    del arrays['encoder.final_layer_norm.weight']
+    arrays['more.weight'] = np.zeros(3, np.float32)
 
   save(tmp_path)
   rewrite(tmp_path, edit)

@@ -17,20 +17,20 @@ def save(folder, params=PARAMS, **more):
 
 
 def assert_holds(folder, params):
-  found = model_folder.read(folder).tensors
+  tensors = model_folder.read(folder).tensors
   expected = tensors_lib.flatten(params)
-  assert set(found) == set(expected)
+  assert set(tensors) == set(expected)
   for path, array in expected.items():
-    assert found[path].dtype == array.dtype
-    np.testing.assert_array_equal(found[path].all(), array)
+    assert tensors[path].dtype == array.dtype
+    np.testing.assert_array_equal(tensors[path].all(), array)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_a_model_comes_back(tmp_path, dtype):
   params = {'a': {'kernel': PARAMS['a']['kernel'].astype(dtype)}}
   save(tmp_path / 'm', params, metrics={'loss': 1.0})
-  found = model_folder.read(tmp_path / 'm')
-  assert found.config == CONFIG and found.step == 7
+  checkpoint = model_folder.read(tmp_path / 'm')
+  assert checkpoint.config == CONFIG and checkpoint.step == 7
   assert_holds(tmp_path / 'm', params)
 
 

@@ -35,9 +35,9 @@ def save(path, use_ocdbt=True, use_zarr3=False):
 def test_every_layout(tmp_path, use_ocdbt, use_zarr3):
   folder = save(tmp_path / 'x', use_ocdbt, use_zarr3)
   assert orbax_arrays.is_checkpoint(folder)
-  found = orbax_arrays.read(folder)
+  tensors = orbax_arrays.read(folder)
   expected = {'params/a', 'params/b', 'step'}
-  assert set(found) == expected
+  assert set(tensors) == expected
   inner = orbax_arrays.read(folder, ('params',))
   assert set(inner) == {'a', 'b'}
   for name, array in TREE['params'].items():
@@ -53,8 +53,8 @@ def test_sharded_arrays_are_read_whole(tmp_path):
   array = jax.device_put(jnp.arange(32.0).reshape(16, 2), sharding)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'x', {'a': array})
-  found = orbax_arrays.read(epath.Path(tmp_path / 'x'))['a']
-  np.testing.assert_array_equal(found.all(), np.arange(32.0).reshape(16, 2))
+  tensor = orbax_arrays.read(epath.Path(tmp_path / 'x'))['a']
+  np.testing.assert_array_equal(tensor.all(), np.arange(32.0).reshape(16, 2))
 
 
 def test_what_is_not_orbaxs_is_refused(tmp_path):
@@ -99,5 +99,5 @@ def test_a_lost_chunk_is_an_error_and_not_zeros(tmp_path):
 
 
 def test_buckets_have_their_own_driver():
-  found = orbax_arrays.array_store(epath.Path('gs://bucket/a/b'), 'c')
-  assert found == {'driver': 'gcs', 'bucket': 'bucket', 'path': 'a/b/c/'}
+  store = orbax_arrays.array_store(epath.Path('gs://bucket/a/b'), 'c')
+  assert store == {'driver': 'gcs', 'bucket': 'bucket', 'path': 'a/b/c/'}

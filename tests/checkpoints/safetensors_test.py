@@ -39,12 +39,12 @@ def some_arrays(dtype=np.float32):
 def test_what_is_written_is_read(tmp_path, dtype):
   arrays = some_arrays(dtype)
   save(tmp_path / 'x', arrays)
-  found = safetensors.read(epath.Path(tmp_path / 'x'))
-  assert list(found) == list(arrays)
+  tensors = safetensors.read(epath.Path(tmp_path / 'x'))
+  assert list(tensors) == list(arrays)
   for name, array in arrays.items():
-    assert found[name].dtype == array.dtype
-    assert found[name].shape == array.shape
-    assert found[name].all().tobytes() == array.tobytes()
+    assert tensors[name].dtype == array.dtype
+    assert tensors[name].shape == array.shape
+    assert tensors[name].all().tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float16])
@@ -55,12 +55,12 @@ def test_files_are_those_of_the_formats_own_package(tmp_path, dtype):
   )
   arrays = some_arrays(dtype)
   save(tmp_path / 'ours', arrays)
-  found = official.load_file(tmp_path / 'ours')
+  theirs = official.load_file(tmp_path / 'ours')
   official.save_file(arrays, tmp_path / 'theirs')
-  back = safetensors.read(epath.Path(tmp_path / 'theirs'))
+  ours = safetensors.read(epath.Path(tmp_path / 'theirs'))
   for name, array in arrays.items():
-    np.testing.assert_array_equal(found[name], array)
-    np.testing.assert_array_equal(back[name].all(), array)
+    np.testing.assert_array_equal(theirs[name], array)
+    np.testing.assert_array_equal(ours[name].all(), array)
 
 
 @settings(max_examples=100)
@@ -142,9 +142,9 @@ def test_tensors_may_lie_in_any_order(tmp_path):
   header = {'last': last['x'], 'first': first['x']}
   data = np.arange(4, dtype=np.float32)
   with_header(tmp_path / 'x', header, data.tobytes())
-  found = safetensors.read(epath.Path(tmp_path / 'x'))
-  np.testing.assert_array_equal(found['first'].all(), data[:2])
-  np.testing.assert_array_equal(found['last'].all(), data[2:])
+  tensors = safetensors.read(epath.Path(tmp_path / 'x'))
+  np.testing.assert_array_equal(tensors['first'].all(), data[:2])
+  np.testing.assert_array_equal(tensors['last'].all(), data[2:])
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,13 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
     checkpoints.save(3, state, {'best': 1.5})
   with store.Store(tmp_path / 'c') as checkpoints:
     assert checkpoints.latest_step() == 3
-    found, extra = checkpoints.restore(3, abstract(state))
+    restored, extra = checkpoints.restore(3, abstract(state))
   assert extra == {'best': 1.5}
-  np.testing.assert_array_equal(found['params'], state['params'])
-  assert found['params'].sharding == state['params'].sharding
+  np.testing.assert_array_equal(restored['params'], state['params'])
+  assert restored['params'].sharding == state['params'].sharding
   # The key is a key again and draws the same.
   np.testing.assert_array_equal(
-      jax.random.normal(found['key'], (3,)),
+      jax.random.normal(restored['key'], (3,)),
       jax.random.normal(state['key'], (3,)),
   )
 
@@ -61,9 +61,9 @@ def test_a_state_is_restored_onto_another_layout(tmp_path):
     like = abstract(state)
     other = NamedSharding(mesh_lib.make_mesh(), PartitionSpec(None, None))
     like['params'] = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=other)
-    found, _ = checkpoints.restore(1, like)
-  assert found['params'].sharding == other
-  np.testing.assert_array_equal(found['params'], state['params'])
+    restored, _ = checkpoints.restore(1, like)
+  assert restored['params'].sharding == other
+  np.testing.assert_array_equal(restored['params'], state['params'])
 
 
 def test_the_last_ones_are_kept(tmp_path):
@@ -76,8 +76,8 @@ def test_the_last_ones_are_kept(tmp_path):
   )
   assert steps == [2, 3]
   with store.Store(tmp_path / 'c') as checkpoints:
-    found, _ = checkpoints.restore(3, abstract(make_state()))
-  np.testing.assert_array_equal(found['params'], make_state(3)['params'])
+    restored, _ = checkpoints.restore(3, abstract(make_state()))
+  np.testing.assert_array_equal(restored['params'], make_state(3)['params'])
 
 
 def test_what_was_not_written_to_its_end_does_not_exist(tmp_path):

@@ -124,7 +124,7 @@ def scanned(arrays, config):
 def test_parameters_are_those_that_t5x_saved(shared, name, model, steps):
   golden = shared / 'golden/t5x'
   folder = t5x.find(epath.Path(golden / 'ckpt' / name))
-  found = t5x.read(folder)
+  checkpoint = t5x.read(folder)
   with np.load(golden / f'{model}.adafactor_default.npz') as saved:
     prefix = f'params{steps}/'
     expected = {
@@ -132,9 +132,9 @@ def test_parameters_are_those_that_t5x_saved(shared, name, model, steps):
         for path in saved
         if path.startswith(prefix)
     }
-  assert_same(found.tensors, expected)
+  assert_same(checkpoint.tensors, expected)
   saved = json.loads((golden / 'configs.json').read_text())[model]
-  known = found.config.to_dict()
+  known = checkpoint.config.to_dict()
   for field, value in saved.items():
     if field not in ('dropout_rate', 'dtype'):  # no parameter depends on them
       value = tuple(value) if isinstance(value, list) else value
@@ -154,14 +154,14 @@ def test_adafactors_state_is_the_one_that_t5x_saved(shared, name, model, steps):
         for path in saved
         if path.startswith(prefix)
     }
-  found = {
+  arrays = {
       f'{path}/{name}': array
       for path, state in moments.items()
       for name, array in state.items()
   }
-  assert set(found) == set(expected)
+  assert set(arrays) == set(expected)
   for path, array in expected.items():
-    np.testing.assert_array_equal(found[path], array, err_msg=path)
+    np.testing.assert_array_equal(arrays[path], array, err_msg=path)
 
 
 def test_native_and_orbax_are_read_as_the_same(shared):
@@ -192,9 +192,9 @@ def test_the_configuration_follows_from_the_shapes(tmp_path, changes):
   config = dataclasses.replace(CONFIG, **changes)
   arrays = random_arrays(config)
   folder = write_native(tmp_path / 'checkpoint_5', arrays)
-  found = t5x.read(folder)
-  assert found.config == config
-  assert_same(found.tensors, arrays)
+  checkpoint = t5x.read(folder)
+  assert checkpoint.config == config
+  assert_same(checkpoint.tensors, arrays)
 
 
 def test_decoder_only_has_its_embedding_elsewhere(tmp_path):
@@ -203,10 +203,10 @@ def test_decoder_only_has_its_embedding_elsewhere(tmp_path):
   theirs = dict(arrays)
   name = 'token_embedder/embedding'
   theirs[f'decoder/{name}'] = theirs.pop(name)
-  found = t5x.read(write_native(tmp_path / 'checkpoint_1', theirs))
-  assert found.config == config
-  assert_same(found.tensors, arrays)
-  folder = t5x.write(epath.Path(tmp_path), found.tensors, 2)
+  checkpoint = t5x.read(write_native(tmp_path / 'checkpoint_1', theirs))
+  assert checkpoint.config == config
+  assert_same(checkpoint.tensors, arrays)
+  folder = t5x.write(epath.Path(tmp_path), checkpoint.tensors, 2)
   assert (folder / f'target.decoder.{name.replace("/", ".")}').exists()
   assert_same(t5x.read(folder).tensors, arrays)
 
@@ -223,17 +223,17 @@ def test_scanned_layers_are_unscanned(tmp_path, layout):
     folder = write_native(folder, stacked)
   else:
     folder = write_orbax(folder, stacked, use_ocdbt=layout == 'orbax')
-  found = t5x.read(t5x.find(folder))
-  assert found.config == config
-  assert_same(found.tensors, arrays)
+  checkpoint = t5x.read(t5x.find(folder))
+  assert checkpoint.config == config
+  assert_same(checkpoint.tensors, arrays)
   box = (slice(1, 5), slice(3, 9))
-  query = found.tensors[QUERY]
+  query = checkpoint.tensors[QUERY]
   np.testing.assert_array_equal(query.read(box), arrays[QUERY][box])
 
 
 def test_heads_that_are_not_joined_are_joined(tmp_path):
   arrays = random_arrays(CONFIG)
-  apart = {
+  separate = {
       path: x.reshape(6, 2, 5)
       if path.endswith(('query/kernel', 'key/kernel', 'value/kernel'))
       else x.reshape(2, 5, 6)
@@ -241,9 +241,9 @@ def test_heads_that_are_not_joined_are_joined(tmp_path):
       else x
       for path, x in arrays.items()
   }
-  found = t5x.read(write_native(tmp_path / 'checkpoint_1', apart))
-  assert found.config == CONFIG
-  assert_same(found.tensors, arrays)
+  checkpoint = t5x.read(write_native(tmp_path / 'checkpoint_1', separate))
+  assert checkpoint.config == CONFIG
+  assert_same(checkpoint.tensors, arrays)
 
 
 @pytest.mark.parametrize('axis', [0, 1, 2])
@@ -275,7 +275,7 @@ def test_older_orbax_named_its_folders_in_an_index(tmp_path):
 # How arrays are named and kept.
 
 
-def beside_kvstore(spec):
+def next_to_kvstore(spec):
   path = spec['kvstore'].pop('path')
   return {**spec, 'path': path}
 
@@ -295,9 +295,9 @@ def uncompressed(spec):
         with_kvstore(driver='gfile'),
         with_kvstore(driver='gcs', bucket='t5x-dummy-bucket'),
         lambda spec: with_kvstore(path=spec['kvstore']['path'][:-1])(spec),
-        beside_kvstore,
+        next_to_kvstore,
     ],
-    ids=['uncompressed', 'gfile', 'gcs', 'no-slash', 'beside-kvstore'],
+    ids=['uncompressed', 'gfile', 'gcs', 'no-slash', 'next-to-kvstore'],
 )
 def test_all_ways_of_naming_an_array_are_understood(tmp_path, edit):
   arrays = random_arrays(CONFIG)
@@ -568,16 +568,20 @@ def test_states_that_cannot_be_taken_over_are_refused(tmp_path):
 def test_what_was_written_is_read_again(shared, tmp_path, name, model, steps):
   del model
   folder = t5x.find(epath.Path(shared / 'golden/t5x/ckpt' / name))
-  found = t5x.read(folder)
+  checkpoint = t5x.read(folder)
   state = t5x.read_adafactor(folder)
-  written = t5x.write(epath.Path(tmp_path), found.tensors, steps, state.by_path)
+  written = t5x.write(
+      epath.Path(tmp_path), checkpoint.tensors, steps, state.by_path
+  )
   assert written == epath.Path(tmp_path) / f'checkpoint_{steps}'
   assert t5x.find(epath.Path(tmp_path)) == written
   assert [path.name for path in tmp_path.iterdir()] == [written.name]
   again = t5x.read(written)
-  assert again.config == found.config
+  assert again.config == checkpoint.config
   assert again.step == steps
-  assert_same(again.tensors, {p: t.all() for p, t in found.tensors.items()})
+  assert_same(
+      again.tensors, {p: t.all() for p, t in checkpoint.tensors.items()}
+  )
   step, moments = t5x.read_adafactor(written)
   assert step == steps
   for path, arrays in state.by_path.items():
@@ -626,9 +630,9 @@ def test_a_fresh_state_is_the_one_that_t5x_makes(
     for path in saved:
       if path.startswith(prefix):
         parameter, name = path.removeprefix(prefix).rsplit('/', 1)
-        found = moments[parameter].pop(name)
-        assert (found.shape, found.dtype) == (saved[path].shape, np.float32)
-        assert not found.any()
+        moment = moments[parameter].pop(name)
+        assert (moment.shape, moment.dtype) == (saved[path].shape, np.float32)
+        assert not moment.any()
   assert not any(moments.values())
 
 
@@ -648,7 +652,7 @@ def test_large_arrays_are_written_in_chunks(tmp_path, monkeypatch):
 
 
 def test_one_tensor_is_in_memory_at_a_time(tmp_path):
-  alive, most = weakref.WeakSet(), []
+  alive, counts = weakref.WeakSet(), []
 
   class Block(np.ndarray):
     __hash__ = object.__hash__
@@ -658,7 +662,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
     def read(index):
       block = array[index].copy().view(Block)
       alive.add(block)
-      most.append(len(alive))
+      counts.append(len(alive))
       return block
 
     return tensors_lib.Tensor(array.shape, array.dtype, read)
@@ -666,8 +670,8 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
   arrays = random_arrays(CONFIG)
   tensors = {path: tensor(array) for path, array in arrays.items()}
   t5x.write(epath.Path(tmp_path), tensors, 0)
-  assert len(most) == len(arrays)
-  assert max(most) == 1
+  assert len(counts) == len(arrays)
+  assert max(counts) == 1
 
 
 def test_a_checkpoint_is_not_overwritten(tmp_path):
@@ -684,11 +688,11 @@ def test_an_interrupted_checkpoint_is_none_and_is_written_anew(tmp_path):
   def fail(index):
     raise OSError('no space left')
 
-  broken = tensors_lib.Tensor((6,), np.dtype(np.float32), fail)
+  failing = tensors_lib.Tensor((6,), np.dtype(np.float32), fail)
   last = list(tensors)[-1]
   path = epath.Path(tmp_path)
   with pytest.raises(OSError, match='no space left'):
-    t5x.write(path, {**tensors, last: broken}, 3)
+    t5x.write(path, {**tensors, last: failing}, 3)
   assert t5x.find(path) is None
   assert_same(t5x.read(t5x.write(path, tensors, 3)).tensors, arrays)
   assert [child.name for child in path.iterdir()] == ['checkpoint_3']

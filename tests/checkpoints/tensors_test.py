@@ -81,15 +81,15 @@ def test_any_chain_of_views_is_that_of_numpy(data):
   assert (tensor.size, tensor.nbytes) == (array.size, array.nbytes)
   np.testing.assert_array_equal(tensor.all(), array)
   box = tuple(part_of(data, size) for size in array.shape)
-  found = tensor.read(box)
-  assert found.dtype == array.dtype
-  np.testing.assert_array_equal(found, array[box])
+  part = tensor.read(box)
+  assert part.dtype == array.dtype
+  np.testing.assert_array_equal(part, array[box])
 
 
 def test_what_does_not_fit_another_dtype_is_infinite_and_counted():
   tensor = tensors_lib.from_array(np.array([1.0, 1e6], np.float32))
-  found = tensor.astype('float16').all()
-  assert tensors_lib.count_nonfinite(found) == 1
+  narrow = tensor.astype('float16').all()
+  assert tensors_lib.count_nonfinite(narrow) == 1
   assert tensor.astype('float32') is tensor
 
 
@@ -139,7 +139,7 @@ def test_as_many_boxes_are_read_as_there_are_different_ones(spec, boxes_read):
 
 
 def test_little_more_is_held_at_once_than_the_largest_tensor():
-  held, most, lock = [0], [0], threading.Lock()
+  held, peak, lock = [0], [0], threading.Lock()
   shapes = [(64, 16)] + [(16, 16)] * 12
   largest, other = 64 * 16 * 4, 16 * 16 * 4
 
@@ -155,25 +155,25 @@ def test_little_more_is_held_at_once_than_the_largest_tensor():
       array = np.ones(shape, np.float32).view(Counted).copy()
       with lock:
         held[0] += array.nbytes
-        most[0] = max(most[0], held[0])
+        peak[0] = max(peak[0], held[0])
       return array.T  # not contiguous, so that JAX makes a copy
 
     return tensors_lib.Tensor(shape[::-1], np.dtype(np.float32), read)
 
   tensors_lib.place({str(i): read_of(shape) for i, shape in enumerate(shapes)})
   # JAX lets go of what it copied a moment later, when the next one is there.
-  assert largest <= most[0] <= largest + 2 * other
+  assert largest <= peak[0] <= largest + 2 * other
 
 
 def test_bytes_being_read_never_exceed_the_largest_tensor():
-  reading, most, lock = [0], [0], threading.Lock()
+  reading, peak, lock = [0], [0], threading.Lock()
 
   def slow(size):
     def read(index):
       array = np.ones(size, np.float32)[index]
       with lock:
         reading[0] += array.nbytes
-        most[0] = max(most[0], reading[0])
+        peak[0] = max(peak[0], reading[0])
       time.sleep(0.02)  # so that threads meet
       with lock:
         reading[0] -= array.nbytes
@@ -183,7 +183,7 @@ def test_bytes_being_read_never_exceed_the_largest_tensor():
 
   sizes = [64, *[16] * 20]
   tensors_lib.place({str(i): slow(size) for i, size in enumerate(sizes)})
-  assert most[0] == 4 * 64  # and the small ones are read four at a time
+  assert peak[0] == 4 * 64  # and the small ones are read four at a time
 
 
 def test_another_dtype_on_request():
@@ -212,15 +212,15 @@ def test_the_largest_and_smallest_numbers_are_finite():
 
 
 def test_nan_is_refused_by_name_unless_allowed():
-  spoilt = {
+  arrays = {
       'good': np.ones(2, np.float32),
       'bad': np.array([1, np.nan], np.float32),
       'worse': np.array([np.inf, np.nan], np.float32),
   }
   with pytest.raises(errors.UserError, match=r'in bad \(1\), worse \(2\)\.'):
-    tensors_lib.place(tensors(spoilt))
-  placed = tensors_lib.place(tensors(spoilt), allow_nonfinite=True)
-  np.testing.assert_array_equal(placed['worse'], spoilt['worse'])
+    tensors_lib.place(tensors(arrays))
+  placed = tensors_lib.place(tensors(arrays), allow_nonfinite=True)
+  np.testing.assert_array_equal(placed['worse'], arrays['worse'])
 
 
 def compared(a, b):
@@ -235,9 +235,9 @@ def test_equal_bytes_are_no_difference():
 
 def test_differences_are_absolute_and_dtypes_are_told():
   a = np.array([1.0, 2.0], np.float32)
-  found = compared(a, np.array([1.0, 2.5], np.float16))
-  assert found.largest == 0.5
-  assert found.dtypes == (np.dtype('float32'), np.dtype('float16'))
+  difference = compared(a, np.array([1.0, 2.5], np.float16))
+  assert difference.largest == 0.5
+  assert difference.dtypes == (np.dtype('float32'), np.dtype('float16'))
 
 
 def test_nan_against_a_number_is_as_far_as_can_be():

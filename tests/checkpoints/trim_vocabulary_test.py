@@ -64,8 +64,8 @@ def checkpoint(**changes):
   return parameters.Checkpoint(config, models.as_tensors(arrays))
 
 
-def logits(found):
-  model = loading.place(found, 'model')
+def logits(checkpoint):
+  model = loading.place(checkpoint, 'model')
   tokens = jnp.arange(2, 14).reshape(2, 6)
   return np.asarray(model.logits(tokens, tokens))
 
@@ -85,9 +85,9 @@ TOKENS = (0, 1, 7, 8, 30)
 )
 def test_the_logits_that_stay_are_those_of_the_whole_layer(changes):
   whole = checkpoint(**changes)
-  found = trim_vocabulary.trim(whole, TOKENS)
-  assert found.tensors['decoder/logits_dense/kernel'].shape == (16, 5)
-  before, after = logits(whole), logits(found)
+  trimmed = trim_vocabulary.trim(whole, TOKENS)
+  assert trimmed.tensors['decoder/logits_dense/kernel'].shape == (16, 5)
+  before, after = logits(whole), logits(trimmed)
   inside = list(TOKENS)
   np.testing.assert_allclose(
       after[..., inside], before[..., inside], rtol=1e-5, atol=1e-6
@@ -97,6 +97,6 @@ def test_the_logits_that_stay_are_those_of_the_whole_layer(changes):
 
 
 def test_a_layer_that_is_trimmed_already_is_refused():
-  found = trim_vocabulary.trim(checkpoint(), TOKENS)
+  trimmed = trim_vocabulary.trim(checkpoint(), TOKENS)
   with pytest.raises(errors.UserError, match='5 of 32 tokens already'):
-    trim_vocabulary.trim(found, (0, 1))
+    trim_vocabulary.trim(trimmed, (0, 1))
