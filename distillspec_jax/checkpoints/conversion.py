@@ -37,21 +37,13 @@ _RUN_FIELDS = ('dropout_rate', 'dtype', 'remat', 'scan_layers')
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """How two checkpoints of one model differ.
+  """How two checkpoints of one model differ."""
 
-  Attributes:
-    parameters: number of them.
-    tensors: matched by path.
-    dtypes: 'float32 -> bfloat16' -> number of tensors, where they differ.
-    largest_change: of any parameter, absolute.
-    largest_logit_difference: on a fixed input, computed in float32.
-  """
-
-  parameters: int
-  tensors: int
-  dtypes: dict[str, int]
-  largest_change: float
-  largest_logit_difference: float
+  parameters: int  # number of them
+  tensors: int  # matched by path
+  dtypes: dict[str, int]  # 'float32 -> bfloat16' -> number of tensors
+  largest_change: float  # of any parameter, absolute
+  largest_logit_difference: float  # on a fixed input, computed in float32
 
 
 class Trimmed(NamedTuple):
@@ -65,20 +57,12 @@ class Trimmed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-  """What `convert` wrote and how it compares with the original.
-
-  Attributes:
-    folder: that was written.
-    comparison: of the original, after any trimming, with what was written.
-    ignored: names of what else the original holds.
-    vocabulary: what was written of it, in words.
-    trimmed: None where the output layer was left as it is.
-  """
+  """What `convert` wrote, and how it compares with the original."""
 
   folder: epath.Path
-  comparison: Comparison
-  ignored: tuple[str, ...]
-  vocabulary: str
+  comparison: Comparison  # with the original, trimmed if it was asked for
+  ignored: tuple[str, ...]  # what else the original holds
+  vocabulary: str  # what was written of it, in words
   trimmed: Trimmed | None = None
 
 

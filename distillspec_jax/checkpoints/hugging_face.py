@@ -176,8 +176,8 @@ def write(
       for path in parameters.shapes(config)
   }
   values['torch_dtype'] = _common_dtype(theirs)
-  json_files.write(folder / 'config.json', values)
-  json_files.write(folder / 'generation_config.json', _TOKEN_IDS)
+  (folder / 'config.json').write_text(_json(values))
+  (folder / 'generation_config.json').write_text(_json(_TOKEN_IDS))
   shards = list(_shards(theirs, shard_bytes))
   if len(shards) == 1:
     safetensors.write(folder / _SINGLE, shards[0])
@@ -192,7 +192,7 @@ def write(
       'total_size': sum(t.nbytes for t in theirs.values()),
   }
   index = {'metadata': metadata, 'weight_map': dict(sorted(file_of.items()))}
-  json_files.write(folder / _INDEX, index)
+  (folder / _INDEX).write_text(_json(index))
 
 
 def their_name(path: str) -> str:
@@ -215,6 +215,10 @@ def their_name(path: str) -> str:
 def _transposed(path: str, tensor: Tensor) -> Tensor:
   """From their layout to ours, or back; of a norm's one axis it is the same."""
   return tensor if path == _EMBEDDING else tensor.T
+
+
+def _json(values: Mapping[str, Any]) -> str:
+  return json.dumps(values, indent=2) + '\n'
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:

@@ -1,13 +1,10 @@
-"""JSON beside tensors: configurations, indices, headers."""
+"""Reading JSON that others wrote: configurations, indices, headers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-import json
 from typing import Any
-
-from etils import epath
 
 from distillspec_jax.core import errors
 
@@ -25,7 +22,3 @@ def parsing(
     raise errors.UserError(
         f'{what} is damaged ({error!r}); {remedy}.'
     ) from error
-
-
-def write(path: epath.Path, values: dict[str, Any]) -> None:
-  path.write_text(json.dumps(values, indent=2) + '\n')

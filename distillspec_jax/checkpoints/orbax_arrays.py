@@ -49,21 +49,22 @@ def read(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Tensor]:
   # In OCDBT, a database in the folder, all arrays share a few files; without
   # it, each has a folder of its own. Older metadata do not say which it is.
   in_database = metadata.get('use_ocdbt', (folder / 'manifest.ocdbt').exists())
-  stores = {
-      '/'.join(key[len(prefix) :]): array_store(
-          folder, '.'.join(key), in_database
-      )
+  names = {
+      '/'.join(key[len(prefix) :]): '.'.join(key)
       for key in keys
       if key[: len(prefix)] == prefix
   }
   driver = 'zarr3' if metadata.get('use_zarr3') else 'zarr'
-  return open_arrays(folder, stores, driver)
+  return open_arrays(folder, names, driver, in_database)
 
 
 def open_arrays(
-    folder: epath.Path, stores: Mapping[str, Any], driver: str = 'zarr'
+    folder: epath.Path,
+    names: Mapping[str, str],
+    driver: str = 'zarr',
+    in_database: bool = False,
 ) -> dict[str, Tensor]:
-  """Path -> tensor, of path -> `array_store`; `folder` is named in errors.
+  """Path -> tensor, of path -> name of an array in the folder.
 
   Raises:
     UserError: an array is missing or damaged.
@@ -73,7 +74,8 @@ def open_arrays(
     # By default a chunk whose file was lost is read as zeros.
     spec['fill_missing_data_reads'] = False
   opening, tensors = {}, {}
-  for path, store in stores.items():  # all, before the first is waited for
+  for path, name in names.items():  # all, before the first is waited for
+    store = array_store(folder, name, in_database)
     with _explained(path, folder):
       opening[path] = ts.open({**spec, 'kvstore': store}, read=True, open=True)
   for path, future in opening.items():

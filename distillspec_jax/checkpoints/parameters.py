@@ -70,17 +70,15 @@ def mismatches(
     tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
 ) -> str:
   """How tensors differ from the expected shapes, by path; '' if they do not."""
-  differences = [
-      f'{p} is missing' for p in sorted(set(expected) - set(tensors))
-  ]
-  differences += [
-      f'{p} is left over' for p in sorted(set(tensors) - set(expected))
-  ]
-  differences += [
-      f'{p} is {tuple(tensors[p].shape)} but should be {expected[p]}'
-      for p in sorted(set(tensors) & set(expected))
-      if tuple(tensors[p].shape) != expected[p]
-  ]
+  missing, left_over = set(expected) - set(tensors), set(tensors) - set(
+      expected
+  )
+  differences = [f'{path} is missing' for path in sorted(missing)]
+  differences += [f'{path} is left over' for path in sorted(left_over)]
+  for path in sorted(set(tensors) & set(expected)):
+    shape = tuple(tensors[path].shape)
+    if shape != expected[path]:
+      differences.append(f'{path} is {shape} but should be {expected[path]}')
   return tensors_lib.listed(differences, '; ')
 
 

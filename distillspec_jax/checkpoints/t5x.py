@@ -14,6 +14,7 @@ import re
 from typing import NamedTuple
 
 from etils import epath
+import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.checkpoints import orbax_arrays
@@ -98,7 +99,17 @@ def read(folder: epath.Path) -> parameters.Checkpoint:
         f'{folder} has no parameters (target); it is not a checkpoint of t5x,'
         ' or was not copied completely.'
     )
-  t5x_native.check_floats(tensors, folder)
+  others = [
+      f'{path}, which is {tensor.dtype}'
+      for path, tensor in tensors.items()
+      if not jnp.issubdtype(tensor.dtype, jnp.floating)
+  ]
+  if others:
+    raise errors.UserError(
+        f'{len(others)} arrays in {folder} are not of a floating type, such as'
+        f' {others[0]}. Old versions of t5x wrote bfloat16 as uint16; load the'
+        ' checkpoint with such a version and save it as float32.'
+    )
   config, tensors = t5x_layout.to_ours(tensors, folder)
   ignored = ('the state of the optimizer',)
   return parameters.Checkpoint(config, tensors, ignored, _step(folder) or 0)
@@ -185,18 +196,19 @@ def write(
   given = None if adafactor is None else tensors_lib.flatten(adafactor)
   shapes = _state_shapes(tensors, given)
   if given is None:
-    states = {path: _zeros(shape) for path, shape in shapes.items()}
-  else:
-    wrong = parameters.mismatches(given, shapes)
-    if wrong:
-      raise errors.UserError(
-          f'The state of Adafactor is not that of these parameters: {wrong}.'
-          ' Leave adafactor out to write the state before the first step.'
-      )
-    states = {
-        path: tensors_lib.from_array(np.asarray(x, np.float32))
-        for path, x in given.items()
-    }
+    # Views of a single zero, which take no memory.
+    zero = np.zeros((), np.float32)
+    given = {p: np.broadcast_to(zero, shape) for p, shape in shapes.items()}
+  wrong = parameters.mismatches(given, shapes)
+  if wrong:
+    raise errors.UserError(
+        f'The state of Adafactor is not that of these parameters: {wrong}.'
+        ' Leave adafactor out to write the state before the first step.'
+    )
+  states = {
+      path: tensors_lib.from_array(np.asarray(x, np.float32))
+      for path, x in given.items()
+  }
   temporary = final.with_name(f'{final.name}.tmp')
   if temporary.exists():
     temporary.rmtree()  # of an attempt that was interrupted
@@ -273,10 +285,3 @@ def _state_shapes(
       sizes['v'] = shape
     shapes |= {f'{path}/{name}': size for name, size in sizes.items()}
   return shapes
-
-
-def _zeros(shape: tuple[int, ...]) -> Tensor:
-  def read(index: tensors_lib.Index) -> np.ndarray:
-    return np.zeros([part.stop - part.start for part in index], np.float32)
-
-  return Tensor(shape, np.dtype(np.float32), read)

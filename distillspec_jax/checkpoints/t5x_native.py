@@ -27,7 +27,6 @@ INDEX = 'checkpoint'
 _VERSION = 3
 _VERSIONS = (2, 3)  # in 2, bfloat16 was written as uint16
 _PLACEHOLDER = 'PLACEHOLDER://'
-_FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
 _CHUNK_BYTES = 64 * 1024 * 1024  # as t5x
 
 
@@ -55,35 +54,17 @@ def read(folder: epath.Path, part: str) -> dict[str, Tensor]:
       for path, leaf in leaves.items()
       if path not in names
   }
-  return inline | _open_arrays(folder, names)
+  return inline | orbax_arrays.open_arrays(folder, names)
 
 
 def read_folders(folder: epath.Path, part: str) -> dict[str, Tensor]:
   """The same where there is no index, by the names of zarr folders."""
-  names = sorted(
-      path.name
-      for path in folder.iterdir()
-      if path.name.startswith(f'{part}.') and (path / '.zarray').exists()
-  )
-  return _open_arrays(
-      folder,
-      {name.removeprefix(f'{part}.').replace('.', '/'): name for name in names},
-  )
-
-
-def check_floats(tensors: Mapping[str, Tensor], where: Any) -> None:
-  """Raises UserError where a tensor is not of a floating type."""
-  others = [
-      f'{path}, which is {np.dtype(tensor.dtype).name}'
-      for path, tensor in tensors.items()
-      if np.dtype(tensor.dtype).name not in _FLOATS
-  ]
-  if others:
-    raise errors.UserError(
-        f'{len(others)} arrays in {where} are not of a floating type, such as'
-        f' {others[0]}. Old versions of t5x wrote bfloat16 as uint16; load the'
-        ' checkpoint with such a version and save it as float32.'
-    )
+  names = {
+      child.name.removeprefix(f'{part}.').replace('.', '/'): child.name
+      for child in sorted(folder.iterdir())
+      if child.name.startswith(f'{part}.') and (child / '.zarray').exists()
+  }
+  return orbax_arrays.open_arrays(folder, names)
 
 
 def write(
@@ -122,17 +103,6 @@ def write(
   (folder / INDEX).write_bytes(
       serialization.msgpack_serialize({'version': _VERSION, 'optimizer': tree})
   )
-
-
-def _open_arrays(
-    folder: epath.Path, names: Mapping[str, str]
-) -> dict[str, Tensor]:
-  """Path -> tensor, of path -> name of a zarr folder."""
-  stores = {
-      path: orbax_arrays.array_store(folder, name)
-      for path, name in names.items()
-  }
-  return orbax_arrays.open_arrays(folder, stores)
 
 
 def _index(path: epath.Path) -> dict[str, Any]:
