@@ -126,9 +126,9 @@ def convert(
         original, source, words, trim_vocabulary, texts, field
     )
   config = original.config
-  if config.output_tokens is not None and to != 'distillspec':
+  if config.trimmed_vocabulary is not None and to != 'distillspec':
     raise errors.UserError(
-        f'The output layer of {source} has {config.num_columns} of'
+        f'The output layer of {source} has {config.num_logits} of'
         f' {config.vocab_size} tokens, which {to} cannot express. Leave --to'
         ' out to keep it so, or convert the whole model that it was trimmed'
         ' from.'

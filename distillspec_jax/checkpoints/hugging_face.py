@@ -306,8 +306,8 @@ def _their_config(config: config_lib.T5Config) -> dict[str, Any]:
     reason = "is a draft that reads its target's encoder output"
   elif config.is_decoder_only:
     reason = 'is decoder-only'
-  elif config.output_tokens is not None:
-    reason = f'predicts {config.num_columns} of {config.vocab_size} tokens only'
+  elif config.trimmed_vocabulary is not None:
+    reason = f'predicts {config.num_logits} of {config.vocab_size} tokens only'
   elif rest and (first == 'gelu_exact' or rest != ['linear']):
     reason = f'has mlp_activations {config.mlp_activations}'
   elif is_umt5 and is_tied and not scale:

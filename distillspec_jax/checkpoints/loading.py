@@ -1,4 +1,4 @@
-"""A model in hand: configuration, parameters, vocabulary, and `load`."""
+"""Loading a model: parameters, network and vocabulary from a folder."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import parameters
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import sources
+from distillspec_jax.core import types
 from distillspec_jax.data import vocabularies
 from distillspec_jax.distributed import layouts
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer as transformer_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-  """A transformer with its parameters.
+class Loaded:
+  """A model that was loaded, with its vocabulary and name.
 
   Attributes:
-    transformer: the functions.
-    params: their parameters, named as in t5x.
+    model: network and parameters.
     vocabulary: text <-> tokens, or None.
     name: for tables and messages.
   """
 
-  transformer: transformer_lib.Transformer
-  params: Any
+  model: model_lib.Model
   vocabulary: Any = None
   name: str = 'model'
 
   @property
   def config(self) -> config_lib.T5Config:
-    return self.transformer.config
+    return self.model.config
 
   def logits(
       self,
@@ -59,30 +60,21 @@ class Model:
       decoder_inputs: int32[B, T], already shifted right: they start with 0.
       inputs_mask: bool[B, S]; default: inputs are padded with 0.
       encoded: float[B, S, E] the encoder's output; only a draft that shares its
-        target's encoder needs it, see `transformer.shared_encoding`.
+        target's encoder needs it, see `models.model.with_shared_encoding`.
 
     Raises:
       UserError: such a draft without it.
     """
     inputs = jnp.asarray(inputs, jnp.int32)
-    decoder_inputs = jnp.asarray(decoder_inputs, jnp.int32)
     mask = inputs != 0 if inputs_mask is None else jnp.asarray(inputs_mask)
-    return _logits(
-        self.transformer, self.params, inputs, mask, decoder_inputs, encoded
-    )
+    prompt = types.Prompt(inputs, mask.astype(jnp.int32), encoded)
+    return _logits(self.model, prompt, jnp.asarray(decoder_inputs, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(transformer, params, inputs, mask, decoder_inputs, encoded):
-  logits = transformer.logits(
-      params,
-      inputs,
-      mask.astype(jnp.int32),
-      decoder_inputs,
-      jnp.ones_like(decoder_inputs),
-      encoded=encoded,
-  )
-  return logits.astype(jnp.float32)
+@jax.jit
+def _logits(model, prompt, decoder_inputs):
+  segments = jnp.ones_like(decoder_inputs)
+  return model.logits(prompt, decoder_inputs, segments).astype(jnp.float32)
 
 
 def load(
@@ -94,41 +86,39 @@ def load(
     vocabulary: str | os.PathLike[str] | None = None,
     weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    layout: layouts.Rules = layouts.SPLIT,
+    layout: layouts.Rules = layouts.SHARDED,
     allow_nonfinite: bool = False,
-) -> Model:
-  """The model in a folder, of whatever kind.
+) -> Loaded:
+  """The model in a folder of any supported format.
 
   Args:
-    path: a model folder of ours; a run's folder, of which the best checkpoint
-      is taken; a Hugging Face folder with safetensors, or the name of a
-      repository in its cache; a t5x checkpoint, or a folder of several, of
-      which the latest is taken. Local, or in a bucket ('gs://...').
-    step: the checkpoint of that step instead, of a run or of t5x.
-    dtype: what to compute in, 'float32' or 'bfloat16'; default: as saved, and
-      float32 for the formats that do not say.
-    param_dtype: what to hold the parameters in, 'float32' or 'bfloat16';
-      default: as on disk.
+    path: a model folder of this package, or a run's folder, whose best
+      checkpoint is taken; a Hugging Face folder with safetensors, or the name
+      of a repository in the local cache; a t5x checkpoint, or a folder of
+      several, whose latest is taken. Local, or in a bucket ('gs://...').
+    step: takes the checkpoint of that step instead, of a run or of t5x.
+    dtype: of the computation, 'float32' or 'bfloat16'; default: as saved, and
+      float32 for formats that do not record it.
+    param_dtype: of the parameters in memory, 'float32' or 'bfloat16'; default:
+      as on disk.
     vocabulary: where it is, if not in the folder: a SentencePiece .model file,
       a tokenizer.json, another folder, or 'bytes'.
-    weights: 'int8' holds kernels and the embedding in a quarter of the bytes of
-      float32 and multiplies in int8; 'int8_weight_only' only holds them so.
-      Either is another model, near the saved one, that decodes and scores but
-      can be neither trained nor saved. Default: as saved.
-    mesh: lays the parameters out on it, each device reading its own part;
-      default: the one that is set (`jax.set_mesh`), or else all on the first
-      device.
-    layout: by which rules, see `core.layouts.rules`.
-    allow_nonfinite: takes parameters that are NaN or infinite, too.
+    weights: 'int8' stores kernels and the embedding in a quarter of the bytes
+      of float32 and multiplies in int8; 'int8_weight_only' only stores them so.
+      Either is an approximation of the saved model that can decode and score,
+      but be neither trained nor saved. Default: as saved.
+    mesh: lays the parameters out on it, each device reading its own shard;
+      default: the current mesh (`jax.set_mesh`), or else the first device.
+    layout: over which mesh axes, see `distributed.layouts.rules`.
+    allow_nonfinite: accepts parameters that are nan or infinite.
 
   Raises:
-    UserError: there is no model, or it is not whole, or does not fit its
+    UserError: there is no model, or it is incomplete, or does not fit its
       configuration.
   """
   folder = sources.resolve(path)
-  checkpoint = read(folder, step)
-  model = place(
-      checkpoint,
+  loaded = place(
+      read(folder, step),
       str(path),
       dtype=dtype,
       param_dtype=param_dtype,
@@ -137,8 +127,10 @@ def load(
       layout=layout,
       allow_nonfinite=allow_nonfinite,
   )
-  found = find_vocabulary(folder, model.config.vocab_size, vocabulary)
-  return dataclasses.replace(model, vocabulary=found)
+  return dataclasses.replace(
+      loaded,
+      vocabulary=find_vocabulary(folder, loaded.config.vocab_size, vocabulary),
+  )
 
 
 def place(
@@ -149,15 +141,11 @@ def place(
     param_dtype: str | None = None,
     weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    layout: layouts.Rules = layouts.SPLIT,
+    layout: layouts.Rules = layouts.SHARDED,
     allow_nonfinite: bool = False,
-) -> Model:
+) -> Loaded:
   """A checkpoint's model, without vocabulary; arguments as in `load`."""
-  if param_dtype not in (None, 'float32', 'bfloat16'):
-    raise errors.UserError(
-        f"param_dtype is {param_dtype!r}; it must be 'float32' or 'bfloat16',"
-        ' or left out.'
-    )
+  check.one_of((None, 'float32', 'bfloat16'), param_dtype=param_dtype)
   weights = 'float' if weights is None else weights
   int8.check(weights)
   config = checkpoint.config
@@ -168,27 +156,28 @@ def place(
     )
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype)
-  transformer = transformer_lib.Transformer(
+  network = transformer_lib.Transformer(
       dataclasses.replace(config, weights=weights), layout
   )
-  shardings = transform = None
   if mesh is None and not jax.sharding.get_mesh().empty:
     mesh = jax.sharding.get_mesh()
+  shardings = quantize = None
   if mesh is not None:
-    shardings = tensors.flatten(transformer.shardings(mesh))
+    shardings = tensors.flatten(network.shardings(mesh))
   if weights != 'float':
-    transform = functools.partial(int8.quantize, shardings=shardings)
+    quantize = functools.partial(int8.quantize, shardings=shardings)
   try:
-    placed = tensors.place(
+    params = tensors.place(
         checkpoint.tensors,
         shardings,
         dtype=param_dtype,
-        transform=transform,
+        transform=quantize,
         allow_nonfinite=allow_nonfinite,
     )
   except errors.UserError as error:
     raise errors.UserError(f'{name}: {error}') from error
-  return Model(transformer, tensors.unflatten(placed), None, name)
+  model = model_lib.Model(tensors.unflatten(params), network)
+  return Loaded(model, None, name)
 
 
 def find_vocabulary(
@@ -203,7 +192,7 @@ def find_vocabulary(
 
 
 def read(folder: epath.Path, step: int | None = None) -> parameters.Checkpoint:
-  """The checkpoint in a folder of any kind; no parameter is read yet.
+  """The checkpoint in a folder of any format; parameters are read lazily.
 
   Raises:
     UserError: there is none; the message says what was looked for.
@@ -216,19 +205,20 @@ def read(folder: epath.Path, step: int | None = None) -> parameters.Checkpoint:
   if hugging_face.is_checkpoint(folder):
     if step is not None:
       raise errors.UserError(
-          f'{folder} is a Hugging Face folder, which has no steps, but step is'
-          f' {step}; leave it out.'
+          f'step is {step}, but {folder} is a Hugging Face folder, which has no'
+          ' steps; leave step out.'
       )
     return hugging_face.read(folder)
   raise errors.UserError(
       f'{folder} holds no model. Looked for: model.json and params/, there or'
-      ' in best/ (a model or a run of ours); config.json and model.safetensors'
-      ' (Hugging Face); checkpoint_STEP/ or a file checkpoint (t5x).'
+      ' in best/ (a model or a run of this package); config.json and'
+      ' model.safetensors (Hugging Face); checkpoint_STEP/ or a file checkpoint'
+      ' (t5x).'
   )
 
 
-def check_encoder(target: Model, draft: Model) -> None:
-  """Raises UserError where the draft is to share an encoder that is not there.
+def check_encoder(target: Loaded, draft: Loaded) -> None:
+  """Raises UserError where the draft would share an encoder that is not there.
 
   Args:
     target: must have an encoder of its own if the draft has none.
@@ -237,31 +227,30 @@ def check_encoder(target: Model, draft: Model) -> None:
   if target.config.shares_encoder:
     raise errors.UserError(
         f'The target {target.name} has no encoder of its own: it is a draft'
-        " that reads its target's. Name the model that it was made for."
+        " that reads its target's. Name the model that it was trained for."
     )
-  wanted = draft.config.encoded_dim
-  if not wanted:
+  width = draft.config.encoded_dim
+  if not width:
     return
   if target.config.is_decoder_only:
     raise errors.UserError(
         f"The draft {draft.name} reads its target's encoder output, but the"
-        f' target {target.name} is decoder-only. Use a draft that is'
-        ' decoder-only, too.'
+        f' target {target.name} is decoder-only. Use a decoder-only draft.'
     )
-  if target.config.emb_dim != wanted:
+  if target.config.emb_dim != width:
     raise errors.UserError(
-        f'The draft {draft.name} reads an encoder output of width {wanted}, but'
+        f'The draft {draft.name} reads an encoder output of width {width}, but'
         f' that of the target {target.name} is {target.config.emb_dim} wide.'
-        ' Name the target that the draft was made for.'
+        ' Name the target that the draft was trained for.'
     )
 
 
-def check_pair(target: Model, draft: Model) -> None:
+def check_pair(target: Loaded, draft: Loaded) -> None:
   """Raises UserError where the draft cannot propose for the target.
 
-  Both must speak of the same tokens. Sizes may differ by padding rows: both
-  must round up to the same multiple of 128, as 32,100 and 32,128 do. A draft
-  that shares an encoder must have been made for one as wide as the target's.
+  Both must have the same tokens. Sizes may differ by padding rows: both must
+  round up to the same multiple of 128, as 32,100 and 32,128 do. A draft that
+  shares an encoder must have been trained for one as wide as the target's.
   """
   check_encoder(target, draft)
   if target.config.is_decoder_only != draft.config.is_decoder_only:
@@ -282,6 +271,6 @@ def check_pair(target: Model, draft: Model) -> None:
   if not vocabularies.same(target.vocabulary, draft.vocabulary):
     raise errors.UserError(
         f'The vocabularies of the target {target.name} and the draft'
-        f' {draft.name} differ: the same number stands for different text.'
+        f' {draft.name} differ: the same token id stands for different text.'
         ' Train the draft with the vocabulary of the target.'
     )

@@ -92,9 +92,9 @@ def trim(
     UserError: its output layer is trimmed already.
   """
   config = checkpoint.config
-  if config.output_tokens is not None:
+  if config.trimmed_vocabulary is not None:
     raise errors.UserError(
-        f'The output layer has {config.num_columns} of {config.vocab_size}'
+        f'The output layer has {config.num_logits} of {config.vocab_size}'
         ' tokens already; trim the model that it was made from.'
     )
   numbers = np.array(tokens)
@@ -105,6 +105,6 @@ def trim(
     tensors[_HEAD] = tensors[_HEAD].take(1, numbers)
   # scale_logits stays: its default would follow logits_via_embedding.
   config = dataclasses.replace(
-      config, output_tokens=tuple(tokens), logits_via_embedding=False
+      config, trimmed_vocabulary=tuple(tokens), logits_via_embedding=False
   )
   return checkpoint._replace(config=config, tensors=tensors)

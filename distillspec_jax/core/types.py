@@ -1,26 +1,44 @@
-"""What flows between the stages: batches of tokens, and means that add up."""
+"""What flows between the stages: batches, prompts, and means that add up."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+# Parameters of a network: nested dictionaries of arrays, named as in t5x.
+Params = Any
+
+
+class Prompt(NamedTuple):
+  """What a model reads before its first token, one example in each row.
+
+  Attributes:
+    tokens: int32[B, S] encoder input; decoder-only: the text before the output.
+    segments: int32[B, S], 0 is padding, at the end of a row.
+    encoded: float[B, S, E] the encoder's output, where it is already computed;
+      a draft that shares its target's encoder needs it.
+  """
+
+  tokens: jax.Array
+  segments: jax.Array
+  encoded: jax.Array | None = None
+
 
 @flax.struct.dataclass
 class Batch:
-  """Token sequences of one step, already padded or packed.
+  """Token sequences of one step, padded or packed.
 
-  Segments say which example a slot belongs to: 0 is padding, and slots attend
-  to each other only inside one segment. An unpacked row has segments 1 up to
-  its length and 0 after it, so a mask and packing are the same thing.
+  Segments tell which example a slot belongs to: 0 is padding, and slots attend
+  to each other only within a segment. An unpacked row has segment 1 up to its
+  length and 0 after it, so a mask and packing are the same thing.
 
   Attributes:
     inputs: int32[B, S] encoder tokens (decoder-only: the prompt); S may be 0.
     input_segments: int32[B, S].
-    labels: int32[B, T] what the decoder is to say, EOS included, not shifted.
+    labels: int32[B, T] what the decoder should emit, EOS included, not shifted.
     segments: int32[B, T].
     mask: bool[B, T] positions that count in the loss; inside segments > 0.
   """
@@ -30,6 +48,10 @@ class Batch:
   labels: jax.Array
   segments: jax.Array
   mask: jax.Array
+
+  @property
+  def prompt(self) -> Prompt:
+    return Prompt(self.inputs, self.input_segments)
 
 
 class Mean(NamedTuple):

@@ -1,8 +1,8 @@
-"""Where arrays with named axes lie on the mesh.
+"""Layouts: over which mesh axes the named axes of arrays are sharded.
 
-A parameter or activation names its axes (embed, mlp, heads, ...), as in t5x;
-rules say on which mesh axis each of them lies. Models have rules of their own:
-a large target may be split where its small draft is whole on every device.
+A parameter or activation names its axes (embed, mlp, heads, ...), as in t5x; a
+layout maps each name to mesh axes. Models have layouts of their own: a large
+target may be sharded while its small draft is replicated on every device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from distillspec_jax.distributed import mesh as mesh_lib
 # (logical axis, mesh axes or None for replicated), ...
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
-SPLIT: Rules = (
+SHARDED: Rules = (
     ('batch', mesh_lib.ROWS),
     ('length', None),
     ('embed_activation', None),
@@ -37,15 +37,15 @@ SPLIT: Rules = (
 
 
 def _only(kept: str | None) -> Rules:
-  """Parameters on one axis or on none, rows on all."""
-  layout = {name: axis if axis == kept else None for name, axis in SPLIT}
+  """Parameters sharded over one mesh axis or none, rows over all."""
+  layout = {name: axis if axis == kept else None for name, axis in SHARDED}
   return tuple((layout | {'batch': mesh_lib.AXES}).items())
 
 
 _LAYOUTS: dict[str, Rules] = {
-    'split': SPLIT,
+    'sharded': SHARDED,
     'fsdp': _only('fsdp'),
-    'whole': _only(None),
+    'replicated': _only(None),
 }
 
 
@@ -53,10 +53,10 @@ def rules(layout: str | Sequence[tuple[str, Any]]) -> Rules:
   """The rules of a layout.
 
   Args:
-    layout: 'split', where parameters lie over the axes fsdp and tensor; 'fsdp',
-      where they lie over that one alone; 'whole', where every device has all of
-      them; these two spread rows over all axes. Or pairs of a logical axis and
-      mesh axes (a name, several, or None) that differ from 'split'.
+    layout: 'sharded' over the mesh axes fsdp and tensor; 'fsdp', over that axis
+      alone; 'replicated' on every device (the latter two spread rows over all
+      mesh axes). Or pairs of a logical axis and its mesh axes (a name, several,
+      or None) that differ from 'sharded'.
 
   Raises:
     UserError: an unknown layout, logical axis or mesh axis.
@@ -64,22 +64,22 @@ def rules(layout: str | Sequence[tuple[str, Any]]) -> Rules:
   if isinstance(layout, str):
     if layout not in _LAYOUTS:
       raise errors.UserError(
-          f"Unknown layout {layout!r}; use 'split', 'fsdp', 'whole', or pairs"
-          " such as (('embed', None),)."
+          f"Unknown layout {layout!r}; use 'sharded', 'fsdp', 'replicated',"
+          " or pairs such as (('embed', None),)."
       )
     return _LAYOUTS[layout]
-  changed: dict[str, Any] = dict(SPLIT)
+  changed: dict[str, Any] = dict(SHARDED)
   for pair in layout:
     if len(pair) != 2 or pair[0] not in changed:
       raise errors.UserError(
           f'A layout has {pair!r}; it must be a logical axis'
-          f' ({", ".join(changed)}) and the mesh axes that it lies on.'
+          f' ({", ".join(changed)}) and the mesh axes to shard it over.'
       )
     name, axes = pair
     for axis in _several(axes):
       if axis not in mesh_lib.AXES:
         raise errors.UserError(
-            f'A layout puts {name!r} on the mesh axis {axis!r}; there are'
+            f'A layout shards {name!r} over the mesh axis {axis!r}; there are'
             f' {", ".join(mesh_lib.AXES)}.'
         )
     changed[name] = tuple(axes) if isinstance(axes, list) else axes
@@ -87,7 +87,7 @@ def rules(layout: str | Sequence[tuple[str, Any]]) -> Rules:
 
 
 def gathered(layout: Rules) -> Rules:
-  """The rules with nothing but rows on the axis fsdp."""
+  """The layout with nothing but rows sharded over the axis fsdp."""
 
   def without(axes):
     kept = tuple(axis for axis in _several(axes) if axis != 'fsdp')
@@ -100,7 +100,7 @@ def gathered(layout: Rules) -> Rules:
 
 
 def lies_on(layout: Rules, axis: str) -> bool:
-  """Whether a layout splits more than rows on the axis of the mesh in use."""
+  """Whether a layout shards more than rows over an axis of the current mesh."""
   sizes = mesh_lib.automatic()
   return sizes.get(axis, 1) > 1 and any(
       axis in _several(axes) for name, axes in layout if name != 'batch'
@@ -113,16 +113,16 @@ def spec(
     names: Sequence[str | None],
     layout: Rules,
 ) -> PartitionSpec:
-  """Where the axes of an array lie.
+  """The mesh axes of each axis of an array.
 
-  An axis whose size the mesh does not divide lies on fewer mesh axes or on
-  none, and so does the second axis that asks for the same one.
+  An axis whose size the mesh axes do not divide is sharded over fewer of them
+  or none, and so is the second axis that asks for the same mesh axis.
 
   Args:
-    sizes: of the mesh's axes; what lies on others is replicated.
+    sizes: mesh axis -> size; other mesh axes are left alone.
     shape: of the array.
-    names: its logical axes, from the first on.
-    layout: the rules.
+    names: its logical axes; missing ones are replicated.
+    layout: from `rules`.
   """
   table, used, parts = dict(layout), set(), []
   for size, name in zip(shape, (*names, *[None] * len(shape))):
@@ -143,12 +143,12 @@ def spec(
 def constrain(
     array: jax.Array, names: Sequence[str | None], layout: Rules
 ) -> jax.Array:
-  """The array, laid out on the mesh that is set; without one, as it is.
+  """The array, laid out on the current mesh; unchanged without one.
 
   Args:
     array: traced.
     names: its logical axes.
-    layout: the rules; without any the array stays as it is, too.
+    layout: from `rules`; () changes nothing.
   """
   sizes = mesh_lib.automatic()
   if math.prod(sizes.values()) == 1 or not layout:
@@ -159,7 +159,7 @@ def constrain(
 
 
 def shardings(
-    mesh: Mesh, abstract: Any, logical_axes: Any, layout: Rules = SPLIT
+    mesh: Mesh, abstract: Any, logical_axes: Any, layout: Rules = SHARDED
 ) -> Any:
   """A sharding for every leaf.
 
@@ -167,7 +167,7 @@ def shardings(
     mesh: from `make_mesh`.
     abstract: tree of arrays or `ShapeDtypeStruct`.
     logical_axes: tree of `PartitionSpec` of logical names, same structure.
-    layout: the rules.
+    layout: from `rules`.
 
   Returns:
     A tree of `NamedSharding`; see `spec`.

@@ -1,28 +1,54 @@
-"""The device mesh, and work that each device does on rows of its own.
+"""The device mesh, and shard_map over the rows of a batch.
 
 One mesh with three axes, any of which may have size 1:
 
   data     rows of the batch
-  fsdp     rows of the batch too; parameters are split over it and gathered
-           when used
-  tensor   heads, feed-forward width and vocabulary; rows, too, of a model that
-           is not split over it
+  fsdp     rows of the batch too; parameters are sharded over it and gathered
+           when they are used
+  tensor   heads, feed-forward width and vocabulary; rows, for a model that is
+           not sharded over it
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import dataclasses
 import math
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSizes:
+  """Sizes of the mesh axes.
+
+  Attributes:
+    data: -1 takes the remaining devices.
+    fsdp: see the module.
+    tensor: likewise.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    check.at_least(1, owner='mesh', fsdp=self.fsdp, tensor=self.tensor)
+    if self.data != -1:
+      check.at_least(1, owner='mesh', hint='or be -1', data=self.data)
+
+  def create(self) -> Mesh:
+    """The mesh over all devices of all processes."""
+    return make_mesh(self.data, self.fsdp, self.tensor)
 
 
 def make_mesh(
@@ -34,21 +60,17 @@ def make_mesh(
   """The mesh over all devices.
 
   Args:
-    data: size of the data axis; -1 takes the devices that are left.
+    data: size of the data axis; -1 takes the remaining devices.
     fsdp: size of the fsdp axis.
     tensor: size of the tensor axis.
-    devices: which; default: all of all processes.
+    devices: default: all devices of all processes.
 
   Raises:
-    UserError: the sizes do not multiply to the number of devices, or have no
-      place on the torus of a TPU slice.
+    UserError: the product of the sizes is not the number of devices, or the
+      mesh does not fit the torus of a TPU slice.
   """
   count = jax.device_count() if devices is None else len(devices)
-  for name, size in (('data', data), ('fsdp', fsdp), ('tensor', tensor)):
-    if size < 1 and (name, size) != ('data', -1):
-      raise errors.UserError(
-          f'The mesh axis {name} is {size}; it must be at least 1.'
-      )
+  MeshSizes(data=data, fsdp=fsdp, tensor=tensor)
   if data == -1:
     data = max(1, count // (fsdp * tensor))
   if data * fsdp * tensor != count:
@@ -66,9 +88,8 @@ def make_mesh(
     )
   except NotImplementedError as error:
     raise errors.UserError(
-        f'The mesh data {data} x fsdp {fsdp} x tensor {tensor} cannot be laid'
-        ' over the slice: each of its axes must be a product of axes of the'
-        ' torus.'
+        f'The mesh data {data} x fsdp {fsdp} x tensor {tensor} does not fit the'
+        ' slice: each of its axes must be a product of axes of the torus.'
     ) from error
 
 
@@ -110,67 +131,69 @@ def rows(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
-  """Raises UserError where rows cannot be split evenly over the mesh."""
+  """Raises UserError unless the mesh divides the batch evenly."""
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if batch_size % ways:
     raise errors.UserError(
-        f'A batch of {batch_size} rows cannot be split evenly over the mesh,'
-        f' whose data and fsdp axes make {ways}; use a multiple of {ways}.'
+        f'batch size {batch_size} is not a multiple of {ways}, the product of'
+        ' the mesh axes data and fsdp; use a multiple.'
     )
 
 
 def shard_over_batch(
     function: Callable[[Any, Any], Any],
-    whole: Any,
-    rows: Any,
+    replicated: Any,
+    batched: Any,
     axes: Sequence[str] = ROWS,
-    places: Any = 0,
-    out_places: Any = 0,
+    batch_axes: Any = 0,
+    out_batch_axes: Any = 0,
 ) -> Any:
-  """function(whole, rows), where each device sees its own rows alone.
+  """function(replicated, batched) by shard_map over the batch.
 
-  What the function does with its rows needs nothing of devices with other rows,
-  so nothing is exchanged with them while it works: loops end where they end
-  here, and the gradient of `whole` is added up once. Without a mesh it is just
-  called.
+  The function needs nothing of other devices' rows, so nothing is exchanged
+  while it works: a loop ends on each device when that device's own rows are
+  done, and the gradient of `replicated` is summed over devices once. Without a
+  mesh the function is simply called.
 
   Args:
     function: returns a tree of arrays that begin with an axis of rows, or, for
-      sums, of one row a call.
-    whole: tree of arrays that every device needs wholly.
-    rows: tree of arrays [B, ...], or with B at another place, but for the first
-      array.
-    axes: of the mesh, on which `function` exchanges nothing and over which the
-      rows are spread, as far as they divide B; on the others arrays may be
-      split inside it. Loops whose length depends on the rows need all axes.
-    places: of B in the arrays of `rows`; a tree that `rows` begins with, as
+      sums, with one row for each call.
+    replicated: tree of arrays that every device needs in full.
+    batched: tree of arrays [B, ...], or with B at the axis that `batch_axes`
+      gives; B is the first axis of the first array.
+    axes: mesh axes to spread the rows over, as far as they divide B. On the
+      other axes arrays may be sharded inside the function. A loop whose length
+      depends on the rows needs all axes.
+    batch_axes: axis of B in the arrays of `batched`; a tree prefix, as
       `in_axes` of `jax.vmap`.
-    out_places: likewise, of what is returned.
+    out_batch_axes: likewise, for what the function returns.
 
   Returns:
-    What the function returns, rows one after the other.
+    What the function returns, with all rows.
   """
   sizes = automatic()
   sizes = {axis: sizes[axis] for axis in axes if sizes.get(axis, 1) > 1}
   if not sizes:
-    return function(whole, rows)
-  count = jax.tree.leaves(rows)[0].shape[0]
-  spread = dividing(count, sizes, tuple(sizes))
-  at = lambda place: PartitionSpec(*[None] * place, spread)
+    return function(replicated, batched)
+  rows = jax.tree.leaves(batched)[0].shape[0]
+  spread = dividing(rows, sizes, tuple(sizes))
+  spec = lambda axis: PartitionSpec(*[None] * axis, spread)
+  # `axis_names` leaves the other mesh axes to the compiler. `check_vma` would
+  # demand proof that outputs agree where `spread` is shorter than `axes`.
   return jax.shard_map(
       function,
-      in_specs=(PartitionSpec(), jax.tree.map(at, places)),
-      out_specs=jax.tree.map(at, out_places),
+      in_specs=(PartitionSpec(), jax.tree.map(spec, batch_axes)),
+      out_specs=jax.tree.map(spec, out_batch_axes),
       axis_names=set(sizes),
       check_vma=False,
-  )(whole, rows)
+  )(replicated, batched)
 
 
 def automatic() -> dict[str, int]:
-  """Axes of the mesh that is set over which the compiler splits arrays.
+  """Axes of the current mesh that are the compiler's to shard over.
 
   Returns:
-    Their sizes; none without a mesh.
+    Axis -> size; empty without a mesh, or where shard_map has taken the axes.
   """
   mesh = jax.sharding.get_abstract_mesh()
   return {
@@ -183,12 +206,12 @@ def automatic() -> dict[str, int]:
 def dividing(
     size: int, sizes: Mapping[str, int], axes: Sequence[str]
 ) -> tuple[str, ...]:
-  """The first of the mesh axes, as many as together divide a size.
+  """The longest prefix of mesh axes whose product divides an array's axis.
 
   Args:
-    size: of an axis of an array.
-    sizes: of mesh axes.
-    axes: of them, that it asks for.
+    size: of the array's axis.
+    sizes: mesh axis -> size.
+    axes: the mesh axes that were asked for.
   """
   axes = tuple(axes)
   while size % math.prod(sizes[axis] for axis in axes):

@@ -1,24 +1,20 @@
 """How well a draft agrees with its target: acceptance and block efficiency.
 
-Both are measured on text that has the target's distribution, which is what
-speculative decoding emits. The acceptance rate is expected, from both models'
-distributions on that text (1 - TVD, DistillSpec equation 3); block efficiency
-is counted.
+Both are measured on the text that the decoding at hand emits; with a lossless
+verifier it has the target's distribution. The acceptance rate is an
+expectation, from both models' distributions on that text (1 - TVD, DistillSpec
+equation 3); block efficiency is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 import functools
-import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
-import rich.table
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
@@ -29,46 +25,54 @@ from distillspec_jax.core import results
 from distillspec_jax.core import statistics
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
-from distillspec_jax.distributed import hosts
 from distillspec_jax.evaluation import examples as examples_lib
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.evaluation import quality
 from distillspec_jax.losses import divergences
-from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
+from distillspec_jax.sampling import speculative
+from distillspec_jax.sampling import verification
 from distillspec_jax.sampling import warping
 
 # Positions whose distributions [B, 16, V] are held at a time.
 _CHUNK = 16
+_Metrics = dict[str, results.Metric]
+
+
+class Measured(NamedTuple):
+  """What one decoding was measured to be; quality is empty without metrics."""
+
+  decoding: decoding_lib.Decoding
+  acceptance: _Metrics
+  quality: _Metrics
 
 
 def evaluate(
     *,
     run: str,
-    target: str | loading.Model,
-    draft: str | loading.Model,
+    target: str | loading.Loaded,
+    draft: str | loading.Loaded,
     task: tasks.Task,
     split: str = 'validation',
     examples: int = 128,
     batch_size: int = 32,
-    temperatures: Sequence[float] = (0.0, 1.0),
-    block_lengths: Sequence[int] = (5,),
-    verifications: Sequence[str] = ('token',),
-    top_k: int = 0,
-    top_p: float = 1.0,
-    max_new_tokens: int | None = None,
+    decodings: Sequence[decoding_lib.Decoding] | None = None,
     seed: int = 0,
     draft_name: str | None = None,
+    show: Callable[[str, list[Measured]], None] | None = None,
 ) -> list[dict[str, Any]]:
-  """Measures a pair, adds to RUN/results.jsonl and returns the lines.
+  """Measures a pair, appends to RUN/results.jsonl and returns the lines.
 
-  A line of kind `acceptance` for each temperature, block length and rule of
-  verification, and one of kind `task_quality` for each model if the task has
-  metrics (greedy answers). Greedy, the rules are the same one; sampled, the
-  lines of all but the first have `block_efficiency_gain`: tokens a call of the
-  target more than by the first, on the same inputs, with the standard error of
-  the paired difference.
+  One line of kind `acceptance` for each decoding. Decodings that differ in
+  nothing but verifier and paths are compared on the same inputs: all but the
+  first have `block_efficiency_gain`, by how much their block efficiency exceeds
+  that of the first, with the standard error of the paired difference.
+
+  If the task has metrics, one line of kind `task_quality` for the text that
+  each decoding emits ('pair'; greedy lossless decodings emit the target's and
+  are left out), and one each for the greedy text of target and draft.
 
   Args:
     run: folder for the results.
@@ -77,51 +81,30 @@ def evaluate(
     task: whose inputs.
     split: of the task.
     examples: from the start of the split; all there are if it has fewer.
-    batch_size: rows at a time; has no influence on the numbers.
-    temperatures: 0 is greedy.
-    block_lengths: drafted tokens a block.
-    verifications: 'token', 'block' or both.
-    top_k: see `Decoding`.
-    top_p: see `Decoding`.
-    max_new_tokens: default: the task's label length.
+    batch_size: sequences at a time; has no influence on the numbers.
+    decodings: default: greedy and temperature 1 in blocks of five.
     seed: of sampling.
     draft_name: in results; default: the folder's.
+    show: is called with a title and what was measured, for a table.
 
   Raises:
     UserError: folders without models, models that do not fit each other or
       the task, settings out of range, a folder that cannot be written to.
   """
-  settings = [
-      decoding_lib.Decoding(
-          temperature=temperature,
-          top_k=top_k,
-          top_p=top_p,
-          block_length=block_length,
-          verification=verification,
-          max_new_tokens=task.label_length
-          if max_new_tokens is None
-          else max_new_tokens,
-      )
-      for temperature, block_length, verification in itertools.product(
-          temperatures, block_lengths, verifications
-      )
-  ]
-  if not settings:
-    raise errors.UserError(
-        f'temperatures is {temperatures}, block_lengths {block_lengths} and'
-        f' verifications {verifications}; give at least one of each.'
-    )
-  settings = [
-      decoding
-      for decoding in settings
-      if decoding.verification == verifications[0] or not decoding.greedy
-  ]
+  if decodings is None:
+    decodings = decoding_lib.grid()
+  if not decodings:
+    raise errors.UserError('decodings is empty; give at least one.')
+  decodings = [d.with_default_length(task.label_length) for d in decodings]
+  for decoding in decodings:
+    decoding.check_speculative()
   store.check_writable(run)
-  target, draft, name, task = pair_lib.load(target, draft, task, draft_name)
+  target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   batches = examples_lib.first(task, split, examples, batch_size)
-  lines = []
+  judges_quality = bool(task.metrics) and target.vocabulary is not None
+  lines: list[dict[str, Any]] = []
 
-  def write(kind, decoding, metrics):
+  def write(kind, described, metrics):
     lines.append(
         results.write(
             run,
@@ -130,107 +113,102 @@ def evaluate(
             draft=name,
             task=task.name,
             split=split,
-            decoding=decoding,
+            decoding=described,
             metrics=metrics,
             seed=seed,
         )
     )
 
-  table = rich.table.Table(
-      'temperature', 'block length', 'verification', 'acceptance rate',
-      'block efficiency', 'gain', title=f'{name}, {task.name} {split}',
-  )  # fmt: skip
-  first = {}
-  for decoding in settings:
-    what = f'{name}, {_describe(decoding)}'
-    counts = count(target, draft, progress.shown(batches, what), decoding, seed)
-    metrics = _metrics(counts, decoding.block_length)
-    if decoding.verification == verifications[0]:
-      first = counts
+  measured: list[Measured] = []
+  first: dict[decoding_lib.Decoding, dict[str, Any]] = {}
+  for decoding in decodings:
+    shown = progress.shown(batches, f'{name}, {decoding.label()}')
+    counts = count(target, draft, shown, decoding, seed)
+    metrics = _metrics(counts, decoding)
+    family = decoding.replace(verifier=verification.Token(), paths=1)
+    if family in first:
+      metrics['block_efficiency_gain'] = _gain(first[family], counts)
     else:
-      metrics['block_efficiency_gain'] = _gain(first, counts)
+      first[family] = counts
     described = decoding.describe(speculative=True, batch_size=batch_size)
     write('acceptance', described, metrics)
-    table.add_row(
-        f'{decoding.temperature:g}',
-        str(decoding.block_length),
-        decoding.verification,
-        _show(metrics['acceptance_rate']),
-        _show(metrics['block_efficiency']),
-        _show(metrics.get('block_efficiency_gain')),
-    )
-  if task.metrics and target.vocabulary is not None:
-    # What a model can do is asked without chance.
-    decoding = dataclasses.replace(settings[0], temperature=0.0)
+    quality_metrics = {}
+    is_targets_own = decoding.is_greedy and decoding.verifier.is_lossless
+    if judges_quality and not is_targets_own:
+      outputs, labels = counts['outputs'], counts['labels']
+      quality_metrics = quality.score(task, target.vocabulary, outputs, labels)
+      write('task_quality', {**described, 'model': 'pair'}, quality_metrics)
+    measured.append(Measured(decoding, metrics, quality_metrics))
+  if judges_quality:
+    greedy = decodings[0].replace(temperature=0.0).without_draft()
     for model, who in ((target, 'target'), (draft, name)):
       shown = progress.shown(batches, f'{who}, task quality')
-      metrics = quality.measure(model, task, shown, decoding, seed, target)
-      described = decoding.describe(speculative=False, batch_size=batch_size)
+      metrics = quality.measure(model, task, shown, greedy, seed, target)
+      described = greedy.describe(speculative=False, batch_size=batch_size)
       write('task_quality', {**described, 'model': who}, metrics)
-  rich.console.Console(stderr=True, quiet=not hosts.is_first()).print(table)
+  if show is not None:
+    show(f'{name}, {task.name} {split}', measured)
   return lines
 
 
 def measure(
-    target: loading.Model,
-    draft: loading.Model,
+    target: loading.Loaded,
+    draft: loading.Loaded,
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     seed: int,
-) -> dict[str, results.Metric]:
+) -> _Metrics:
   """Acceptance rate, block efficiency and acceptance by position.
 
   Args:
     target: the model that decides.
     draft: the model that proposes.
-    batches: whose inputs are answered; empty rows do not count.
+    batches: whose inputs are decoded; empty rows do not count.
     decoding: settings.
     seed: of sampling; row i of all batches draws from stream (seed, i).
 
   Returns:
     Name -> metric, with standard errors over examples: acceptance_rate,
-    block_efficiency, predicted_block_efficiency, tokens (an answer), and
-    acceptance_at_1 .. acceptance_at_G: how often the token at this place of a
-    block is accepted if all before it were (places never reached are left out).
+    block_efficiency, predicted_block_efficiency, tokens (per output), and
+    acceptance_at_1 .. acceptance_at_G: how often the token at this position of
+    a block is accepted if all before it were (positions never reached are left
+    out).
 
   Raises:
     UserError: there is no example.
   """
   counts = count(target, draft, batches, decoding, seed)
-  return _metrics(counts, decoding.block_length)
+  return _metrics(counts, decoding)
 
 
 def count(
-    target: loading.Model,
-    draft: loading.Model,
+    target: loading.Loaded,
+    draft: loading.Loaded,
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     seed: int,
-) -> dict[str, np.ndarray]:
-  """What each example counts for, each [n] or [n, G]; arguments: `measure`.
+) -> dict[str, Any]:
+  """The counts of each example, each [n] or [n, G]; arguments: `measure`.
 
   Returns:
     expected (accepted tokens, by both distributions), emitted, blocks,
-    reached_at, accepted_at.
+    reached_at, accepted_at; and outputs and labels, lists of n token arrays.
 
   Raises:
     UserError: there is no example.
   """
-  rows: list[dict[str, np.ndarray]] = []
+  parts: list[dict[str, np.ndarray]] = []
+  outputs, labels = [], []
   for batch, keys in examples_lib.with_keys(batches, seed):
-    samples = pair_lib.answer(
-        target, draft, batch.inputs, batch.input_segments, keys, decoding
+    prompt = model_lib.with_shared_encoding(
+        batch.prompt, target.model, draft.model
     )
-    found = {
+    samples = speculative.generate(
+        target.model, draft.model, prompt, keys, decoding
+    )
+    counted = {
         'expected': _expected_acceptance(
-            target.transformer,
-            draft.transformer,
-            decoding,
-            target.params,
-            draft.params,
-            batch.inputs,
-            batch.input_segments,
-            samples,
+            target.model, draft.model, prompt, samples, decoding.sampling
         ),
         'emitted': samples.statistics.emitted,
         'blocks': samples.statistics.blocks,
@@ -238,17 +216,21 @@ def count(
         'accepted_at': samples.statistics.accepted_at,
     }
     real = examples_lib.real_rows(batch)
-    rows.append({k: v[real] for k, v in jax.device_get(found).items()})
-  if not sum(len(row['emitted']) for row in rows):
+    counted, tokens, lengths = jax.device_get(
+        (counted, samples.tokens, samples.lengths)
+    )
+    parts.append({name: array[real] for name, array in counted.items()})
+    outputs += quality.emitted(tokens, lengths, batch)
+    labels += quality.reference(batch)
+  if not outputs:
     raise errors.UserError(
         'There is no example to measure: no batches, or only padding rows.'
     )
-  return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+  counts = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+  return {**counts, 'outputs': outputs, 'labels': labels}
 
 
-def _gain(
-    first: dict[str, np.ndarray], second: dict[str, np.ndarray]
-) -> results.Metric:
+def _gain(first: dict[str, Any], second: dict[str, Any]) -> results.Metric:
   """Block efficiency of the second less that of the first, paired."""
   difference = statistics.ratio_difference(
       (first['emitted'], second['emitted']), (first['blocks'], second['blocks'])
@@ -257,10 +239,10 @@ def _gain(
 
 
 def _metrics(
-    counts: dict[str, np.ndarray], block_length: int
-) -> dict[str, results.Metric]:
-  """Metrics of the examples' counts, each [n] or [n, G]."""
-  number = len(counts['emitted'])
+    counts: dict[str, Any], decoding: decoding_lib.Decoding
+) -> _Metrics:
+  """Metrics of the examples' counts."""
+  number, size = len(counts['emitted']), decoding.drafting.length
 
   def metric(totals, weights, unit):
     return results.Metric(*statistics.ratio(totals, weights), number, unit)
@@ -268,81 +250,62 @@ def _metrics(
   rate = metric(counts['expected'], counts['emitted'], '1')
   # A sum of rounded terms, which may end above 1.
   rate = rate._replace(value=min(rate.value, 1.0))
-  slope = cost_model.block_efficiency_slope(rate.value, block_length)
-  error = rate.standard_error
-  found = {
+  metrics = {
       'acceptance_rate': rate,
       'block_efficiency': metric(
           counts['emitted'], counts['blocks'], 'tokens/block'
       ),
-      'predicted_block_efficiency': results.Metric(
-          cost_model.predicted_block_efficiency(rate.value, block_length),
-          None if error is None else slope * error,
-          number,
-          'tokens/block',
-      ),
       'tokens': metric(counts['emitted'], np.ones(number), 'tokens'),
   }
-  for place in range(block_length):
-    reached = counts['reached_at'][:, place]
+  plain = decoding_lib.Drafting(length=size)
+  if decoding.verifier.is_lossless and decoding.drafting == plain:
+    # The formula is that of single drafts of this very length.
+    slope = cost_model.block_efficiency_slope(rate.value, size)
+    error = rate.standard_error
+    metrics['predicted_block_efficiency'] = results.Metric(
+        cost_model.predicted_block_efficiency(rate.value, size),
+        None if error is None else slope * error,
+        number,
+        'tokens/block',
+    )
+  for index in range(size):
+    reached = counts['reached_at'][:, index]
     if reached.any():
-      found[f'acceptance_at_{place + 1}'] = metric(
-          counts['accepted_at'][:, place], reached, '1'
+      metrics[f'acceptance_at_{index + 1}'] = metric(
+          counts['accepted_at'][:, index], reached, '1'
       )
-  return found
+  return metrics
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnames='sampling')
 def _expected_acceptance(
-    target: transformer_lib.Transformer,
-    draft: transformer_lib.Transformer,
-    decoding: decoding_lib.Decoding,
-    target_params: Any,
-    draft_params: Any,
-    inputs: jax.Array,
-    input_segments: jax.Array,
+    target: model_lib.Model,
+    draft: model_lib.Model,
+    prompt: types.Prompt,
     samples: samples_lib.Samples,
+    sampling: decoding_lib.Sampling,
 ) -> jax.Array:
   """float32[B]: sum over emitted tokens of sum_v min(p, q), both warped."""
   length = samples.tokens.shape[1]
   written = jnp.arange(length)[None] < samples.lengths[:, None]
   segments = written.astype(jnp.int32)
-  tokens = transformer_lib.shift_right(samples.tokens, segments)
-  read = (inputs, input_segments, tokens, segments)
-  encoded = transformer_lib.shared_encoding(
-      draft, target, target_params, inputs, input_segments
-  )
-  p_hidden = target.hidden(target_params, *read, encoded=encoded)
-  q_hidden = draft.hidden(draft_params, *read, encoded=encoded)
-  size = transformer_lib.shared_vocabulary(target, draft)
+  tokens = model_lib.shift_right(samples.tokens, segments)
+  size = model_lib.common_vocabulary(target, draft)
   padding = -length % _CHUNK
 
-  def split(array):
-    array = jnp.pad(array, ((0, 0), (0, padding), (0, 0)))
-    array = array.reshape(array.shape[0], -1, _CHUNK, array.shape[-1])
-    return jnp.swapaxes(array, 0, 1)  # [T / 16, B, 16, D]
+  def split(hidden):
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    hidden = hidden.reshape(hidden.shape[0], -1, _CHUNK, hidden.shape[-1])
+    return jnp.swapaxes(hidden, 0, 1)  # [T / 16, B, 16, D]
 
   def chunk(hidden):
-    p = target.all_logits(target_params, hidden[0], size)
-    q = draft.all_logits(draft_params, hidden[1], size)
-    return divergences.acceptance(
-        warping.warp(p, decoding), warping.warp(q, decoding)
-    )
+    p = warping.warp(target.all_logits(hidden[0], size), sampling)
+    q = warping.warp(draft.all_logits(hidden[1], size), sampling)
+    return divergences.acceptance(p, q)
 
-  found = jax.lax.map(chunk, (split(p_hidden), split(q_hidden)))
-  found = jnp.swapaxes(found, 0, 1).reshape(written.shape[0], -1)[:, :length]
-  return jnp.sum(found, axis=1, where=written)
-
-
-def _describe(decoding: decoding_lib.Decoding) -> str:
-  how = 'greedy' if decoding.greedy else f'T = {decoding.temperature:g}'
-  by = '' if decoding.verification == 'token' else f', {decoding.verification}'
-  return f'{how}, block length {decoding.block_length}{by}'
-
-
-def _show(metric: results.Metric | None) -> str:
-  if metric is None:
-    return '–'
-  if metric.standard_error is None:
-    return f'{metric.value:.3f}'
-  return f'{metric.value:.3f} ± {metric.standard_error:.3f}'
+  hidden = tuple(
+      split(model.hidden(prompt, tokens, segments)) for model in (target, draft)
+  )
+  acceptance = jnp.swapaxes(jax.lax.map(chunk, hidden), 0, 1)
+  acceptance = acceptance.reshape(written.shape[0], -1)[:, :length]
+  return jnp.sum(acceptance, axis=1, where=written)

@@ -1,51 +1,50 @@
-"""`distillspec certify`: the losslessness certificate of a pair on a device.
+"""The losslessness certificate of a pair, on this device.
 
-Everything runs here: these models, this installation, this device. A
-certificate that fails is exit code 1; all verdicts are lines of results.jsonl.
+Everything is measured here: these models, this installation, this device.
+`commands/certify.py` prints the checks and writes them to results.jsonl.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import pathlib
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.checkpoints import loading
-from distillspec_jax.checkpoints import store
+from distillspec_jax.core import check as check_lib
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
+from distillspec_jax.core import types
 from distillspec_jax.evaluation import exactness
-from distillspec_jax.models import int8
-from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.models import model as model_lib
+from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
-from distillspec_jax.sampling import lossy
+from distillspec_jax.sampling import verification
 
-# Every lossless rule: name -> what it changes in the settings. To a length that
-# the draft chooses by itself belongs a threshold, which is set so that it goes
-# on at half of its places.
-RULES = {
+# Every lossless way to speculate: name -> what it changes in a `Decoding`. The
+# class of an adaptive draft length stands for a rule whose threshold is set so
+# that the draft continues at half of its positions.
+RULES: dict[str, dict[str, Any]] = {
     'token verification': {},
-    'block verification': {'verification': 'block'},
-    'two drafts': {'num_drafts': 2},
-    'length by confidence': {'draft_stop': 'confidence'},
-    'length by entropy': {'draft_stop': 'entropy'},
-    'blocks of a length by confidence': {
-        'verification': 'block',
-        'draft_stop': 'confidence',
+    'block verification': {'verifier': verification.Block()},
+    'two paths': {'paths': 2},
+    'length by confidence': {'adaptive': adaptive_length.Confidence},
+    'length by entropy': {'adaptive': adaptive_length.Entropy},
+    'block verification, length by confidence': {
+        'verifier': verification.Block(),
+        'adaptive': adaptive_length.Confidence,
     },
-    'blocks of a length by entropy': {
-        'verification': 'block',
-        'draft_stop': 'entropy',
+    'block verification, length by entropy': {
+        'verifier': verification.Block(),
+        'adaptive': adaptive_length.Entropy,
     },
 }
-PLAIN = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}
-_LARGEST_DIFFERENCE = 1e-3  # nats, float32, cached against teacher-forced
+PLAIN = decoding_lib.Sampling(temperature=1.0)
+_MAX_DIFFERENCE = 1e-3  # nats, float32, cached against teacher-forced
 _ENUMERATED_ROWS = 20_000
 
 
@@ -54,233 +53,212 @@ class Check(NamedTuple):
 
   name: str
   holds: bool
-  what: str
+  evidence: str
   metrics: dict[str, results.Metric]
   decoding: decoding_lib.Decoding
 
 
-def certify(
+def rules(decoding: decoding_lib.Decoding) -> dict[str, dict[str, Any]]:
+  """`RULES`, and the decoding's own way to speculate if it is another one."""
+  drafting, own = decoding.drafting, {}
+  if decoding.verifier != verification.Token():
+    own['verifier'] = decoding.verifier
+  if drafting.paths > 1:
+    own['paths'] = drafting.paths
+  if drafting.adaptive is not None:
+    own['adaptive'] = drafting.adaptive
+  if own in RULES.values():
+    return RULES
+  name = ', '.join(
+      f'{k} {v.describe() if hasattr(v, "describe") else v}'
+      for k, v in own.items()
+  )
+  return {**RULES, name: own}
+
+
+def check_settings(
+    decoding: decoding_lib.Decoding, samples: int, false_alarm: float
+) -> None:
+  """Raises UserError where there is nothing to certify, before models load."""
+  if not decoding.verifier.is_lossless:
+    raise errors.UserError(
+        f'The verifier {decoding.verifier.describe()} is lossy: what it emits'
+        " does not have the target's distribution, so there is nothing to"
+        ' certify. Use a lossless one, such as token or block.'
+    )
+  if decoding.is_greedy:
+    raise errors.UserError(
+        'temperature is 0; it is that of the sampled checks and must be greater'
+        ' than 0. Greedy decoding is checked in any case.'
+    )
+  decoding.check_speculative()
+  check_lib.at_least(1, samples=samples)
+  check_lib.in_interval('(0, 1)', false_alarm=false_alarm)
+
+
+def checks(
+    target: loading.Loaded,
+    draft: loading.Loaded,
+    prompt: types.Prompt,
+    decoding: decoding_lib.Decoding,
     *,
-    target: str,
-    draft: str,
-    run: str | None = None,
-    file: str | None = None,
-    inputs: int = 32,
-    input_length: int = 32,
     samples: int = 1024,
-    max_new_tokens: int = 32,
-    block_length: int = 5,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    lenience: tuple | None = None,
-    target_weights: str | None = None,
-    draft_weights: str | None = None,
     false_alarm: float = 1e-6,
     seed: int = 0,
-) -> None:
-  """Proves, or refutes, that this pair's output is the target's own.
+) -> Iterator[Check]:
+  """Proves, or refutes, that this pair emits what the target would; lazily.
 
-  Sampling is checked at temperature 1, and as the settings say. Every lossless
-  rule is checked, greedy and sampled.
+  Every lossless way to speculate is checked, greedy and sampled; sampling at
+  temperature 1, and as the decoding says.
 
   Args:
-    target: folder or name of the model that decides.
-    draft: folder or name of the model that proposes.
-    run: folder whose results.jsonl gets the verdicts.
-    file: inputs, one a line; default: random tokens.
-    inputs: how many different inputs.
-    input_length: tokens of a random input; longer lines of a file are refused.
-    samples: rows to sample for each rule and warping.
-    max_new_tokens: length of an output at most.
-    block_length: tokens drafted before each call of the target.
-    temperature: of sampling.
-    top_k: likewise; 0 allows all.
-    top_p: likewise; 1 allows all.
-    lenience: refused: what it accepts has not the law of the target.
-    target_weights: 'int8_weight_only' certifies what that target says, which is
-      another one than the saved; 'int8' is refused: how it rounds depends on
-      how many tokens are read at once.
-    draft_weights: 'int8' or 'int8_weight_only'.
-    false_alarm: chance that the certificate fails though all is right; each of
-      its statistical checks gets an equal share of it.
-    seed: of inputs and sampling.
+    target: the model that decides.
+    draft: the model that proposes.
+    prompt: int32[n, S] different inputs.
+    decoding: settings of the sampled checks.
+    samples: outputs to sample for each check.
+    false_alarm: chance that the certificate fails although all is right; each
+      of the statistical checks gets an equal share of it.
+    seed: of sampling.
 
   Raises:
-    UserError: models or settings that do not fit.
-    Failed: a check failed; the message names it.
+    UserError: see `check_settings`.
   """
-  if lenience is not None:
-    rule = lossy.describe(lossy.parse(lenience))
-    raise errors.UserError(
-        f"lenience is {','.join(map(str, rule))}, a lossy rule: what it accepts"
-        " does not have the target's law, so there is nothing to certify. Leave"
-        ' --lenience out.'
-    )
-  if target_weights == 'int8':
-    raise errors.UserError(
-        "target_weights is 'int8', which rounds what is multiplied with a"
-        ' weight to 8 bits: its probabilities depend on how many tokens are'
-        ' read at once, so there is no one law to certify. Use'
-        " 'int8_weight_only' for the target; a draft may have 'int8'."
-    )
-  if not temperature > 0.0:
-    raise errors.UserError(
-        f'temperature is {temperature}; it is of the sampled checks and must be'
-        ' greater than 0. Greedy decoding is checked anyway.'
-    )
-  for name, value in (('inputs', inputs), ('samples', samples)):
-    if value < 1:
-      raise errors.UserError(f'{name} is {value}; it must be at least 1.')
-  if not 0.0 < false_alarm < 1.0:
-    raise errors.UserError(
-        f'false_alarm is {false_alarm}; it must lie between 0 and 1.'
-    )
-  settings = decoding_lib.Decoding(
-      temperature=temperature,
-      top_k=top_k,
-      top_p=top_p,
-      block_length=block_length,
-      max_new_tokens=max_new_tokens,
-  )
-  if run is not None:
-    store.check_writable(run)
-  models = (
-      loading.load(target, weights=target_weights),
-      loading.load(draft, weights=draft_weights),
-  )
-  loading.check_pair(*models)
-  tokens, segments = _inputs(models, file, inputs, input_length, seed)
-  device = jax.devices()[0]
-  print(
-      f'{target} with {draft}, on {device.device_kind}, jax {jax.__version__}'
-  )
-  print(
-      f'chance that it fails though all is right: {false_alarm:g}, by'
-      f' {_statistical(settings)} statistical checks together'
-  )
-  failed = []
-  for check in _checks(models, tokens, segments, settings, samples,
-                       false_alarm, seed):  # fmt: skip
-    print(f'{"holds" if check.holds else "FAILS"}  {check.name}: {check.what}')
-    if not check.holds:
-      failed.append(check.name)
-    if run is not None:
-      _write(run, models, check, seed)
-  if failed:
-    raise errors.Failed(
-        f'The certificate fails: {", ".join(failed)}. Do not rely on what this'
-        ' pair emits here; please report it with the lines above.'
-    )
-  print("The output of this pair, on this device, is the target's own.")
+  check_settings(decoding, samples, false_alarm)
+  pair = target, draft
+  fine = [exactness.compute_in(model, 'float32') for model in pair]
+  coarse = [exactness.compute_in(model, 'bfloat16') for model in pair]
+  rows = prompt.tokens.shape[0]
 
-
-def _checks(models, tokens, segments, settings, samples, false_alarm, seed):
-  """Each check as soon as it is made."""
-  wide = [exactness.compute_in(model, 'float32') for model in models]
-  coarse = [exactness.compute_in(model, 'bfloat16') for model in models]
-
-  thresholds = {}
-  for who, model, target in (('target', wide[0], None), ('draft', *wide[::-1])):
-    found = exactness.incremental(
-        model, tokens, segments, settings, seed, target
-    )
-    # Rounded to int8 a draft may be of two minds: what it drew from counts.
+  for who, model, other in (('target', fine[0], None), ('draft', *fine[::-1])):
+    measured = exactness.incremental(model, prompt, decoding, seed, other)
+    # A draft in int8 may round differently through the cache; what it sampled
+    # from is what counts.
     if model.config.weights != 'int8':
-      yield _cache_check(who, found, len(tokens), settings)
-    thresholds = found._asdict()
+      yield _cache_check(who, measured, rows, decoding)
 
-  rules = {}
-  for name, changes in RULES.items():
-    rules[name] = dict(changes)
-    if 'draft_stop' in changes:
-      stop = changes['draft_stop']
-      rules[name]['draft_stop'] = (stop, thresholds[stop])
-  for name in _greedy_rules():
-    decoding = dataclasses.replace(settings, temperature=0.0, **rules[name])
-    found = exactness.greedy(*wide, tokens, segments, decoding)
+  settings = {}
+  thresholds = {
+      adaptive_length.Confidence: measured.confidence,
+      adaptive_length.Entropy: measured.entropy,
+  }
+  for name, changes in rules(decoding).items():
+    rule = changes.get('adaptive')
+    if rule in thresholds:
+      changes = {**changes, 'adaptive': rule(thresholds[rule])}
+    defaults = {'verifier': verification.Token(), 'paths': 1, 'adaptive': None}
+    settings[name] = decoding.replace(**(defaults | changes))
+  for name in _greedy_rules(settings):
+    greedy = settings[name].replace(temperature=0.0)
+    measured = exactness.greedy(*fine, prompt, greedy)
     yield Check(
         f'greedy in float32, {name}',
-        found.different == 0,
-        f'{found.rows - found.different} of {found.rows} rows are, token for'
-        ' token, those of autoregressive decoding',
-        _greedy_metrics(found, found.different == 0),
-        decoding,
+        measured.different == 0,
+        f'{measured.rows - measured.different} of {measured.rows} outputs are,'
+        ' token for token, those of autoregressive decoding',
+        _greedy_metrics(measured, measured.different == 0),
+        greedy,
     )
-    found = exactness.greedy(*coarse, tokens, segments, decoding)
+    measured = exactness.greedy(*coarse, prompt, greedy)
     yield Check(
         f'greedy in bfloat16, {name}',
-        found.are_ties,
-        f'{found.different} of {found.rows} rows differ; where they part, both'
-        f' tokens are within {found.margin:.3g} of the best logit, and rounding'
-        f' moves logits by up to {found.rounding:.3g}',
-        _greedy_metrics(found, found.are_ties),
-        decoding,
+        measured.are_ties,
+        f'{measured.different} of {measured.rows} outputs differ; where they'
+        f' diverge, both tokens are within {measured.margin:.3g} of the best'
+        f' logit, and rounding moves logits by up to {measured.rounding:.3g}',
+        _greedy_metrics(measured, measured.are_ties),
+        greedy,
     )
-  repeat = -(-samples // len(tokens))
-  many = jnp.tile(tokens, (repeat, 1))[:samples]
-  many_segments = jnp.tile(segments, (repeat, 1))[:samples]
-  share = false_alarm / _statistical(settings)
-  for warping in _warpings(settings):
-    for name, changes in rules.items():
-      decoding = dataclasses.replace(settings, **warping, **changes)
-      what = name + _described(warping)
-      fit = exactness.enumerated(decoding, _ENUMERATED_ROWS, seed)
+  many = types.Prompt(
+      *(jnp.asarray(np.resize(x, (samples, x.shape[1]))) for x in prompt[:2])
+  )
+  share = false_alarm / num_statistical(decoding)
+  for sampling in _samplings(decoding):
+    for name, setting in settings.items():
+      sampled = setting.replace(sampling=sampling)
+      name += _describe(sampling)
+      fit = exactness.enumerated(sampled, _ENUMERATED_ROWS, seed)
       yield _fit_check(
-          f'law of a tiny pair, {what}',
-          'outputs beside the law of all outputs', fit, share, decoding,
+          f'distribution of a tiny pair, {name}',
+          'outputs against the distribution of all outputs', fit, share,
+          sampled,
       )  # fmt: skip
-      fit = exactness.uniforms(*wide, many, many_segments, decoding, seed)
+      fit = exactness.uniforms(*fine, many, sampled, seed)
       yield _fit_check(
-          f'law of this pair, {what}',
-          'tokens beside the target given what was before', fit, share,
-          decoding,
+          f'distribution of this pair, {name}',
+          "tokens against the target's, given those before", fit, share,
+          sampled,
       )  # fmt: skip
 
 
-def _greedy_rules() -> list[str]:
-  """One rule of those that are greedy the same loop.
+def num_statistical(decoding: decoding_lib.Decoding) -> int:
+  """How many of the checks are statistical."""
+  return 2 * len(rules(decoding)) * len(_samplings(decoding))
 
-  Greedy, blocks are judged token by token, and one length is as another.
+
+def random_prompt(
+    target: loading.Loaded, draft: loading.Loaded, count: int, length: int,
+    seed: int,
+) -> types.Prompt:  # fmt: skip
+  """Random tokens int32[count, length] that both models know."""
+  check_lib.at_least(1, inputs=count, input_length=length)
+  size = model_lib.common_vocabulary(target.model, draft.model)
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(min(2, size - 1), size, (count, length))
+  tokens = jnp.asarray(tokens, jnp.int32)
+  return types.Prompt(tokens, jnp.ones_like(tokens))
+
+
+def text_prompt(target: loading.Loaded, texts: list[str]) -> types.Prompt:
+  """The texts as the target's tokens."""
+  tokens = [generation.tokenize(target, text) for text in texts]
+  return types.Prompt(*map(jnp.asarray, batching.pad(tokens)))
+
+
+def _greedy_rules(settings: dict[str, decoding_lib.Decoding]) -> list[str]:
+  """One name of each group of rules that are the same loop when greedy.
+
+  Greedy, all lossless verifiers are one rule, and so are all adaptive lengths.
   """
   loops = {}
-  for name, changes in RULES.items():
-    loop = {**changes, 'verification': None}
-    loop['draft_stop'] = 'draft_stop' in changes
-    loops.setdefault(tuple(sorted(loop.items())), name)
+  for name, decoding in settings.items():
+    drafting = decoding.drafting
+    built_in = type(decoding.verifier).__module__.startswith('distillspec_jax.')
+    verifier = None if built_in else decoding.verifier
+    key = drafting.paths, drafting.adaptive is not None, verifier
+    loops.setdefault(key, name)
   return list(loops.values())
 
 
-def _warpings(settings: decoding_lib.Decoding) -> list[dict[str, float]]:
-  """What is sampled with: nothing changed, and as the settings say."""
-  own = {name: getattr(settings, name) for name in PLAIN}
+def _samplings(decoding: decoding_lib.Decoding) -> list[decoding_lib.Sampling]:
+  """Temperature 1 alone, and what the decoding says."""
+  own = decoding.sampling
   return [PLAIN] if own == PLAIN else [PLAIN, own]
 
 
-def _described(warping: dict[str, float]) -> str:
-  """The warping in the name of a check."""
-  changed = {n: value for n, value in warping.items() if value != PLAIN[n]}
-  return ''.join(f', {name} {value:g}' for name, value in changed.items())
+def _describe(sampling: decoding_lib.Sampling) -> str:
+  """What differs from temperature 1, in the name of a check."""
+  names = ('temperature', 'top_k', 'top_p')
+  return ''.join(
+      f', {name} {getattr(sampling, name):g}'
+      for name in names
+      if getattr(sampling, name) != getattr(PLAIN, name)
+  )
 
 
-def _statistical(settings: decoding_lib.Decoding) -> int:
-  """How many checks are of chance."""
-  return 2 * len(RULES) * len(_warpings(settings))
-
-
-def _cache_check(who, found, rows, settings) -> Check:
-  holds = found.apart <= _LARGEST_DIFFERENCE
+def _cache_check(who, measured, rows, decoding) -> Check:
+  holds = measured.difference <= _MAX_DIFFERENCE
   metric = lambda value, unit: results.Metric(value, None, rows, unit)
   return Check(
       f'cache of the {who} in float32',
       holds,
       'log-probabilities through the cache and teacher-forced are within'
-      f' {found.apart:.3g} nats (allowed: {_LARGEST_DIFFERENCE})',
+      f' {measured.difference:.3g} nats (allowed: {_MAX_DIFFERENCE})',
       {
           'holds': metric(float(holds), '1'),
-          'largest_difference': metric(found.apart, 'nats'),
+          'largest_difference': metric(measured.difference, 'nats'),
       },
-      settings,
+      decoding,
   )
 
 
@@ -299,56 +277,11 @@ def _fit_check(name, what, fit, false_alarm, decoding) -> Check:
   )
 
 
-def _greedy_metrics(found, holds) -> dict[str, results.Metric]:
-  metric = lambda value, unit: results.Metric(value, None, found.rows, unit)
+def _greedy_metrics(measured, holds) -> dict[str, results.Metric]:
+  metric = lambda value, unit: results.Metric(value, None, measured.rows, unit)
   return {
       'holds': metric(float(holds), '1'),
-      'different_rows': metric(found.different, 'rows'),
-      'margin': metric(found.margin, 'logits'),
-      'rounding': metric(found.rounding, 'logits'),
+      'different_rows': metric(measured.different, 'outputs'),
+      'margin': metric(measured.margin, 'logits'),
+      'rounding': metric(measured.rounding, 'logits'),
   }
-
-
-def _inputs(models, file, count, length, seed):
-  """Tokens and segments int32[count, length]."""
-  vocabulary = transformer_lib.shared_vocabulary(
-      *(model.transformer for model in models)
-  )
-  if file is None:
-    if length < 1:
-      raise errors.UserError(
-          f'input_length is {length}; it must be at least 1.'
-      )
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(min(2, vocabulary - 1), vocabulary, (count, length))
-    return jnp.asarray(rows, jnp.int32), jnp.ones((count, length), jnp.int32)
-  target = models[0]
-  if target.vocabulary is None:
-    raise errors.UserError(
-        f'{target.name} has no vocabulary, so it cannot read {file}; leave'
-        ' --file out to certify on random tokens.'
-    )
-  lines = pathlib.Path(file).read_text(encoding='utf-8').splitlines()[:count]
-  rows = [generation.tokenize(target, line) for line in lines if line]
-  if not rows:
-    raise errors.UserError(f'{file} has no line with text.')
-  tokens, segments = batching.pad(rows)
-  return jnp.asarray(tokens), jnp.asarray(segments)
-
-
-def _write(run, models, check, seed) -> None:
-  target, draft = (int8.named(x.name, x.config.weights) for x in models)
-  results.write(
-      run,
-      'certificate',
-      target=target,
-      draft=draft,
-      task='certificate',
-      split='all',
-      decoding=check.decoding.describe(speculative=True, batch_size=1),
-      metrics={
-          f'{check.name}: {name}': metric
-          for name, metric in check.metrics.items()
-      },
-      seed=seed,
-  )

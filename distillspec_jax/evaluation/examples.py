@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distillspec_jax.core import errors
+from distillspec_jax.core import check
 from distillspec_jax.core import randomness
 from distillspec_jax.core import types
 from distillspec_jax.data import batches as batches_lib
@@ -18,7 +18,7 @@ from distillspec_jax.data import tasks
 def first(
     task: tasks.Task, split: str, examples: int, batch_size: int
 ) -> list[types.Batch]:
-  """The first examples of a split; rows that are left over are empty.
+  """The first examples of a split; unused rows of the last batch are empty.
 
   Args:
     task: whose examples.
@@ -29,11 +29,9 @@ def first(
   Raises:
     UserError: a number below 1, no such split, or nothing in it.
   """
-  for name, value in (('examples', examples), ('batch_size', batch_size)):
-    if value < 1:
-      raise errors.UserError(f'{name} is {value}; it must be at least 1.')
-  found: list[types.Batch] = []
-  left = examples
+  check.at_least(1, examples=examples, batch_size=batch_size)
+  batches: list[types.Batch] = []
+  remaining = examples
   for batch in batches_lib.batches(
       task,
       split,
@@ -42,11 +40,11 @@ def first(
       shuffle=False,
       num_epochs=1,
   ):
-    found.append(_emptied(batch, left))
-    left -= batch.inputs.shape[0]
-    if left <= 0:
+    batches.append(_emptied(batch, remaining))
+    remaining -= batch.inputs.shape[0]
+    if remaining <= 0:
       break
-  return found
+  return batches
 
 
 def repeated(
@@ -54,7 +52,7 @@ def repeated(
 ) -> list[types.Batch]:
   """`number` full batches of the first examples of a split.
 
-  Where the examples run out they are taken again from the first.
+  After the last example comes the first again.
 
   Args:
     task: whose examples.
@@ -66,15 +64,12 @@ def repeated(
   Raises:
     UserError: as in `first`.
   """
-  if batch_size < 1:
-    raise errors.UserError(
-        f'batch_size is {batch_size}; it must be at least 1.'
-    )
-  (whole,) = first(task, split, examples, batch_size=max(examples, 1))[:1]
-  there = np.flatnonzero(real_rows(whole))
-  rows = there[np.arange(number * batch_size) % len(there)]
+  check.at_least(1, batch_size=batch_size)
+  (every,) = first(task, split, examples, batch_size=max(examples, 1))[:1]
+  real = np.flatnonzero(real_rows(every))
+  rows = real[np.arange(number * batch_size) % len(real)]
   return [
-      jax.tree.map(lambda x, at=at: np.asarray(x)[at], whole)
+      jax.tree.map(lambda x, at=at: np.asarray(x)[at], every)
       for at in rows.reshape(number, batch_size)
   ]
 

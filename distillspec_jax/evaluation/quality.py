@@ -1,8 +1,8 @@
-"""Task quality: a model's own answers, judged by the task's metrics."""
+"""Task quality of the text that a decoding emits, by the task's metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -14,26 +14,27 @@ from distillspec_jax.core import types
 from distillspec_jax.data import metrics as metrics_lib
 from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import examples
-from distillspec_jax.models import transformer
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 
 
 def measure(
-    model: loading.Model,
+    model: loading.Loaded,
     task: tasks.Task,
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     seed: int,
-    target: loading.Model | None = None,
+    target: loading.Loaded | None = None,
 ) -> dict[str, results.Metric]:
-  """The task's metrics over the batches' examples; empty rows do not count.
+  """The quality of a model's own text, decoded autoregressively.
 
   Args:
-    model: who answers, autoregressively; it has a vocabulary.
+    model: it has a vocabulary.
     task: whose metrics.
-    batches: inputs, and the labels that answers are compared with.
+    batches: inputs, and the labels that outputs are compared with; empty rows
+      do not count.
     decoding: settings.
     seed: of sampling; row i of all batches draws from stream (seed, i).
     target: whose encoder the model reads, if it is a draft that shares one.
@@ -41,36 +42,48 @@ def measure(
   Returns:
     Metric name -> mean over examples with its standard error.
   """
-  answers, labels = [], []
+  outputs, labels = [], []
   for batch, keys in examples.with_keys(batches, seed):
-    encoded = None
+    prompt = batch.prompt
     if target is not None:
-      encoded = transformer.shared_encoding(
-          model.transformer,
-          target.transformer,
-          target.params,
-          batch.inputs,
-          batch.input_segments,
-      )
-    samples = jax.device_get(
-        autoregressive.generate(
-            model.transformer,
-            model.params,
-            batch.inputs,
-            batch.input_segments,
-            keys,
-            decoding,
-            encoded=encoded,
-        )
+      prompt = model_lib.with_shared_encoding(prompt, target.model, model.model)
+    samples = autoregressive.generate(
+        model.model, prompt, keys, decoding.without_draft()
     )
-    for i in np.flatnonzero(examples.real_rows(batch)):
-      answer = samples.tokens[i, : samples.lengths[i]]
-      label = batch.labels[i][batch.segments[i] > 0]
-      answers.append(generation.detokenize(model.vocabulary, answer))
-      labels.append(generation.detokenize(model.vocabulary, label))
-  found = {}
-  values_by_name = metrics_lib.measure(task.metrics, answers, labels)
-  for name, values in values_by_name.items():
-    estimate = statistics.mean(values)
-    found[name] = results.Metric(*estimate, len(values), '1')
-  return found
+    samples = jax.device_get(samples)
+    outputs += emitted(samples.tokens, samples.lengths, batch)
+    labels += reference(batch)
+  return score(task, model.vocabulary, outputs, labels)
+
+
+def emitted(
+    tokens: np.ndarray, lengths: np.ndarray, batch: types.Batch
+) -> list[np.ndarray]:
+  """The tokens of each real row of samples."""
+  real = np.flatnonzero(examples.real_rows(batch))
+  return [np.asarray(tokens[i, : lengths[i]]) for i in real]
+
+
+def reference(batch: types.Batch) -> list[np.ndarray]:
+  """The labels of each real row."""
+  real = np.flatnonzero(examples.real_rows(batch))
+  labels, is_real = np.asarray(batch.labels), np.asarray(batch.segments) > 0
+  return [labels[i][is_real[i]] for i in real]
+
+
+def score(
+    task: tasks.Task,
+    vocabulary,
+    outputs: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+) -> dict[str, results.Metric]:
+  """The task's metrics of outputs against labels, both as tokens."""
+  texts = [
+      [generation.detokenize(vocabulary, tokens) for tokens in side]
+      for side in (outputs, labels)
+  ]
+  values = metrics_lib.measure(task.metrics, *texts)
+  return {
+      name: results.Metric(*statistics.mean(each), len(each), '1')
+      for name, each in values.items()
+  }

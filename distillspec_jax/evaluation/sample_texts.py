@@ -1,4 +1,4 @@
-"""Answers with the origin of every piece: accepted, corrected, bonus."""
+"""Outputs with the origin of every piece: accepted, corrected, bonus."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import types
 from distillspec_jax.evaluation import examples
-from distillspec_jax.evaluation import pair
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from distillspec_jax.sampling import samples as samples_lib
+from distillspec_jax.sampling import speculative
 
 _SOURCES = {
     samples_lib.Origin.ACCEPTED: 'accepted',
@@ -26,8 +26,8 @@ _SOURCES = {
 
 
 def collect(
-    target: loading.Model,
-    draft: loading.Model,
+    target: loading.Loaded,
+    draft: loading.Loaded,
     batches: Iterable[types.Batch],
     decoding: decoding_lib.Decoding,
     *,
@@ -35,31 +35,32 @@ def collect(
     count: int = 3,
     draft_name: str,
 ) -> list[dict[str, Any]]:
-  """The first `count` answers, as RUN/samples.json holds them.
+  """The first `count` outputs, as RUN/samples.json holds them.
 
-  The texts of an answer's pieces, put together, are the answer's text.
+  The texts of an output's pieces, joined, are the output's text.
 
   Args:
     target: the model that decides; it has a vocabulary.
     draft: the model that proposes.
-    batches: whose inputs are answered; empty rows do not count.
+    batches: whose inputs are decoded; empty rows do not count.
     decoding: settings.
     seed: of sampling; row i of all batches draws from stream (seed, i).
-    count: of answers; fewer if the batches hold fewer examples.
+    count: of outputs; fewer if the batches hold fewer examples.
     draft_name: for the page.
   """
-  found: list[dict[str, Any]] = []
+  outputs: list[dict[str, Any]] = []
   for batch, keys in examples.with_keys(batches, seed):
-    samples = pair.answer(
-        target, draft, batch.inputs, batch.input_segments, keys, decoding
+    out = jax.device_get(
+        speculative.generate(
+            target.model, draft.model, batch.prompt, keys, decoding
+        )
     )
-    out = jax.device_get(samples)
     for i in np.flatnonzero(examples.real_rows(batch)):
-      if len(found) == count:
-        return found
+      if len(outputs) == count:
+        return outputs
       source = batch.inputs[i][np.asarray(batch.input_segments[i]) > 0]
       length = out.lengths[i]
-      found.append(
+      outputs.append(
           {
               'input': generation.detokenize(target.vocabulary, source),
               'draft': draft_name,
@@ -75,7 +76,7 @@ def collect(
               'emitted': int(out.statistics.emitted[i]),
           }
       )
-  return found
+  return outputs
 
 
 def _pieces(

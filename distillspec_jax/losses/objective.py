@@ -1,4 +1,4 @@
-"""The number that training minimises, in pieces that fit in memory.
+"""The loss that training minimises, in chunks that fit in memory.
 
 A divergence needs several float32 arrays of [B, T, V]; for a vocabulary of
 32,128 each of them is larger than the draft. So the hidden states of the last
@@ -9,9 +9,9 @@ is not, so that rows split over devices stay where they are. At B = 8, T = 128
 and chunk = 8 that is a sixteenth to a sixth of the plain formula's memory; it
 grows with the chunk, and so does the speed where B is small.
 
-A draft whose output layer has columns for some tokens only is never spread to
-V: the target's logits are gathered at those columns, and what is left of p goes
-into one column more, in which q is 0. Divergences are the same on that.
+The logits of a draft with a trimmed vocabulary are never expanded to V: the
+target's logits are gathered at the kept tokens, and the rest of p becomes one
+more entry, in which q is 0. Divergences on that are the same.
 
 Means leave as (total, count); a caller divides once, after adding up micro-
 batches and hosts.
@@ -54,7 +54,7 @@ def distillation(
     mask: jax.Array,
     divergence: divergences.Divergence,
     chunk: int = 8,
-    columns: trimmed_vocabulary.Columns | None = None,
+    vocabulary: trimmed_vocabulary.TrimmedVocabulary | None = None,
 ) -> dict[str, types.Mean]:
   """The divergence of the draft from the target over the tokens under the mask.
 
@@ -77,16 +77,16 @@ def distillation(
     mask: bool[B, T] positions that count; the others may hold anything.
     divergence: from `divergences`, of (p_logits, q_logits).
     chunk: positions of T at a time.
-    columns: of `q_logits_fn`, where they are not all tokens; the divergence
-      must be finite for q = 0, as `divergences.covered_forward_kl` is.
+    vocabulary: of `q_logits_fn`, where it is trimmed; the divergence must be
+      finite for q = 0, as `divergences.covered_forward_kl` is.
 
   Returns:
     Means over tokens: 'loss' (the divergence), 'acceptance' (chance that the
     draft's own token would be accepted), 'cross_entropy' and
     'target_cross_entropy' (nats, on `labels`), 'agreement' (share of positions
-    where both have the same most likely token). Where the columns are not all
-    tokens also 'uncovered', the share of labels without a column, which the
-    draft's 'cross_entropy' leaves out.
+    where both have the same most likely token). With a trimmed vocabulary also
+    'uncovered', the share of labels that the draft cannot emit, which its
+    'cross_entropy' leaves out.
   """
   shapes.bind_shapes(
       p_hidden=(p_hidden, 'B T Dp'),
@@ -101,13 +101,13 @@ def distillation(
     q_logits = _logits(q_logits_fn, q_hidden, mask)
     p_best, q_best = jnp.argmax(p_logits, -1), jnp.argmax(q_logits, -1)
     p, q = p_logits, q_logits
-    if columns is not None and not columns.are_all:
-      q_best = columns.tokens(q_best)
-      p, q = columns.gather_and_rest(p), _with_rest(q)
+    if vocabulary is not None and not vocabulary.is_full:
+      q_best = vocabulary.to_tokens(q_best)
+      p, q = vocabulary.gather_with_rest(p), _with_rest(q)
     shapes.bind_shapes(p_logits=(p, 'B T V'), q_logits=(q, 'B T V'))
     loss = divergence(p, q)
     q, q_logits = jax.lax.stop_gradient((q, q_logits))
-    known_labels, known, shares = _known(columns, labels, mask)
+    known_labels, known, shares = _known(vocabulary, labels, mask)
     cross_entropy = divergences.cross_entropy(q_logits, known_labels)
     return {
         'loss': masked_sum(loss, mask),
@@ -135,26 +135,26 @@ def supervised(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     chunk: int = 8,
-    columns: trimmed_vocabulary.Columns | None = None,
+    vocabulary: trimmed_vocabulary.TrimmedVocabulary | None = None,
 ) -> dict[str, types.Mean]:
   """The cross-entropy on given labels over the tokens under the mask.
 
   Args:
     q_logits_fn: float[B, t, D] -> float[B, t, V'], see `distillation`.
     q_hidden: float[B, T, D] hidden states.
-    labels: int32[B, T] what is to be said, not shifted.
+    labels: int32[B, T] what should be emitted, not shifted.
     mask: bool[B, T] positions that count; the others may hold anything.
     z_loss: see `divergences.cross_entropy`.
     label_smoothing: see `divergences.cross_entropy`.
     chunk: positions of T at a time.
-    columns: of `q_logits_fn`, where they are not all tokens.
+    vocabulary: of `q_logits_fn`, where it is trimmed.
 
   Returns:
     Means over tokens: 'loss' (with the options), 'cross_entropy' (without),
     'accuracy' (share of positions whose most likely token is the label). Only
-    'loss' carries a gradient. Where the columns are not all tokens, labels
-    without one, which would cost infinitely much, count in 'accuracy' (as
-    wrong) and in 'uncovered' (their share), and in nothing else.
+    'loss' carries a gradient. Labels that a trimmed vocabulary lacks, whose
+    loss would be infinite, count in 'accuracy' (as wrong) and in 'uncovered'
+    (their share), and in nothing else.
   """
   shapes.bind_shapes(
       q_hidden=(q_hidden, 'B T D'), labels=(labels, 'B T'), mask=(mask, 'B T')
@@ -162,7 +162,7 @@ def supervised(
 
   def measure(functions, mask, q_hidden, labels):
     logits = _logits(*functions, q_hidden, mask)
-    labels, known, shares = _known(columns, labels, mask)
+    labels, known, shares = _known(vocabulary, labels, mask)
     loss = divergences.cross_entropy(logits, labels, z_loss, label_smoothing)
     logits = jax.lax.stop_gradient(logits)
     cross_entropy = divergences.cross_entropy(logits, labels)
@@ -185,26 +185,26 @@ def _tree(function: LogitsFn) -> jax.tree_util.Partial:
   return jax.tree_util.Partial(function)
 
 
-def _known(columns, labels, mask):
-  """The labels' columns, which of those under the mask have one, the share.
+def _known(vocabulary, labels, mask):
+  """The labels as indices into the logits, and which of them there are.
 
   Args:
-    columns: what the columns of logits are, or None.
+    vocabulary: of the logits, or None.
     labels: int32[B, t].
     mask: bool[B, t].
 
   Returns:
-    int32[B, t], bool[B, t], and {'uncovered': share of labels without a column}
-    unless all tokens have one.
+    int32[B, t] indices, bool[B, t] which under the mask exist, and, where the
+    vocabulary is trimmed, {'uncovered': the share that does not}.
   """
-  if columns is None or columns.are_all:
+  if vocabulary is None or vocabulary.is_full:
     return labels, mask, {}
-  numbers, known = columns.of(labels)
-  return numbers, mask & known, {'uncovered': masked_sum(~known, mask)}
+  index, is_kept = vocabulary.to_indices(labels)
+  return index, mask & is_kept, {'uncovered': masked_sum(~is_kept, mask)}
 
 
 def _with_rest(q_logits):
-  """Logits float[B, t, V' + 1]; the column of all other tokens is -inf."""
+  """Logits float[B, t, V' + 1]; that of all other tokens is -inf."""
   return jnp.pad(q_logits, ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
 
 

@@ -8,13 +8,13 @@ train.
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 import operator
 from typing import Any
 
 import numpy as np
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.models import int8
 
@@ -63,10 +63,11 @@ class T5Config:
     encoded_dim: width of another model's encoder output, which this one's
       decoder attends to through a linear projection, having no encoder of its
       own; 0: of its own encoder, or of none.
-    output_tokens: the tokens that the output layer has columns for, ascending;
-      None: all. A draft that proposes from the most frequent ones reads less in
-      every step (Zhao et al. 2025, https://arxiv.org/abs/2502.14856). Such a
-      layer is one of its own, never the embedding.
+    trimmed_vocabulary: the tokens that the output layer has logits for,
+      ascending; None: all. A draft that proposes from the most frequent tokens
+      alone reads less in every step (Zhao et al. 2025,
+      https://arxiv.org/abs/2502.14856). The output layer is then never the
+      embedding.
     weights: what kernels and the embedding are held in: 'float', 'int8' or
       'int8_weight_only', see `models.int8`. Such a model decodes and scores; it
       can be neither trained nor saved.
@@ -91,7 +92,7 @@ class T5Config:
   relative_max_distance: int = 128
   relative_bias_per_layer: bool = False
   encoded_dim: int = 0
-  output_tokens: tuple[int, ...] | None = None
+  trimmed_vocabulary: tuple[int, ...] | None = None
   weights: str = 'float'
 
   def __post_init__(self):
@@ -99,34 +100,18 @@ class T5Config:
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
     if self.scale_logits is None:
       object.__setattr__(self, 'scale_logits', self.logits_via_embedding)
-    for name in (
-        'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim',
-        'num_decoder_layers', 'relative_buckets', 'relative_max_distance',
-    ):  # fmt: skip
-      if getattr(self, name) < 1:
-        raise errors.UserError(
-            f'T5Config.{name} is {getattr(self, name)}; it must be at least 1.'
-        )
-    if self.num_encoder_layers < 0:
-      raise errors.UserError(
-          f'T5Config.num_encoder_layers is {self.num_encoder_layers}; 0 makes a'
-          ' decoder-only model, negative numbers mean nothing.'
-      )
-    if self.encoded_dim < 0:
-      raise errors.UserError(
-          f'T5Config.encoded_dim is {self.encoded_dim}; it is the width of the'
-          " target's encoder output, or 0."
-      )
+    _check_at_least(
+        1, self, 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim',
+        'num_decoder_layers', 'relative_max_distance',
+    )  # fmt: skip
+    _check_at_least(0, self, 'num_encoder_layers', 'encoded_dim')
+    # Two directions, near and far.
+    _check_at_least(4, self, 'relative_buckets')
     if self.encoded_dim and self.num_encoder_layers:
       raise errors.UserError(
           f'T5Config.encoded_dim is {self.encoded_dim}, but num_encoder_layers'
           f' is {self.num_encoder_layers}: a model reads its own encoder or'
           " another model's. Set one of them to 0."
-      )
-    if self.relative_buckets < 4:
-      raise errors.UserError(
-          f'T5Config.relative_buckets is {self.relative_buckets}; it must be at'
-          ' least 4: two directions, near and far.'
       )
     # The last of the near ones, see `relative_position.bucket`.
     if self.relative_max_distance <= self.relative_buckets // 2:
@@ -135,26 +120,22 @@ class T5Config:
           f' {self.relative_max_distance}; it must be more than half of'
           f' relative_buckets, which is {self.relative_buckets}.'
       )
-    if not 0.0 <= self.norm_epsilon < math.inf:
-      raise errors.UserError(
-          f'T5Config.norm_epsilon is {self.norm_epsilon}; it must be a number'
-          ' from 0 on.'
-      )
-    if not 0.0 <= self.dropout_rate < 1.0:
-      raise errors.UserError(
-          f'T5Config.dropout_rate is {self.dropout_rate}; it must lie in'
-          ' [0, 1).'
-      )
-    _check_choice('dtype', self.dtype, ('float32', 'bfloat16'))
-    _check_choice('remat', self.remat, _REMAT)
-    _check_choice('weights', self.weights, int8.KINDS)
+    check.in_interval(
+        '[0, inf)', owner='T5Config', norm_epsilon=self.norm_epsilon
+    )
+    check.in_interval(
+        '[0, 1)', owner='T5Config', dropout_rate=self.dropout_rate
+    )
+    check.one_of(('float32', 'bfloat16'), owner='T5Config', dtype=self.dtype)
+    check.one_of(_REMAT, owner='T5Config', remat=self.remat)
+    check.one_of(int8.KINDS, owner='T5Config', weights=self.weights)
     if not self.mlp_activations:
       raise errors.UserError(
           'T5Config.mlp_activations is empty; give one for each branch.'
       )
     for activation in self.mlp_activations:
-      _check_choice('mlp_activations', activation, _ACTIVATIONS)
-    self._check_output_tokens()
+      check.one_of(_ACTIVATIONS, owner='T5Config', mlp_activations=activation)
+    self._check_trimmed_vocabulary()
 
   def _check_types(self) -> None:
     for field in dataclasses.fields(self):
@@ -166,47 +147,48 @@ class T5Config:
             f' {field.type}.'
         )
 
-  def _check_output_tokens(self) -> None:
-    if self.output_tokens is None:
+  def _check_trimmed_vocabulary(self) -> None:
+    if self.trimmed_vocabulary is None:
       return
+    name = 'T5Config.trimmed_vocabulary'
     try:
-      tokens = np.array([operator.index(x) for x in self.output_tokens], int)
+      kept = [operator.index(x) for x in self.trimmed_vocabulary]
     except TypeError as error:
       raise errors.UserError(
-          f'T5Config.output_tokens is {_start(self.output_tokens)}; it must be'
-          ' a tuple of token numbers, or None for all.'
+          f'{name} is {_shorten(self.trimmed_vocabulary)}; it must be a tuple'
+          ' of token ids, or None for all.'
       ) from error
-    object.__setattr__(self, 'output_tokens', tuple(tokens.tolist()))
+    tokens = np.array(kept, int)
+    object.__setattr__(self, 'trimmed_vocabulary', tuple(tokens.tolist()))
     if not (np.diff(tokens) > 0).all():
       at = int(np.argmax(np.diff(tokens) <= 0))
       raise errors.UserError(
-          f'T5Config.output_tokens has {tokens[at + 1]} after {tokens[at]};'
-          ' they must ascend, each token once.'
+          f'{name} has {tokens[at + 1]} after {tokens[at]}; token ids must'
+          ' ascend, each once.'
       )
     if len(tokens) and not 0 <= tokens[0] <= tokens[-1] < self.vocab_size:
       raise errors.UserError(
-          f'T5Config.output_tokens are from {tokens[0]} to {tokens[-1]}; they'
-          f' must lie in [0, vocab_size = {self.vocab_size}).'
+          f'{name} has tokens from {tokens[0]} to {tokens[-1]}; they must lie'
+          f' in [0, vocab_size = {self.vocab_size}).'
       )
     if EOS not in tokens:
       raise errors.UserError(
-          f'T5Config.output_tokens lacks {EOS}, the token that ends a text;'
-          ' without it no text of the model would end. Add it.'
+          f'{name} lacks {EOS}, the end-of-sequence token; no output of the'
+          ' model would end. Add it.'
       )
     if self.logits_via_embedding:
       raise errors.UserError(
-          'T5Config.output_tokens is given, but logits_via_embedding is True;'
-          ' an output layer of some tokens is a layer of its own. Set'
-          ' logits_via_embedding = False, and scale_logits = True where the'
-          ' logits of the whole layer are scaled.'
+          f'{name} is given, but logits_via_embedding is True; a trimmed output'
+          ' layer has parameters of its own. Set logits_via_embedding = False,'
+          ' and scale_logits = True if the full model scales its logits.'
       )
 
   @property
-  def num_columns(self) -> int:
-    """Columns of the output layer, V'."""
-    if self.output_tokens is None:
+  def num_logits(self) -> int:
+    """Logits of the output layer, V'."""
+    if self.trimmed_vocabulary is None:
       return self.vocab_size
-    return len(self.output_tokens)
+    return len(self.trimmed_vocabulary)
 
   @property
   def is_decoder_only(self) -> bool:
@@ -219,8 +201,8 @@ class T5Config:
 
   def __repr__(self) -> str:
     values = dataclasses.asdict(self)
-    if self.output_tokens is not None:  # thousands, as a rule
-      values['output_tokens'] = _start(self.output_tokens)
+    if self.trimmed_vocabulary is not None:  # usually thousands
+      values['trimmed_vocabulary'] = _shorten(self.trimmed_vocabulary)
     listed = ', '.join(f'{name}={value!r}' for name, value in values.items())
     return f'T5Config({listed})'
 
@@ -235,12 +217,12 @@ class T5Config:
     del values['weights']
     return values
 
-  def require_float(self, done: str) -> None:
-    """Raises UserError where something cannot be `done` with int8 weights."""
+  def require_float(self, action: str) -> None:
+    """Raises UserError if int8 weights rule out the action ('saved', ...)."""
     if self.weights != 'float':
       raise errors.UserError(
-          f'A model with weights={self.weights!r} cannot be {done}; take the'
-          ' one that it was loaded from, without weights.'
+          f'A model with weights={self.weights!r} cannot be {action}; load it'
+          ' without `weights`.'
       )
 
   @classmethod
@@ -262,17 +244,15 @@ class T5Config:
     return cls(**values)
 
 
-def _start(values: Any) -> str:
-  """A value, but only the start of a long one."""
+def _shorten(values: Any) -> str:
+  """The value as text, cut short."""
   text = repr(values)
   return text if len(text) <= 60 else text[:60] + '...'
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-  if value not in choices:
-    raise errors.UserError(
-        f'T5Config.{name} is {value!r}; it must be one of {choices}.'
-    )
+def _check_at_least(limit: int, config: T5Config, *names: str) -> None:
+  values = {name: getattr(config, name) for name in names}
+  check.at_least(limit, owner='T5Config', **values)
 
 
 # Name -> emb_dim, num_heads, head_dim, mlp_dim, layers of encoder and decoder.

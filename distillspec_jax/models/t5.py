@@ -30,16 +30,16 @@ _SELECTED = 16  # tokens at most that `append_selected` is for
 KeysValues = tuple[jax.Array, jax.Array]
 
 
-class Own(NamedTuple):
-  """What a layer has for itself; stacked along axis 0 where scanned."""
+class LayerInputs(NamedTuple):
+  """What differs between layers; stacked along axis 0 where scanned."""
 
   number: Any  # int32[], the layer's place in the stack
   cache: KeysValues | None = None  # incremental decoding: earlier tokens
   cross: KeysValues | None = None  # keys and values of the encoder's output
 
 
-class Shared(NamedTuple):
-  """What all layers of a stack get alike."""
+class StackInputs(NamedTuple):
+  """What all layers of a stack have in common."""
 
   visible: jax.Array  # bool[B, N, L] which keys a token sees
   buckets: Any  # int32[B or 1, N, L] of relative position
@@ -56,17 +56,17 @@ class EncoderLayer(nn.Module):
   config: config_lib.T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, own: Own, shared: Shared):
+  def __call__(self, x: jax.Array, inputs: LayerInputs, common: StackInputs):
     config = self.config
-    dropout = layers.Dropout(config.dropout_rate, shared.dropout_key)
-    dropout = dropout.at(own.number)
+    dropout = layers.Dropout(config.dropout_rate, common.dropout_key)
+    dropout = dropout.at(inputs.number)
     y = layers.RMSNorm(config, name='pre_attention_layer_norm')(x)
     attention = layers.Attention(config, name='attention')
-    bias = shared.bias
+    bias = common.bias
     if config.relative_bias_per_layer:
       table = layers.RelativeBias(config, name='relpos_bias')()
-      bias = relative_position.bias(table, shared.buckets)
-    y = attention(y, *attention.project(y), shared.visible, bias, dropout)
+      bias = relative_position.bias(table, common.buckets)
+    y = attention(y, *attention.project(y), common.visible, bias, dropout)
     x = x + dropout(y, 'attention', broadcast_axis=-2)
     y = layers.RMSNorm(config, name='pre_mlp_layer_norm')(x)
     y = layers.FeedForward(config, name='mlp')(y, dropout)
@@ -93,31 +93,31 @@ class DecoderLayer(nn.Module):
     self.pre_mlp_layer_norm = layers.RMSNorm(self.config)
     self.mlp = layers.FeedForward(self.config)
 
-  def __call__(self, x: jax.Array, own: Own, shared: Shared):
+  def __call__(self, x: jax.Array, inputs: LayerInputs, common: StackInputs):
     config = self.config
-    dropout = layers.Dropout(config.dropout_rate, shared.dropout_key)
-    dropout = dropout.at(own.number)
+    dropout = layers.Dropout(config.dropout_rate, common.dropout_key)
+    dropout = dropout.at(inputs.number)
     y = self.pre_self_attention_layer_norm(x)
     keys_values = self.self_attention.project(y)
     cache = None
-    if own.cache is not None:
+    if inputs.cache is not None:
       cache = keys_values = jax.tree.map(
-          lambda old, new: append(old, new, shared.start),
-          own.cache,
+          lambda old, new: append(old, new, common.start),
+          inputs.cache,
           keys_values,
       )
-    bias = shared.bias
+    bias = common.bias
     if config.relative_bias_per_layer:
-      bias = relative_position.bias(self.relpos_bias(), shared.buckets)
-    y = self.self_attention(y, *keys_values, shared.visible, bias, dropout)
+      bias = relative_position.bias(self.relpos_bias(), common.buckets)
+    y = self.self_attention(y, *keys_values, common.visible, bias, dropout)
     x = x + dropout(y, 'self_attention', broadcast_axis=-2)
     if not config.is_decoder_only:
       y = self.pre_cross_attention_layer_norm(x)
-      cross = own.cross
+      cross = inputs.cross
       if cross is None:
-        cross = self.project_cross(shared.encoded)
+        cross = self.project_cross(common.encoded)
       y = self.encoder_decoder_attention(
-          y, *cross, shared.cross_visible, None, dropout.at(1 << 16)
+          y, *cross, common.cross_visible, None, dropout.at(1 << 16)
       )
       x = x + dropout(y, 'cross_attention', broadcast_axis=-2)
     y = self.mlp(self.pre_mlp_layer_norm(x), dropout)
@@ -199,7 +199,7 @@ class Stack(nn.Module):
       self.relpos_bias = layers.RelativeBias(config)
     if self.is_decoder and not config.logits_via_embedding:
       self.logits_dense = layers.Dense(
-          config.num_columns,
+          config.num_logits,
           ('embed', 'vocab'),
           config.emb_dim**-0.5,
           config,
@@ -213,7 +213,11 @@ class Stack(nn.Module):
     return self.config.num_encoder_layers
 
   def run(
-      self, x: jax.Array, shared: Shared, cache: Any = None, cross: Any = None
+      self,
+      x: jax.Array,
+      common: StackInputs,
+      cache: Any = None,
+      cross: Any = None,
   ) -> tuple[jax.Array, Any]:
     """The normalised output and the caches of all layers.
 
@@ -221,20 +225,20 @@ class Stack(nn.Module):
     layers are scanned, one `KeysValues` with a leading axis of layers.
     """
     if not self.config.relative_bias_per_layer:
-      bias = relative_position.bias(self.relpos_bias(), shared.buckets)
-      shared = shared._replace(bias=bias)
+      bias = relative_position.bias(self.relpos_bias(), common.buckets)
+      common = common._replace(bias=bias)
     if self.config.scan_layers:
-      own = Own(jnp.arange(self.depth), cache, cross)
-      x, new_cache = self.layers(x, own, shared)
+      layer_inputs = LayerInputs(jnp.arange(self.depth), cache, cross)
+      x, new_cache = self.layers(x, layer_inputs, common)
     else:
       new_cache = []
       for i, layer in enumerate(self.layers):
-        own = Own(
+        layer_inputs = LayerInputs(
             jnp.int32(i),
             None if cache is None else cache[i],
             None if cross is None else cross[i],
         )
-        x, layer_cache = layer(x, own, shared)
+        x, layer_cache = layer(x, layer_inputs, common)
         new_cache.append(layer_cache)
     norm = self.decoder_norm if self.is_decoder else self.encoder_norm
     return norm(x), new_cache
@@ -279,7 +283,7 @@ class T5(nn.Module):
     )
     visible = _same_segment(segments, segments)
     key = dropout.at(1).key
-    x, _ = self.encoder.run(x, Shared(visible, buckets, dropout_key=key))
+    x, _ = self.encoder.run(x, StackInputs(visible, buckets, dropout_key=key))
     return dropout(x, 'encoder_out', broadcast_axis=-2)
 
   def project_encoded(
@@ -314,14 +318,14 @@ class T5(nn.Module):
         config.relative_max_distance,
     )
     causal = jnp.tril(jnp.ones((1, length, length), bool))
-    shared = Shared(
+    common = StackInputs(
         visible=_same_segment(segments, segments) & causal,
         buckets=buckets,
         dropout_key=dropout.at(2).key,
         encoded=encoded,
         cross_visible=_same_segment(segments, input_segments),
     )
-    x, _ = self.decoder.run(x, shared)
+    x, _ = self.decoder.run(x, common)
     return dropout(x, 'decoder_out', broadcast_axis=-2)
 
   def extend(
@@ -331,7 +335,7 @@ class T5(nn.Module):
       cache: Any,
       cross: Any,
       input_mask: jax.Array,
-      fork: path_slots.Fork | None = None,
+      paths: path_slots.PathSlots | None = None,
   ) -> tuple[jax.Array, Any]:
     """Hidden states float[B, N, D] of a block appended at `start` int32[B].
 
@@ -341,25 +345,25 @@ class T5(nn.Module):
       cache: keys and values of earlier tokens, as in `Stack.run`.
       cross: keys and values of the encoder's output, likewise, or None.
       input_mask: bool[B, S].
-      fork: from where on slots hold several paths; None: they hold one.
+      paths: where slots hold several paths; None: each row is one path.
     """
     rows, length = tokens.shape
     tokens, start, input_mask = layers.constrain_rows(tokens, start, input_mask)
     first = jax.tree.leaves(cache)[0]
     keys = jnp.arange(first.shape[-2])[None]  # [1, L]
     queries = start[:, None] + jnp.arange(length)[None]  # [B, N]
-    if fork is None:
+    if paths is None:
       visible = keys[:, None] <= queries[:, :, None]
     else:
-      visible = fork.visible(queries, keys)
-      queries, keys = fork.positions(queries), fork.positions(keys)
+      visible = paths.visible(queries, keys)
+      queries, keys = paths.positions(queries), paths.positions(keys)
     buckets = relative_position.from_positions(
         queries,
         keys,
         self.config.relative_buckets,
         self.config.relative_max_distance,
     )
-    shared = Shared(
+    common = StackInputs(
         visible=visible,
         buckets=buckets,
         start=start,
@@ -368,7 +372,7 @@ class T5(nn.Module):
         ),
     )
     x = self.token_embedder(tokens)
-    return self.decoder.run(x, shared, cache, cross)
+    return self.decoder.run(x, common, cache, cross)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
     """Logits float32[B, N, V'] of hidden float[B, N, D], see `Columns`."""
@@ -381,7 +385,7 @@ class T5(nn.Module):
     # By no rules of this model's own: one that is whole makes columns for each
     # device, which moves nothing, so that no other model's need be gathered.
     return layouts.constrain(
-        logits, ('batch', 'length', 'vocab'), layouts.SPLIT
+        logits, ('batch', 'length', 'vocab'), layouts.SHARDED
     )
 
   def init_all(self, inputs: jax.Array, tokens: jax.Array) -> jax.Array:

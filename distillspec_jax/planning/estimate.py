@@ -168,7 +168,7 @@ def forward_flops(
   cross += 2 * outputs * inputs * joined
   decoder = _layer(config, outputs, outputs) + cross
   decoder *= config.num_decoder_layers
-  logits = outputs * config.emb_dim * config.num_columns
+  logits = outputs * config.emb_dim * config.num_logits
   return 2.0 * rows * (encoder + decoder + logits)
 
 

@@ -127,7 +127,7 @@ def estimated_bytes(
   run = programs.Run(setting, mesh)
   held, caches = run.held_bytes(), run.cache_bytes()
   rows = setting.batch_size // setting.micro_batches // setting.ways
-  logits = rows * _CHUNK * setting.draft.num_columns * 4 * _COPIES
+  logits = rows * _CHUNK * setting.draft.num_logits * 4 * _COPIES
   if setting.fsdp > 1:  # a whole table of embeddings is gathered
     widest = setting.target or setting.draft
     logits += 2 * 2 * widest.vocab_size * widest.emb_dim

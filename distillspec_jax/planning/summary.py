@@ -115,7 +115,7 @@ class Plan:
     """
     models = [m for m in (self.setting.target, self.setting.draft) if m]
     widths = {str(model.emb_dim) for model in models}
-    sizes = {str(n) for m in models for n in (m.vocab_size, m.num_columns)}
+    sizes = {str(n) for m in models for n in (m.vocab_size, m.num_logits)}
     found = 0
     for each in self.exchanges():
       if each.kind == 'all-gather':

@@ -1,20 +1,22 @@
-"""Autoregressive generation: one token a call, one compiled program."""
+"""Autoregressive generation: one token per call, one compiled program."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
+from distillspec_jax.core import types
 from distillspec_jax.distributed import mesh
-from distillspec_jax.models import transformer
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import rows
 from distillspec_jax.sampling import samples as samples_lib
+from distillspec_jax.sampling import stopping
 from distillspec_jax.sampling import warping
 
 
@@ -27,93 +29,82 @@ class _Carry(NamedTuple):
   tokens: jax.Array
   lengths: jax.Array
   log_probs: jax.Array | None
-  stopping: jax.Array | None
+  stop_state: jax.Array | None
   nonfinite_at: jax.Array  # int32[B]
-  state: transformer.DecodeState
+  state: model_lib.DecodeState
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'decoding', 'vocabulary'))
+@functools.partial(jax.jit, static_argnames=('decoding', 'vocabulary_size'))
 def generate(
-    model: transformer.Transformer,
-    params: Any,
-    inputs: jax.Array,
-    input_segments: jax.Array,
+    model: model_lib.Model,
+    prompt: types.Prompt,
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
-    vocabulary: int | None = None,
+    *,
     controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
-    encoded: jax.Array | None = None,
+    stop: stopping.Automaton | None = None,
+    vocabulary_size: int | None = None,
 ) -> samples_lib.Samples:
-  """Rows sampled from the warped model, each until its own end.
+  """Sequences sampled from the warped model, each until its own end.
 
   Args:
     model: whose tokens.
-    params: its parameters.
-    inputs: int32[B, S].
-    input_segments: int32[B, S], 0 is padding.
-    keys: key[B], one a row.
-    decoding: what it says of drafts has no effect.
-    vocabulary: logits from here on are padding; default: none are.
-    controls: settings of rows.
-    encoded: float[B, S, E] the encoder's output, see `Transformer.hidden`.
+    prompt: what it reads.
+    keys: key[B], one for each row.
+    decoding: settings; those of drafting have no effect.
+    controls: settings of single rows.
+    stop: ends sequences at stop strings.
+    vocabulary_size: tokens from here on are never emitted; default: all exist.
   """
 
+  def generate_rows(replicated, batched):
+    return _generate(*replicated, *batched, decoding, vocabulary_size)
+
   return mesh.shard_over_batch(
-      functools.partial(_generate, model, decoding, vocabulary),
-      whole=(model.for_decoding(params), controls.stop),
-      rows=(
-          inputs, input_segments, keys, controls.replace(stop=None), encoded
-      ),
-      axes=() if model.is_tensor_parallel else mesh.AXES,
-  )  # fmt: skip
-
-
-def _generate(model, decoding, vocabulary, whole, rows_):
-  """`generate`, of one device's rows."""
-  params, stop = whole
-  inputs, input_segments, keys, controls, encoded = rows_
-  controls = controls.replace(stop=stop)
-  batch, length = inputs.shape[0], decoding.max_new_tokens
-  state, prefix = model.prefill(
-      params,
-      inputs,
-      input_segments,
-      length,
-      controls.prefix,
-      controls.prefix_segments,
-      encoded,
+      generate_rows,
+      replicated=(model.for_decoding(), stop),
+      batched=(prompt, keys, controls),
+      # Each device loops over its own rows, unless devices share the model.
+      axes=() if model.network.is_tensor_parallel else mesh.AXES,
   )
+
+
+def _generate(model, stop, prompt, keys, controls, decoding, vocabulary_size):
+  """`generate` for the rows of one device."""
+  batch, length = keys.shape[0], decoding.output_length
+  state, context = model.prefill(prompt, length, controls.prefix)
   is_greedy = controls.is_greedy(decoding)
-  columns = model.columns(vocabulary)
+  vocabulary = model.trimmed_vocabulary(vocabulary_size)
   limit = jnp.broadcast_to(controls.limit(decoding), (batch,))
 
-  def unfinished(carry):
+  def unfinished(carry: _Carry) -> jax.Array:
     return ~jnp.all(carry.done)
 
-  def body(carry):
-    hidden, state = model.extend(params, carry.state, carry.last)
-    own_logits = columns.cut(model.unembed(params, hidden))
-    number = jnp.broadcast_to(carry.step, (batch, 1))
-    logits = controls.allow(own_logits, number, decoding, columns)[:, 0]
-    is_fine = rows.is_finite(logits)
+  def next_token(carry: _Carry) -> _Carry:
+    hidden, state = model.extend(carry.state, carry.last)
+    own_logits = vocabulary.trim(model.unembed(hidden))
+    position = jnp.broadcast_to(carry.step, (batch, 1))
+    logits = controls.forbid_early_eos(
+        own_logits, position, decoding, vocabulary
+    )[:, 0]
     if is_greedy:
-      column = rows.best(logits)
+      index = rows.best(logits)
     else:
-      column = randomness.categorical(
+      index = randomness.categorical(
           randomness.events(keys, carry.step),
-          warping.warp(logits, decoding, controls.temperature),
+          warping.warp(logits, decoding.sampling, controls.temperature),
       )
-    now_broken = ~carry.done & ~is_fine
-    active = ~carry.done & is_fine
-    token = jnp.where(active, columns.tokens(column), 0)
-    ended = controls_lib.ends(token, decoding)
-    stopping = carry.stopping
-    if controls.stop is not None:
-      stopping = controls.stop.read(stopping, token[:, None])[:, 0]
-      ended |= stopping >= controls.stop.found
+    is_finite = rows.is_finite(logits)
+    active = ~carry.done & is_finite
+    token = jnp.where(active, vocabulary.to_tokens(index), 0)
+    ended = controls_lib.is_end(token, decoding)
+    stop_state = carry.stop_state
+    if stop is not None:
+      stop_state = stop.read(stop_state, token[:, None])[:, 0]
+      ended |= stop.is_complete(stop_state)
     log_probs = carry.log_probs
     if decoding.log_probs:
-      new = rows.log_prob(own_logits[:, 0], column)
+      new = rows.log_prob(own_logits[:, 0], index)
       log_probs = log_probs.at[:, carry.step].set(jnp.where(active, new, 0.0))
     lengths = carry.lengths + active
     return _Carry(
@@ -123,37 +114,36 @@ def _generate(model, decoding, vocabulary, whole, rows_):
         tokens=carry.tokens.at[:, carry.step].set(token),
         lengths=lengths,
         log_probs=log_probs,
-        stopping=stopping,
-        nonfinite_at=jnp.where(now_broken, carry.step, carry.nonfinite_at),
+        stop_state=stop_state,
+        nonfinite_at=jnp.where(
+            ~carry.done & ~is_finite, carry.step, carry.nonfinite_at
+        ),
         state=state,
     )
 
   out = jax.lax.while_loop(
       unfinished,
-      body,
+      next_token,
       _Carry(
           step=jnp.int32(0),
           done=jnp.zeros(batch, bool),
-          last=rows.window(prefix.tokens, prefix.length - 1, 1),
+          last=rows.window(context.tokens, context.length - 1, 1),
           tokens=jnp.zeros((batch, length), jnp.int32),
           lengths=jnp.zeros(batch, jnp.int32),
           log_probs=jnp.zeros((batch, length)) if decoding.log_probs else None,
-          stopping=None if stop is None else jnp.full(batch, stop.start),
+          stop_state=stopping.start(stop, controls.stop_state, batch),
           nonfinite_at=jnp.full(batch, -1),
           state=state,
       ),
   )
-  real = jnp.arange(length)[None] < out.lengths[:, None]
-  origins = jnp.where(real, samples_lib.Origin.TARGET, 0).astype(jnp.int8)
-  zeros = jnp.zeros(batch, jnp.int32)
-  places = jnp.zeros((batch, decoding.block_length), jnp.int32)
+  is_real = jnp.arange(length)[None] < out.lengths[:, None]
+  origins = jnp.where(is_real, samples_lib.Origin.TARGET, 0).astype(jnp.int8)
+  no_drafts = samples_lib.Statistics.zeros(batch, 0)
   return samples_lib.Samples(
       tokens=out.tokens,
       lengths=out.lengths,
       origins=origins,
-      statistics=samples_lib.Statistics(
-          out.lengths, zeros, zeros, out.lengths, places, places
-      ),
+      statistics=no_drafts.replace(blocks=out.lengths, emitted=out.lengths),
       log_probs=out.log_probs,
       nonfinite_at=jnp.stack([out.nonfinite_at, jnp.full(batch, -1)], axis=1),
   )

@@ -1,161 +1,256 @@
-"""How to decode: the settings that the sampler is compiled for."""
+"""How to decode, as one value that a program is compiled for.
+
+Whatever can decode takes a `Decoding` and passes it on: generation, evaluation,
+benchmarks, plans, certificates, gin files. Equal values share a program.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import numbers
 from typing import Any
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
-from distillspec_jax.sampling import lossy
+from distillspec_jax.sampling import adaptive_length
+from distillspec_jax.sampling import verification
+
+EOS = 1
+_OUTPUT_LENGTH = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Decoding:
-  """Settings of one generation; equal settings share a compiled program.
+class Sampling:
+  """The distribution that tokens are sampled from, the same for both models.
 
   Attributes:
     temperature: 0 is greedy, 1 the model's own distribution.
     top_k: only the k most likely tokens; 0 allows all.
-    top_p: only the most likely tokens that together reach this probability.
-    block_length: tokens drafted before each call of the target, gamma. Without
-      a draft it has no effect.
-    num_drafts: blocks drafted side by side, K, which the target reads at once
-      and of which the one that is accepted farthest goes on; see `multi_draft`.
-      Lossless.
-    draft_stop: None always drafts whole blocks. ('confidence', c) ends a row's
-      block after a token to whose place the draft gave no token more than c,
-      ('entropy', h) after one where its entropy was above h nats. Lossless; it
-      saves draft steps where all rows stop.
-    verification: 'token' (Leviathan et al. 2023), or 'block' (Sun et al. 2024),
-      which accepts no fewer tokens; both are lossless, and greedy the same.
-    lenience: None is lossless; otherwise a lossy rule, see `lossy`:
-      (function, epsilon), ('typical', epsilon, delta), ('simulated', rate).
-    max_new_tokens: length of the output at most, EOS included.
-    eos_ids: tokens that end a row, any of them; () lets none end early.
-    log_probs: whether the target's log-probabilities are returned.
+    top_p: only the most likely tokens that together reach this probability; 1
+      allows all.
   """
 
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
-  block_length: int = 5
-  num_drafts: int = 1
-  draft_stop: tuple | None = None
-  verification: str = 'token'
-  lenience: tuple | None = None
-  max_new_tokens: int = 128
-  eos_ids: tuple[int, ...] = (1,)
+
+  def __post_init__(self):
+    check.at_least(0, hint='greedy', temperature=self.temperature)
+    check.at_least(0, hint='0 allows all tokens', top_k=self.top_k)
+    check.in_interval('(0, 1]', hint='1 allows all tokens', top_p=self.top_p)
+
+  @property
+  def is_greedy(self) -> bool:
+    return self.temperature == 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drafting:
+  """How the draft proposes a block of tokens.
+
+  Attributes:
+    length: tokens drafted before each call of the target, gamma.
+    paths: independent drafts of each block, K; the target reads all of them at
+      once and follows the one that is accepted farthest, see `multi_path`.
+    adaptive: ends a block where the draft is unsure: `Confidence(c)` or
+      `Entropy(h)`; None always drafts `length` tokens.
+  """
+
+  length: int = 5
+  paths: int = 1
+  adaptive: adaptive_length.AdaptiveLength | None = None
+
+  def __post_init__(self):
+    check.at_least(1, block_length=self.length, paths=self.paths)
+    if not isinstance(self.adaptive, adaptive_length.AdaptiveLength | None):
+      raise errors.UserError(
+          f'adaptive is {self.adaptive!r}; give Confidence(c), Entropy(h) or'
+          ' None.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+  """Settings of a generation that all its sequences share.
+
+  Attributes:
+    sampling: temperature, top-k and top-p.
+    drafting: how blocks are drafted; without a draft it has no effect.
+    verifier: which drafted tokens are accepted; likewise.
+    max_new_tokens: maximum length of the output, EOS included; None: the label
+      length of the task, where there is one, else 128.
+    eos_ids: tokens that end a sequence, any of them; () lets none end early.
+    log_probs: whether the target's log-probabilities are returned.
+  """
+
+  sampling: Sampling = Sampling()
+  drafting: Drafting = Drafting()
+  verifier: verification.Verifier = verification.Token()
+  max_new_tokens: int | None = None
+  eos_ids: tuple[int, ...] = (EOS,)
   log_probs: bool = False
 
   def __post_init__(self):
-    if not self.temperature >= 0.0:
+    if self.max_new_tokens is not None:
+      check.at_least(1, max_new_tokens=self.max_new_tokens)
+    if not isinstance(self.verifier, verification.Verifier):
       raise errors.UserError(
-          f'temperature is {self.temperature}; it must be at least 0 (greedy).'
+          f'verifier is {self.verifier!r}; give an instance of a verifier, such'
+          " as Token(), Block() or Lenient('linear', 0.5)."
       )
-    if self.top_k < 0:
+    if self.drafting.paths > 1 and not self.verifier.supports_paths:
       raise errors.UserError(
-          f'top_k is {self.top_k}; it must be at least 0 (0 allows all tokens).'
+          f'paths is {self.drafting.paths}, but the verifier'
+          f' {self.verifier.describe()} judges single drafts; use Token(), or'
+          ' paths = 1.'
       )
-    if not 0.0 < self.top_p <= 1.0:
-      raise errors.UserError(
-          f'top_p is {self.top_p}; it must lie in (0, 1] (1 allows all tokens).'
-      )
-    if self.max_new_tokens < 1:
-      raise errors.UserError(
-          f'max_new_tokens is {self.max_new_tokens}; it must be at least 1.'
-      )
-    if not 1 <= self.block_length <= self.max_new_tokens:
-      raise errors.UserError(
-          f'block_length is {self.block_length}; it must lie in [1,'
-          f' max_new_tokens = {self.max_new_tokens}]. To decode without'
-          ' speculation leave the draft out.'
-      )
-    if self.num_drafts < 1:
-      raise errors.UserError(
-          f'num_drafts is {self.num_drafts}; it must be at least 1.'
-      )
-    if self.verification not in ('token', 'block'):
-      raise errors.UserError(
-          f"verification is {self.verification!r}; it must be 'token' or"
-          " 'block'."
-      )
-    if self.draft_stop is not None:
-      object.__setattr__(self, 'draft_stop', _draft_stop(self.draft_stop))
     if not isinstance(self.eos_ids, (tuple, list)):
       raise errors.UserError(
           f'eos_ids is {self.eos_ids!r}; give tokens, as in (1,), or () for'
-          ' rows that never end early.'
+          ' sequences that never end early.'
       )
     for eos_id in self.eos_ids:
       if not isinstance(eos_id, numbers.Integral) or eos_id < 0:
         raise errors.UserError(
-            f'eos_ids has {eos_id!r}; tokens are numbers from 0 on.'
+            f'eos_ids has {eos_id!r}; token ids are whole numbers from 0 on.'
         )
     object.__setattr__(self, 'eos_ids', tuple(map(int, self.eos_ids)))
-    if self.lenience is not None:
-      object.__setattr__(self, 'lenience', lossy.parse(self.lenience))
-      if self.verification != 'token':
-        raise errors.UserError(
-            f'lenience is {self.lenience}, but verification is'
-            f" {self.verification!r}; lenience is of 'token' alone."
-        )
-
-    if self.num_drafts > 1:
-      self._check_rule_of_several_drafts()
-
-  def _check_rule_of_several_drafts(self) -> None:
-    if self.verification != 'token':
-      raise errors.UserError(
-          f'num_drafts is {self.num_drafts}, but verification is'
-          f" {self.verification!r}; several drafts are verified by 'token'."
-      )
-    if self.lenience is not None:
-      raise errors.UserError(
-          f'num_drafts is {self.num_drafts}, but lenience is'
-          f' {lossy.describe(self.lenience)}; several drafts are verified'
-          ' without: set lenience to None, or num_drafts to 1.'
-      )
 
   @property
-  def greedy(self) -> bool:
-    return self.temperature == 0.0
+  def is_greedy(self) -> bool:
+    return self.sampling.is_greedy
+
+  @property
+  def output_length(self) -> int:
+    """Maximum length of the output, L."""
+    return self.max_new_tokens or _OUTPUT_LENGTH
+
+  def with_default_length(self, length: int) -> Decoding:
+    """With `length` for max_new_tokens, unless that is set."""
+    return self.replace(max_new_tokens=self.max_new_tokens or length)
+
+  def replace(self, **changes: Any) -> Decoding:
+    """With fields of this class, or of its groups, set otherwise.
+
+    Example: `decoding.replace(temperature=1.0, length=3, max_new_tokens=8)`.
+    """
+    for name in ('sampling', 'drafting'):
+      group = changes.pop(name, getattr(self, name))
+      fields = {field.name for field in dataclasses.fields(group)}
+      inside = {k: changes.pop(k) for k in list(changes) if k in fields}
+      changes[name] = dataclasses.replace(group, **inside)
+    return dataclasses.replace(self, **changes)
+
+  def without_draft(self) -> Decoding:
+    """With default drafting.
+
+    Decodings that differ in drafting alone then share an autoregressive
+    program.
+    """
+    return dataclasses.replace(
+        self, drafting=Drafting(), verifier=verification.Token()
+    )
+
+  def check_speculative(self) -> None:
+    """Raises UserError where a block is longer than the output may be."""
+    if self.drafting.length > self.output_length:
+      raise errors.UserError(
+          f'block_length is {self.drafting.length}; it must lie in [1,'
+          f' max_new_tokens = {self.output_length}]. To decode without'
+          ' speculation leave the draft out.'
+      )
 
   def describe(self, *, speculative: bool, batch_size: int) -> dict[str, Any]:
     """The `decoding` entry of a line of results."""
-    lenience = None
-    if speculative and self.lenience is not None:
-      lenience = lossy.describe(self.lenience)
-    described = {
-        'temperature': self.temperature,
-        'top_k': self.top_k,
-        'top_p': self.top_p,
-        'block_length': self.block_length if speculative else None,
-        'verification': self.verification if speculative else None,
-        'lenience': lenience,
+    drafting = self.drafting
+    adaptive = drafting.adaptive and drafting.adaptive.describe()
+    return {
+        **dataclasses.asdict(self.sampling),
+        'block_length': drafting.length if speculative else None,
+        'paths': drafting.paths if speculative else None,
+        'adaptive': adaptive if speculative else None,
+        'verifier': self.verifier.describe() if speculative else None,
         'batch_size': batch_size,
-        'max_new_tokens': self.max_new_tokens,
+        'max_new_tokens': self.output_length,
     }
-    if speculative and self.num_drafts > 1:
-      described['num_drafts'] = self.num_drafts
-    if speculative and self.draft_stop is not None:
-      described['draft_stop'] = list(self.draft_stop)
-    return described
+
+  def label(self) -> str:
+    """A short name for progress and tables: what differs from the defaults."""
+    parts = [
+        'greedy' if self.is_greedy else f'T = {self.sampling.temperature:g}'
+    ]
+    if self.sampling.top_k:
+      parts.append(f'top-k {self.sampling.top_k}')
+    if self.sampling.top_p < 1.0:
+      parts.append(f'top-p {self.sampling.top_p:g}')
+    parts.append(f'block length {self.drafting.length}')
+    if self.drafting.paths > 1:
+      parts.append(f'{self.drafting.paths} paths')
+    if self.drafting.adaptive is not None:
+      parts.append(self.drafting.adaptive.describe())
+    if self.verifier != verification.Token():
+      parts.append(self.verifier.describe())
+    return ', '.join(parts)
 
 
-def _draft_stop(value: Sequence) -> tuple[str, float]:
-  known = ('confidence', 'entropy')
-  is_pair = isinstance(value, (tuple, list)) and len(value) == 2
-  if not is_pair or value[0] not in known:
-    raise errors.UserError(
-        f"draft_stop is {value!r}; give ('confidence', c), ('entropy', h), or"
-        ' None.'
+def grid(
+    *,
+    temperatures: Sequence[float] = (0.0, 1.0),
+    top_k: int = 0,
+    top_p: float = 1.0,
+    block_lengths: Sequence[int] = (5,),
+    paths: Sequence[int] = (1,),
+    adaptive: Sequence[adaptive_length.AdaptiveLength | str | None] = (None,),
+    verifiers: Sequence[verification.Verifier | str] = ('token',),
+    max_new_tokens: int | None = None,
+) -> tuple[Decoding, ...]:
+  """Every combination of the values that makes sense.
+
+  Left out are multi-path drafts with verifiers that judge single ones, and
+  greedy repetitions of lossless verifiers, which are all the same rule.
+
+  Args:
+    temperatures: 0 is greedy.
+    top_k: 0 allows all tokens.
+    top_p: 1 allows all tokens.
+    block_lengths: drafted tokens per block.
+    paths: independent drafts of each block.
+    adaptive: rules of adaptive draft length, as objects or texts such as
+      'confidence(0.4)'; None drafts blocks of full length.
+    verifiers: objects, or texts such as 'block' or 'lenient(linear, 0.5)'.
+    max_new_tokens: maximum length of an output; None: the task's label length,
+      where there is a task, else 128.
+
+  Raises:
+    UserError: a value is out of range, or nothing is left.
+  """
+  rules = [
+      verification.parse(x) if isinstance(x, str) else x for x in verifiers
+  ]
+  stops = [
+      adaptive_length.parse(x) if isinstance(x, str) else x for x in adaptive
+  ]
+  decodings = {}  # in order, each once
+  for temperature, length, k, stop, verifier in itertools.product(
+      temperatures, block_lengths, paths, stops, rules
+  ):
+    if k > 1 and not verifier.supports_paths:
+      continue
+    if temperature == 0.0 and verifier.is_lossless and k == 1:
+      verifier = next((r for r in rules if r.is_lossless), verifier)
+    decoding = Decoding(
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+        drafting=Drafting(length=length, paths=k, adaptive=stop),
+        verifier=verifier,
+        max_new_tokens=max_new_tokens,
     )
-  name, threshold = value
-  most = 1.0 if name == 'confidence' else float('inf')
-  if not lossy.is_number(threshold) or not 0.0 <= threshold <= most:
+    decodings[decoding] = None
+  if not decodings:
     raise errors.UserError(
-        f"draft_stop's {name} is {threshold!r}; it must lie in [0, {most:g}]."
+        'A grid of decodings is empty; give at least one value each for'
+        ' temperatures, block_lengths, paths, adaptive and verifiers, and a'
+        ' verifier that supports the paths.'
     )
-  return name, float(threshold)
+  return tuple(decodings)

@@ -1,14 +1,13 @@
-"""Drafting: the draft's proposals for the next block, one step a token.
+"""Drafting: the draft proposes the next block, one step for each token.
 
-Several drafts part at the first token and share a cache and each step: sampled,
-they are independent; greedy, they begin with the draft's best tokens, one each,
-and go on with the best after it.
+Multi-path drafts branch off at the first token and share a cache and each step.
+Sampled, they are independent; greedy, they begin with the draft's K best tokens
+and continue with the best token of each.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,8 @@ from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.distributed import layouts
 from distillspec_jax.distributed import mesh
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import path_slots
-from distillspec_jax.models import transformer
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import rows
@@ -27,23 +26,23 @@ from distillspec_jax.sampling import warping
 
 
 class Block(NamedTuple):
-  """What the draft proposes; where it is one path the axis K is not there.
+  """What the draft proposes; the axis K is absent where there is one path.
 
   Attributes:
     tokens: int32[B, G, K].
-    logits: float32[B, G, K, V] that they were drawn from; greedy: None.
+    logits: float32[B, G, K, V] that they were sampled from; greedy: None.
     lengths: int32[B, K] in [1, G] how many count; None: all G.
-    finite: bool[B] the draft's logits were numbers.
-    count: int32[B] tokens that count, of all paths.
+    is_finite: bool[B] the draft's logits were finite.
+    count: int32[B] tokens that count, over all paths.
   """
 
   tokens: jax.Array
   logits: jax.Array | None
   lengths: jax.Array | None
-  finite: jax.Array
+  is_finite: jax.Array
   count: jax.Array
 
-  def along(self, path: jax.Array) -> Block:
+  def along_path(self, path: jax.Array) -> Block:
     """What path int32[B] alone proposes, without its logits."""
     lengths = self.lengths
     return self._replace(
@@ -53,160 +52,193 @@ class Block(NamedTuple):
     )
 
 
-def fork(
-    total: jax.Array, decoding: decoding_lib.Decoding
-) -> path_slots.Fork | None:
-  """Where several drafts part: after `total` int32[B] tokens."""
-  if decoding.num_drafts == 1:
+class _Carry(NamedTuple):
+  """State of the draft loop; arrays over G are filled up to `depth`."""
+
+  depth: jax.Array  # int32[]
+  state: model_lib.DecodeState
+  drafted: jax.Array  # int32[G, B, K]
+  proposed: jax.Array | None  # float32[G, B, K, V']
+  token: jax.Array  # int32[B, K] the last ones
+  is_open: jax.Array  # bool[B, K] the block is still growing
+  lengths: jax.Array  # int32[B, K]
+  is_finite: jax.Array  # bool[B, K]
+
+
+class _Proposal(NamedTuple):
+  token: jax.Array  # int32[B, K]
+  logits: jax.Array | None  # float32[B, K, V'] warped; greedy: None
+  continues: jax.Array  # bool[B, K]
+  is_finite: jax.Array  # bool[B, 1 or K]
+
+
+def slots_of_paths(
+    total: jax.Array, drafting: decoding_lib.Drafting
+) -> path_slots.PathSlots | None:
+  """Where multi-path drafts branch off: after `total` int32[B] tokens."""
+  if drafting.paths == 1:
     return None
-  return path_slots.Fork(total, decoding.num_drafts)
+  return path_slots.PathSlots(total, drafting.paths)
 
 
-def depths(decoding: decoding_lib.Decoding) -> np.ndarray:
-  """int32[1 + G * K]: tokens after the last committed one, up to each read."""
-  size, paths = decoding.block_length, decoding.num_drafts
-  return np.repeat(np.arange(size + 1, dtype=np.int32), [1] + [paths] * size)
+def depths(drafting: decoding_lib.Drafting) -> np.ndarray:
+  """int32[1 + G * K]: how deep in the block each token is that is verified."""
+  repeats = [1] + [drafting.paths] * drafting.length
+  return np.repeat(np.arange(drafting.length + 1, dtype=np.int32), repeats)
 
 
 def draft_block(
-    draft: transformer.Transformer,
-    params: Any,
-    state: transformer.DecodeState,
+    draft: model_lib.Model,
+    state: model_lib.DecodeState,
     tokens: jax.Array,
     total: jax.Array,
-    number: jax.Array,
+    position: jax.Array,
     done: jax.Array,
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
     controls: controls_lib.Controls,
-    vocabulary: int,
-) -> tuple[transformer.DecodeState, Block]:
+    vocabulary_size: int,
+) -> tuple[model_lib.DecodeState, Block]:
   """The draft's cache, and its proposals after the tokens so far.
 
   Args:
     draft: the model that proposes.
-    params: its parameters.
-    state: its cache; holds the first `total - 2` tokens at least.
-    tokens: int32[B, N] committed tokens.
+    state: its cache; holds at least the first `total - 2` tokens.
+    tokens: int32[B, N] emitted tokens.
     total: int32[B] how many there are.
-    number: int32[B] how many of them are new.
+    position: int32[B] how many of them are new.
     done: bool[B] rows for which nothing needs to be drafted.
     keys: key[B] of this block.
     decoding: settings.
-    controls: settings of rows.
-    vocabulary: logits from here on are padding.
+    controls: settings of single rows.
+    vocabulary_size: tokens from here on do not exist.
   """
 
-  of_state = draft.row_places()
-  controls = controls.replace(stop=None)  # which no draft asks for
+  def draft_rows(draft, batched):
+    return _draft_block(draft, *batched, decoding, vocabulary_size)
+
+  state_axes = draft.batch_axes()
   state, block = mesh.shard_over_batch(
-      functools.partial(_draft_block, draft, decoding, vocabulary),
-      whole=params,
-      rows=(tokens, state, total, number, done, keys, controls),
-      axes=() if draft.is_tensor_parallel else mesh.AXES,
-      places=(0, of_state, 0, 0, 0, 0, 0),
-      out_places=(of_state, 0),
+      draft_rows,
+      replicated=draft,
+      batched=(tokens, state, total, position, done, keys, controls),
+      axes=() if draft.network.is_tensor_parallel else mesh.AXES,
+      batch_axes=(0, state_axes, 0, 0, 0, 0, 0),
+      out_batch_axes=(state_axes, 0),
   )
   logits = block.logits
-  if logits is not None:  # they go where the target has those of its own
+  if logits is not None:
+    # A small draft is replicated, its target sharded over the vocabulary: move
+    # the draft's logits to where the target's are.
     names = ('batch', *[None] * (logits.ndim - 2), 'vocab')
-    logits = layouts.constrain(logits, names, layouts.SPLIT)
+    logits = layouts.constrain(logits, names, layouts.SHARDED)
   return state, block._replace(logits=logits)
 
 
-def _draft_block(draft, decoding, vocabulary, params, rows_):
-  """`draft_block`, of one device's rows."""
-  tokens, state, total, number, done, keys, controls = rows_
-  size, paths = decoding.block_length, decoding.num_drafts
+def _draft_block(
+    draft, tokens, state, total, position, done, keys, controls, decoding,
+    vocabulary_size,
+):  # fmt: skip
+  """`draft_block` for the rows of one device."""
+  size, paths = decoding.drafting.length, decoding.drafting.paths
+  adaptive = decoding.drafting.adaptive
   shape = (tokens.shape[0], paths)  # [B, K]
   is_greedy = controls.is_greedy(decoding)
-  columns = draft.columns(vocabulary)
+  vocabulary = draft.trimmed_vocabulary(vocabulary_size)
 
-  def propose(place, hidden):
-    """A token of each path, its logits, and what is known of them.
+  def propose(depth, hidden) -> _Proposal:
+    """A token for each path, from hidden states float[B, 1 or K, D].
 
-    Before the paths part `hidden` is float[B, 1, D], then float[B, K, D].
+    There is one hidden state before the paths branch off, then one for each.
     """
-    logits = columns.cut(draft.unembed(params, hidden))  # [B, 1 or K, V']
-    now = number[:, None] + place
-    logits = controls.allow(logits, now, decoding, columns)
+    logits = vocabulary.trim(draft.unembed(hidden))  # [B, 1 or K, V']
+    logits = controls.forbid_early_eos(
+        logits, position[:, None] + depth, decoding, vocabulary
+    )
     _check_choice(logits.shape[-1], paths)
-    goes_on = jnp.broadcast_to(_goes_on(logits, decoding), shape)
-    finite = rows.is_finite(logits)
+    is_finite = rows.is_finite(logits)
+    continues = jnp.ones(shape, bool)
+    if adaptive is not None:
+      continues = jnp.broadcast_to(adaptive.continues(logits), shape)
     if is_greedy:
-      return columns.tokens(_best(logits, paths)), None, goes_on, finite
-    warped = warping.warp(logits, decoding, controls.temperature)
+      token = vocabulary.to_tokens(_best(logits, paths))
+      return _Proposal(token, None, continues, is_finite)
+    warped = warping.warp(logits, decoding.sampling, controls.temperature)
     warped = jnp.broadcast_to(warped, (*shape, warped.shape[-1]))
-    now = randomness.events(randomness.streams(keys, 'draft'), place)
-    column = draw(now, warped)
+    depth_keys = randomness.events(randomness.streams(keys, 'draft'), depth)
+    index = sample_paths(depth_keys, warped)
     if paths > 1 and controls.temperature is not None:
       # Independent greedy drafts would all be the same.
       is_cold = controls.temperature[:, None] == 0.0
-      column = jnp.where(is_cold, _best(logits, paths), column)
-    return columns.tokens(column), warped, goes_on, finite
+      index = jnp.where(is_cold, _best(logits, paths), index)
+    return _Proposal(vocabulary.to_tokens(index), warped, continues, is_finite)
 
-  # After a block that was accepted whole the draft has not consumed its own
-  # last token. Feeding the last two tokens always, the first of which may
-  # overwrite itself, makes that case no case. A row of one token feeds it and
-  # a meaningless second, whose slot the next token overwrites.
+  # After a block that was accepted in full, the draft has not read its own last
+  # token yet; otherwise it has. Always feeding the last two tokens makes both
+  # one case: the first of them may overwrite itself in the cache with the same
+  # values. A row of one token feeds it and a meaningless second one, whose slot
+  # the next token overwrites.
   start = jnp.maximum(total - 2, 0)
-  hidden, cache = draft.extend(
-      params, draft.rollback(state, start), rows.window(tokens, start, 2)
+  hidden, state = draft.extend(
+      draft.rollback(state, start), rows.window(tokens, start, 2)
   )
   newest = jnp.minimum(total, 2) - 1
   first = propose(0, rows.window(hidden, newest, 1))
-  token, logits, goes_on, finite = first
-  cache = draft.rollback(cache, total)
-  parting = fork(total, decoding)
+  state = draft.rollback(state, total)
+  branches = slots_of_paths(total, decoding.drafting)
 
-  def unfinished(carry):
-    place, _, _, _, _, is_open, _, _ = carry
-    if decoding.draft_stop is None:
-      return place < size
-    return (place < size) & jnp.any(is_open)
+  def unfinished(carry: _Carry) -> jax.Array:
+    grows = carry.depth < size
+    return grows if adaptive is None else grows & jnp.any(carry.is_open)
 
-  def next_token(carry):
-    place, cache, drafted, proposed, token, is_open, lengths, finite = carry
-    hidden, cache = draft.extend(params, cache, token, parting)
-    token, logits, goes_on, is_finite = propose(place, hidden)
-    return (
-        place + 1,
-        cache,
-        drafted.at[place].set(token),
-        None if is_greedy else proposed.at[place].set(logits),
-        token,
-        is_open & goes_on,
-        lengths + is_open,
-        finite & (is_finite | ~is_open),
+  def next_token(carry: _Carry) -> _Carry:
+    hidden, state = draft.extend(carry.state, carry.token, branches)
+    new = propose(carry.depth, hidden)
+    return _Carry(
+        depth=carry.depth + 1,
+        state=state,
+        drafted=carry.drafted.at[carry.depth].set(new.token),
+        proposed=None
+        if is_greedy
+        else carry.proposed.at[carry.depth].set(new.logits),
+        token=new.token,
+        is_open=carry.is_open & new.continues,
+        lengths=carry.lengths + carry.is_open,
+        # Tokens after a block's end do not count, nor do their logits.
+        is_finite=carry.is_finite & (new.is_finite | ~carry.is_open),
     )
 
-  drafted = jnp.zeros((size, *shape), jnp.int32).at[0].set(token)
+  drafted = jnp.zeros((size, *shape), jnp.int32).at[0].set(first.token)
   proposed = None
   if not is_greedy:
-    proposed = jnp.zeros((size, *logits.shape), logits.dtype).at[0].set(logits)
-  carry = (
-      jnp.int32(1), cache, drafted, proposed, token,
-      goes_on & ~done[:, None], jnp.ones(shape, jnp.int32),
-      jnp.broadcast_to(finite, shape),
-  )  # fmt: skip
-  with jax.named_scope('draft_loop'):  # what a plan looks for
+    proposed = jnp.zeros((size, *first.logits.shape), first.logits.dtype)
+    proposed = proposed.at[0].set(first.logits)
+  carry = _Carry(
+      depth=jnp.int32(1),
+      state=state,
+      drafted=drafted,
+      proposed=proposed,
+      token=first.token,
+      is_open=first.continues & ~done[:, None],
+      lengths=jnp.ones(shape, jnp.int32),
+      is_finite=jnp.broadcast_to(first.is_finite, shape),
+  )
+  with jax.named_scope('draft_loop'):  # by which planning finds the loop
     carry = jax.lax.while_loop(unfinished, next_token, carry)
-  _, cache, drafted, proposed, _, _, lengths, finite = carry
-  count = jnp.sum(lengths, axis=1)
-  if decoding.draft_stop is None:
-    lengths, count = None, jnp.full_like(total, size * paths)
   drafted, proposed = jax.tree.map(
-      lambda array: jnp.swapaxes(array, 0, 1), (drafted, proposed)
+      lambda array: jnp.swapaxes(array, 0, 1), (carry.drafted, carry.proposed)
   )  # [G, B, ...] -> [B, G, ...]
   if proposed is not None:
-    # [B, G, K, V'] -> [B, G, K, V]; a token without a column was not proposed.
-    proposed = columns.spread(proposed)
-  finite = finite.all(axis=1)
-  block = Block(drafted, proposed, lengths, finite, count)
-  return cache, block if paths > 1 else _one_path(block)
+    proposed = vocabulary.expand(proposed)  # [B, G, K, V'] -> [B, G, K, V]
+  lengths, count = carry.lengths, jnp.sum(carry.lengths, axis=1)
+  if adaptive is None:
+    lengths, count = None, jnp.full_like(total, size * paths)
+  is_finite = carry.is_finite.all(axis=1)
+  block = Block(drafted, proposed, lengths, is_finite, count)
+  return carry.state, block if paths > 1 else _single_path(block)
 
 
-def _one_path(block: Block) -> Block:
+def _single_path(block: Block) -> Block:
   """The block without the axis of paths."""
   lengths, logits = block.lengths, block.logits
   return block._replace(
@@ -219,16 +251,16 @@ def _one_path(block: Block) -> Block:
 def _check_choice(tokens: int, paths: int) -> None:
   if tokens < paths:
     raise errors.UserError(
-        f'num_drafts is {paths}, but the draft proposes from {tokens} tokens;'
-        ' there are no more drafts that differ.'
+        f'paths is {paths}, but the draft chooses from {tokens} tokens; there'
+        ' are no more paths that differ.'
     )
 
 
 def _best(logits: jax.Array, paths: int) -> jax.Array:
-  """int32[B, K]: the best column of each path, or the best where they part.
+  """int32[B, K]: the best index of each path, or the K best to branch off.
 
   Args:
-    logits: float[B, K, V'], or float[B, 1, V'] before the paths part.
+    logits: float[B, K, V'], or float[B, 1, V'] before the paths branch off.
     paths: K.
   """
   if logits.shape[1] == paths:
@@ -236,27 +268,13 @@ def _best(logits: jax.Array, paths: int) -> jax.Array:
   return jax.lax.top_k(logits[:, 0], paths)[1].astype(jnp.int32)
 
 
-def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
-  """int32[B, K] drawn from logits float32[B, K, V], each on its own."""
+def sample_paths(keys: jax.Array, logits: jax.Array) -> jax.Array:
+  """int32[B, K] sampled from logits float32[B, K, V], each independently."""
   paths = logits.shape[1]
   if paths == 1:
     return randomness.categorical(keys, logits[:, 0])[:, None]
-  own = jax.vmap(lambda path: randomness.events(keys, path), out_axes=1)
-  return jax.vmap(randomness.categorical, in_axes=1, out_axes=1)(
-      own(jnp.arange(paths)), logits
+  path_keys = jax.vmap(lambda path: randomness.events(keys, path), out_axes=1)(
+      jnp.arange(paths)
   )
-
-
-def _goes_on(logits: jax.Array, decoding: decoding_lib.Decoding) -> jax.Array:
-  """bool[...]: the draft is sure enough to draft another token after this one.
-
-  Args:
-    logits: float[..., V] of the draft, not warped.
-    decoding: with `draft_stop`.
-  """
-  if decoding.draft_stop is None:
-    return jnp.ones(logits.shape[:-1], bool)
-  name, threshold = decoding.draft_stop
-  if name == 'confidence':
-    return rows.confidence(logits) > threshold
-  return rows.entropy(logits) <= threshold
+  sample = jax.vmap(randomness.categorical, in_axes=1, out_axes=1)
+  return sample(path_keys, logits)

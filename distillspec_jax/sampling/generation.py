@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
-from distillspec_jax.sampling import autoregressive
+from distillspec_jax.core import types
+from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import requests as requests_lib
+from distillspec_jax.sampling import sampler
 from distillspec_jax.sampling import samples as samples_lib
-from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import stopping
+from distillspec_jax.sampling import verification
 
-_EOS = 1
+_EOS = decoding_lib.EOS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +33,14 @@ class Generation:
   """What was generated.
 
   Attributes:
-    text: one string a row, the prefix included, up to a stop string; empty
-      where the target has no vocabulary.
-    tokens: int32[B, L] new tokens, 0 after the last; it is EOS, completes a
-      stop string, or fills the row.
+    text: one string for each input, the prefix included, up to a stop string;
+      empty where the target has no vocabulary.
+    tokens: int32[B, L] new tokens, 0 after the last; that is EOS, completes a
+      stop string, or reaches the limit.
     lengths: int32[B].
-    origins: int8[B, L], a `samples.Origin` a token.
-    statistics: counts a row, with `acceptance_rate` and `block_efficiency`.
+    origins: int8[B, L], the `samples.Origin` of each token.
+    statistics: counts for each input, with `acceptance_rate` and
+      `block_efficiency`.
     log_probs: float32[B, L] nats, of each token under the target's own
       distribution (temperature 1, not warped); None unless asked for.
   """
@@ -49,67 +54,89 @@ class Generation:
 
 
 def generate(
-    target: loading.Model,
+    target: loading.Loaded,
     inputs: Sequence[str] | np.ndarray | jax.Array,
     *,
-    draft: loading.Model | None = None,
+    draft: loading.Loaded | None = None,
     max_new_tokens: int | Sequence[int] = 128,
     min_new_tokens: int | Sequence[int] = 0,
-    block_length: int = 5,
-    num_drafts: int = 1,
-    draft_stop: tuple | None = None,
     temperature: float | Sequence[float] = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    verification: str = 'token',
-    lenience: tuple | None = None,
+    block_length: int = 5,
+    paths: int = 1,
+    adaptive: adaptive_length.AdaptiveLength | str | None = None,
+    verifier: verification.Verifier | str = 'token',
     stop: str | Sequence[str] = (),
     eos_ids: Sequence[int] = (_EOS,),
     prefix: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
     log_probs: bool = False,
+    decoding: decoding_lib.Decoding | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
 ) -> Generation:
-  """Answers of the target, faster where a draft is given.
+  """Outputs of the target, faster where a draft is given.
 
-  The answers have the target's distribution with a draft and without; greedy
-  (temperature 0) they are the same tokens. (Not so with `lenience`.) What may
-  be a sequence has one value a row.
+  Outputs have the target's distribution with a draft and without; greedy
+  (temperature 0) they are the same tokens. Only a lossy verifier changes that.
+  Arguments that may be a sequence take one value for each input. Example:
+
+    out = ds.generate(target, ['import os'], draft=draft, temperature=1.0)
+    print(out.text[0], out.statistics.block_efficiency)
 
   Args:
     target: the model that decides.
     inputs: strings, or int32[B, S] padded with 0.
     draft: the model that proposes; None decodes autoregressively.
-    max_new_tokens: length of an answer at most, EOS included.
-    min_new_tokens: tokens before EOS may come.
-    block_length: tokens drafted before each call of the target.
-    num_drafts: blocks drafted side by side, of which the target goes along with
-      the one that it accepts farthest; see `multi_draft`.
-    draft_stop: None, or when the draft stops earlier: ('confidence', c) after a
-      place where it gave no token more than c, ('entropy', h) after one where
-      its entropy was above h nats.
+    max_new_tokens: maximum length of an output, EOS included.
+    min_new_tokens: tokens before EOS is allowed.
     temperature: 0 is greedy.
     top_k: only the k most likely tokens; 0 allows all.
-    top_p: only the most likely tokens that reach this probability together.
-    verification: 'token', or 'block', which accepts no fewer tokens.
-    lenience: None is lossless; otherwise more is accepted: (function, epsilon)
-      with 'linear', 'square' or 'exponential' and epsilon in (0, 1], or
-      ('typical', epsilon, delta); see `lossy`.
-    stop: strings that end an answer, wherever its pieces are cut; the text ends
-      before them.
-    eos_ids: tokens that end an answer; () lets none end early.
-    prefix: what every answer begins with: one text, one a row, or tokens.
+    top_p: only the most likely tokens that together reach this probability.
+    block_length: tokens drafted before each target call.
+    paths: independent drafts of each block, of which the target follows the one
+      that is accepted farthest.
+    adaptive: ends a block where the draft is unsure: `ds.Confidence(c)`,
+      `ds.Entropy(h)`, or a text such as 'confidence(0.4)'.
+    verifier: which drafted tokens are accepted: `ds.Token()`; `ds.Block()`,
+      which accepts no fewer; or a lossy one, such as `ds.Lenient('linear',
+      0.5)`. Also as a text: 'block', 'lenient(linear, 0.5)'.
+    stop: strings that end an output, however they are split into tokens; the
+      text ends before them.
+    eos_ids: tokens that end an output; () lets none end early.
+    prefix: what every output begins with: one text, one for each input, or
+      tokens.
     log_probs: whether to return the log-probabilities of the new tokens.
-    seed: row i draws from the stream (seed, i), whatever the batch; with one
-      seed a row, from (seed[i], 0). In [0, 2**32).
-    batch_size: rows decoded together. Texts of similar length are, so that a
-      short one is not padded to a long one.
+    decoding: all of the above from temperature to verifier, and
+      max_new_tokens, eos_ids and log_probs, as one value instead.
+    seed: input i draws from the stream (seed, i), whatever the batch; with one
+      seed for each input, from (seed[i], 0). In [0, 2**32).
+    batch_size: inputs decoded together. Texts of similar length are grouped, so
+      that short ones are not padded to long ones.
+
+  Returns:
+    Texts, tokens and statistics, in the order of the inputs.
 
   Raises:
-    UserError: models that do not fit, settings out of range, no inputs, or
-      strings for a model without a vocabulary.
+    UserError: models that do not fit each other, settings out of range, no
+      inputs, or strings for a model without a vocabulary.
     Failed: logits were not finite.
   """
+  if decoding is not None:
+    _refuse_both(
+        max_new_tokens=(max_new_tokens, 128),
+        temperature=(temperature, 0.0),
+        top_k=(top_k, 0),
+        top_p=(top_p, 1.0),
+        block_length=(block_length, 5),
+        paths=(paths, 1),
+        adaptive=(adaptive, None),
+        verifier=(verifier, 'token'),
+        eos_ids=(eos_ids, (_EOS,)),
+        log_probs=(log_probs, False),
+    )
+    max_new_tokens = decoding.output_length
+    temperature = decoding.sampling.temperature
   tokens, segments, batches = batched(target, inputs, batch_size)
   requests = requests_lib.check(
       target,
@@ -121,23 +148,26 @@ def generate(
       prefix=prefix,
       stop=stop,
   )
-  longest = requests.longest
-  decoding = decoding_lib.Decoding(
-      temperature=requests.temperature if np.ndim(temperature) == 0 else 1.0,
-      top_k=top_k,
-      top_p=top_p,
-      # Without a draft it has no effect.
-      block_length=min(block_length, longest)
-      if draft is None
-      else block_length,
-      num_drafts=num_drafts,
-      draft_stop=draft_stop,
-      verification=verification,
-      lenience=lenience,
-      max_new_tokens=longest,
-      eos_ids=eos_ids,
-      log_probs=log_probs,
-  )
+  if decoding is None:
+    if isinstance(verifier, str):
+      verifier = verification.parse(verifier)
+    if isinstance(adaptive, str):
+      adaptive = adaptive_length.parse(adaptive)
+    decoding = decoding_lib.Decoding(
+        sampling=decoding_lib.Sampling(
+            # Temperatures of single sequences are in `Controls`.
+            temperature=1.0 if np.ndim(temperature) else requests.temperature,
+            top_k=top_k,
+            top_p=top_p,
+        ),
+        drafting=decoding_lib.Drafting(
+            length=block_length, paths=paths, adaptive=adaptive
+        ),
+        verifier=verifier,
+        max_new_tokens=requests.longest,
+        eos_ids=eos_ids,
+        log_probs=log_probs,
+    )
   size = target.config.vocab_size
   if max(decoding.eos_ids, default=0) >= size:
     raise errors.UserError(
@@ -145,22 +175,25 @@ def generate(
         ' tokens.'
     )
   if draft is not None:
+    decoding.check_speculative()
     loading.check_pair(target, draft)
   order, parts = [], []
   size = min(batch_size, len(tokens))
   for batch in batches:
-    # One shape is one compiled program: the last row fills up a batch.
-    more = [batch.numbers[-1]] * (size - len(batch.numbers))
-    numbers = [*batch.numbers, *more]
+    # One shape is one compiled program, so the last input fills up a batch.
+    fill = [batch.numbers[-1]] * (size - len(batch.numbers))
+    numbers = [*batch.numbers, *fill]
     out = sample(
         target,
         draft,
-        tokens[numbers, : batch.width],
-        segments[numbers, : batch.width],
+        types.Prompt(
+            tokens[numbers, : batch.width], segments[numbers, : batch.width]
+        ),
         numbers,
         decoding,
         requests.seed,
         requests.controls(numbers),
+        requests.stop,
     )
     order += batch.numbers
     parts.append(_first(out, len(batch.numbers)))
@@ -176,27 +209,27 @@ def generate(
 
 
 def sample(
-    target: loading.Model,
-    draft: loading.Model | None,
-    tokens: jax.Array | np.ndarray,
-    segments: jax.Array | np.ndarray,
+    target: loading.Loaded,
+    draft: loading.Loaded | None,
+    prompt: types.Prompt,
     numbers: Sequence[int] | np.ndarray,
     decoding: decoding_lib.Decoding,
     seed: int | np.ndarray,
     controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
+    stop: stopping.Automaton | None = None,
 ) -> samples_lib.Samples:
-  """Answers to tokenised inputs, on the host.
+  """Outputs for one batch of tokenised inputs, on the host.
 
   Args:
     target: the model that decides.
     draft: the model that proposes, or None.
-    tokens: int32[B, S].
-    segments: int32[B, S], 0 is padding.
-    numbers: int32[B] numbers of the rows.
+    prompt: tokens and segments int32[B, S].
+    numbers: int32[B] numbers of the inputs.
     decoding: settings.
     seed: row b draws from the stream (seed, numbers[b]); of an array, from
       (seed[numbers[b]], 0).
-    controls: settings of rows.
+    controls: settings of single rows.
+    stop: ends outputs at stop strings.
 
   Raises:
     Failed: logits were not finite.
@@ -206,29 +239,15 @@ def sample(
     keys = randomness.row_keys(jax.random.key(seed), jnp.asarray(numbers))
   else:
     keys = randomness.events(jax.vmap(jax.random.key)(seed[numbers]), 0)
-  tokens, segments = jnp.asarray(tokens), jnp.asarray(segments)
-  if draft is None:
-    out = autoregressive.generate(
-        target.transformer,
-        target.params,
-        tokens,
-        segments,
-        keys,
-        decoding,
-        controls=controls,
-    )
-  else:
-    out = speculative.generate(
-        target.transformer,
-        target.params,
-        draft.transformer,
-        draft.params,
-        tokens,
-        segments,
-        keys,
-        decoding,
-        controls,
-    )
+  out = sampler.generate(
+      target.model,
+      jax.tree.map(jnp.asarray, prompt),
+      keys,
+      decoding,
+      draft=None if draft is None else draft.model,
+      controls=controls,
+      stop=stop,
+  )
   out = jax.device_get(out)
   _check_finite(out, numbers, target, draft)
   return out
@@ -238,35 +257,46 @@ def _first(out: samples_lib.Samples, rows: int) -> samples_lib.Samples:
   return jax.tree.map(lambda x: x[:rows], out)
 
 
+def _refuse_both(**values: tuple[Any, Any]) -> None:
+  """Raises for given arguments, name -> (value, default), of `decoding`."""
+  given = [n for n, (value, default) in values.items() if value != default]
+  if given:
+    raise errors.UserError(
+        f'{", ".join(given)} and decoding are both given; set'
+        f' {"it" if len(given) == 1 else "them"} in decoding.'
+    )
+
+
 def _check_finite(out, numbers, target, draft) -> None:
-  for column, model in enumerate((target, draft)):
-    rows = np.flatnonzero(out.nonfinite_at[:, column] >= 0)
-    if len(rows):
-      step = out.nonfinite_at[rows[0], column]
+  for index, model in enumerate((target, draft)):
+    wrong = np.flatnonzero(out.nonfinite_at[:, index] >= 0)
+    if len(wrong):
+      step = out.nonfinite_at[wrong[0], index]
       raise errors.Failed(
-          f'The logits of {model.name} are not finite in row'
-          f' {numbers[rows[0]]} after {step} new tokens'
-          + (f' (and in {len(rows) - 1} more rows)' if len(rows) > 1 else '')
-          + '. Its parameters or its computation overflow: check the'
+          f'The logits of {model.name} are not finite for input'
+          f' {numbers[wrong[0]]} after {step} new tokens'
+          + (
+              f' (and for {len(wrong) - 1} more inputs)'
+              if wrong[1:].size
+              else ''
+          )
+          + '. Its parameters are wrong or its computation overflows: check the'
           " checkpoint, and compute in 'bfloat16' or 'float32'."
       )
 
 
-def detokenize(vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
-  """The text of a row, without EOS."""
+def detokenize(vocabulary: Any, tokens: Sequence[int] | np.ndarray) -> str:
+  """The text of tokens, without EOS."""
   return vocabulary.decode([int(t) for t in tokens if t != _EOS])
 
 
 def batched(
-    target: loading.Model,
+    target: loading.Loaded,
     inputs: Sequence[str] | np.ndarray | jax.Array,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray, list[batching.Batch]]:
   """Tokens and segments int32[B, S] of all inputs, and how to batch them."""
-  if batch_size < 1:
-    raise errors.UserError(
-        f'batch_size is {batch_size}; it must be at least 1.'
-    )
+  check.at_least(1, batch_size=batch_size)
   if hasattr(inputs, 'shape'):
     if len(inputs.shape) != 2 or not inputs.shape[0]:
       raise errors.UserError(
@@ -291,27 +321,27 @@ def batched(
         f'The model {target.name} has no vocabulary, so it cannot read strings;'
         ' give tokens int32[B, S].'
     )
-  rows = [tokenize(target, text) for text in inputs]
-  lengths = [len(row) for row in rows]
-  batches = list(batching.plan(lengths, min(batch_size, len(rows))))
-  return *batching.pad(rows), batches
+  tokenised = [tokenize(target, text) for text in inputs]
+  lengths = [len(tokens) for tokens in tokenised]
+  batches = list(batching.plan(lengths, min(batch_size, len(lengths))))
+  return *batching.pad(tokenised), batches
 
 
 def _texts(target, out, requests, stop, eos_ids) -> list[str]:
   texts = []
-  for row, (tokens, length) in enumerate(zip(out.tokens, out.lengths)):
+  for number, (tokens, length) in enumerate(zip(out.tokens, out.lengths)):
     tokens, start = tokens[:length].tolist(), 0
     if tokens and tokens[-1] in eos_ids:
       tokens.pop()
     if requests.prefix is not None:
-      start = len(detokenize(target.vocabulary, requests.prefix[row]))
-      tokens = requests.prefix[row] + tokens
+      start = len(detokenize(target.vocabulary, requests.prefix[number]))
+      tokens = requests.prefix[number] + tokens
     text = detokenize(target.vocabulary, tokens)
     texts.append(stopping.cut(text, stop, start))
   return texts
 
 
-def tokenize(model: loading.Model, text: str) -> list[int]:
-  """The tokens that the model reads for a text; its encoder's end with EOS."""
+def tokenize(model: loading.Loaded, text: str) -> list[int]:
+  """The tokens that the model reads for a text; an encoder's end with EOS."""
   tokens = list(model.vocabulary.encode(text))
   return tokens if model.config.is_decoder_only else [*tokens, _EOS]

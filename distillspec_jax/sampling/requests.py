@@ -1,8 +1,8 @@
-"""What is asked of each row, checked on the host before anything runs."""
+"""Settings of single sequences, checked on the host before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
+from distillspec_jax.core import types
 from distillspec_jax.data import vocabulary_kinds
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import controls as controls_lib
@@ -20,62 +21,64 @@ from distillspec_jax.sampling import stopping
 
 @dataclasses.dataclass(frozen=True)
 class Requests:
-  """Settings of rows; those that all rows share are numbers.
+  """Settings of sequences; those that all share are numbers.
 
   Attributes:
-    max_new_tokens: a number, or one a row.
+    max_new_tokens: a number, or int64[n], one for each sequence.
     min_new_tokens: likewise.
-    temperature: likewise.
+    temperature: likewise, float64[n].
     seed: likewise.
-    prefix: tokens of each row, or None.
+    prefix: tokens of each sequence, or None.
     stop: automaton of the stop strings, or None.
-    begun: bool[B] whether a row's prefix has text; None without either.
+    stop_state: int32[n] its states before the first new token; None: its start.
   """
 
   max_new_tokens: int | np.ndarray
   min_new_tokens: int | np.ndarray
   temperature: float | np.ndarray
   seed: int | np.ndarray
-  prefix: list[list[int]] | None
-  stop: stopping.Automaton | None
-  begun: np.ndarray | None = None
+  prefix: list[list[int]] | None = None
+  stop: stopping.Automaton | None = None
+  stop_state: np.ndarray | None = None
 
   @property
   def longest(self) -> int:
     return int(np.max(self.max_new_tokens))
 
   def controls(self, numbers: Sequence[int]) -> controls_lib.Controls:
-    """Of the rows with these numbers."""
+    """The controls of a batch of the sequences with these numbers."""
     numbers = np.asarray(numbers)
 
-    def of_rows(values, dtype):
-      return (
-          None if np.ndim(values) == 0 else jnp.asarray(values[numbers], dtype)
-      )
+    def rows(values, dtype):
+      if np.ndim(values) == 0:
+        return None  # the same for all, in `Decoding`
+      return jnp.asarray(values[numbers], dtype)
 
-    prefix = segments = None
+    prefix = None
     if self.prefix is not None:
       size = batching.width(max(map(len, self.prefix)))
-      prefix, segments = batching.pad([self.prefix[i] for i in numbers], size)
-    least, stop = None, self.stop
+      prefix = types.Prompt(
+          *batching.pad([self.prefix[i] for i in numbers], size)
+      )
+    min_new_tokens = None
     if np.any(self.min_new_tokens):
-      least = self.min_new_tokens
-      least = least if np.ndim(least) == 0 else least[numbers]
-      least = jnp.full(len(numbers), least, jnp.int32)
-    if self.begun is not None:
-      stop = stop.after(self.begun[numbers])
+      min_new_tokens = rows(self.min_new_tokens, jnp.int32)
+      if min_new_tokens is None:
+        min_new_tokens = jnp.full(len(numbers), self.min_new_tokens, jnp.int32)
+    stop_state = self.stop_state
     return controls_lib.Controls(
-        temperature=of_rows(self.temperature, jnp.float32),
-        max_new_tokens=of_rows(self.max_new_tokens, jnp.int32),
-        min_new_tokens=least,
+        temperature=rows(self.temperature, jnp.float32),
+        max_new_tokens=rows(self.max_new_tokens, jnp.int32),
+        min_new_tokens=min_new_tokens,
         prefix=prefix,
-        prefix_segments=segments,
-        stop=stop,
+        stop_state=None
+        if stop_state is None
+        else jnp.asarray(stop_state[numbers], jnp.int32),
     )
 
 
 def check(
-    target: loading.Model,
+    target: loading.Loaded,
     count: int,
     *,
     max_new_tokens: int | Sequence[int],
@@ -85,78 +88,55 @@ def check(
     prefix: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
     stop: str | Sequence[str] = (),
 ) -> Requests:
-  """The requests of `count` rows; arguments as of `generation.generate`.
+  """The requests of `count` sequences; arguments as of `generation.generate`.
 
   Raises:
-    UserError: a value is out of range, or there is not one for each row; texts
-      for a model without a vocabulary; a stop string that cannot come.
+    UserError: a value is out of range, or there is not one for each sequence;
+      texts for a model without a vocabulary; a stop string that cannot occur.
   """
-  most, least, warmth, seeds = check_numbers(
-      count,
-      max_new_tokens=max_new_tokens,
-      min_new_tokens=min_new_tokens,
-      temperature=temperature,
-      seed=seed,
-  )
-  prefix = _prefixes(target, prefix, count)
-  return Requests(
-      max_new_tokens=most,
-      min_new_tokens=least,
-      temperature=warmth,
-      seed=seeds,
-      prefix=prefix,
-      stop=stop_automaton(target, stop),
-      begun=_begun(target, prefix) if stop_strings(stop) else None,
-  )
-
-
-def check_numbers(
-    count: int,
-    *,
-    max_new_tokens: int | Sequence[int],
-    min_new_tokens: int | Sequence[int] = 0,
-    temperature: float | Sequence[float] = 0.0,
-    seed: int | Sequence[int] = 0,
-) -> tuple[Any, Any, Any, Any]:
-  """The arguments, each a number or an array with one a row.
-
-  Raises:
-    UserError: a value is out of range, or there is not one for each row.
-  """
-  most = _each('max_new_tokens', max_new_tokens, count, np.int64)
-  least = _each('min_new_tokens', min_new_tokens, count, np.int64)
-  warmth = _each('temperature', temperature, count, np.float64)
-  seeds = _each('seed', seed, count, np.int64)
-  _refuse('max_new_tokens', most, lambda x: x < 1, 'it must be at least 1')
+  max_new_tokens = _each('max_new_tokens', max_new_tokens, count, np.int64)
+  min_new_tokens = _each('min_new_tokens', min_new_tokens, count, np.int64)
+  temperature = _each('temperature', temperature, count, np.float64)
+  seed = _each('seed', seed, count, np.int64)
   _refuse(
-      'min_new_tokens',
-      least,
-      lambda x: (x < 0) | (x > most),
+      'max_new_tokens', max_new_tokens, max_new_tokens < 1,
+      'it must be at least 1',
+  )  # fmt: skip
+  _refuse(
+      'min_new_tokens', min_new_tokens,
+      (min_new_tokens < 0) | (min_new_tokens > max_new_tokens),
       'it must lie in [0, max_new_tokens]',
-  )
+  )  # fmt: skip
   _refuse(
       'temperature',
-      warmth,
-      lambda x: ~(x >= 0.0),
+      temperature,
+      np.logical_not(np.asarray(temperature) >= 0.0),
       'it must be at least 0 (greedy)',
-  )
+  )  # fmt: skip
   _refuse(
-      'seed',
-      seeds,
-      lambda x: (x < 0) | (x >= 2**32),
-      'it must lie in [0, 2**32): of other numbers only the last 32 bits are'
-      ' used',
-  )
-  return most, least, warmth, seeds
+      'seed', seed, (seed < 0) | (seed >= 2**32),
+      'it must lie in [0, 2**32): only 32 bits of a seed are used',
+  )  # fmt: skip
+  tokens = _prefixes(target, prefix, count)
+  automaton = stop_automaton(target, stop)
+  stop_state = None
+  if automaton is not None and tokens is not None:
+    # What a prefix adds to a text decides where its continuation begins.
+    has_text = _has_text(target, tokens)
+    stop_state = np.where(has_text, 0, int(automaton.start))
+  return Requests(
+      max_new_tokens, min_new_tokens, temperature, seed, tokens, automaton,
+      stop_state,
+  )  # fmt: skip
 
 
 def stop_automaton(
-    target: loading.Model, stop: str | Sequence[str]
+    target: loading.Loaded, stop: str | Sequence[str]
 ) -> stopping.Automaton | None:
   """The automaton of stop strings in the target's vocabulary, if there are any.
 
   Raises:
-    UserError: the target has no vocabulary, or a string cannot come.
+    UserError: the target has no vocabulary, or a string cannot occur.
   """
   strings = stop_strings(stop)
   if not strings:
@@ -164,13 +144,13 @@ def stop_automaton(
   if target.vocabulary is None:
     raise errors.UserError(
         f'The model {target.name} has no vocabulary, so it cannot look for the'
-        f' stop string {strings[0]!r}; load it with one, or end rows by'
-        ' eos_ids.'
+        f' stop string {strings[0]!r}; load it with one, or use eos_ids.'
     )
-  return _automaton(_Own(target.vocabulary), target.config.vocab_size, strings)
+  key = _ByIdentity(target.vocabulary)
+  return _automaton(key, target.config.vocab_size, strings)
 
 
-class _Own:
+class _ByIdentity:
   """A vocabulary as a key: vocabularies compare but have no hash."""
 
   def __init__(self, vocabulary: Any):
@@ -185,10 +165,10 @@ class _Own:
 
 @functools.lru_cache(maxsize=8)
 def _automaton(
-    own: _Own, size: int, strings: tuple[str, ...]
+    key: _ByIdentity, size: int, strings: tuple[str, ...]
 ) -> stopping.Automaton:
-  later, first = _surfaces(own)
-  # Rows beyond the vocabulary are padding and spell nothing.
+  later, first = _surfaces(key)
+  # Tokens beyond the vocabulary are padding and spell nothing.
   padding = max(size - len(later), 0)
   return stopping.automaton(
       strings, [*later, *[b''] * padding], [*first, *[None] * padding]
@@ -196,8 +176,8 @@ def _automaton(
 
 
 @functools.lru_cache(maxsize=2)
-def _surfaces(own: _Own) -> vocabulary_kinds.Surfaces:
-  return vocabulary_kinds.surfaces(own.vocabulary)
+def _surfaces(key: _ByIdentity) -> vocabulary_kinds.Surfaces:
+  return vocabulary_kinds.surfaces(key.vocabulary)
 
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
@@ -218,43 +198,41 @@ def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _each(name: str, value: Any, count: int, dtype: Any) -> Any:
-  """A number, or an array with one a row."""
+  """A number, or an array with one for each sequence."""
   try:
-    found = np.asarray(value)
-  except ValueError:  # rows of several lengths
-    found = np.asarray(None)
-  is_number = found.dtype.kind in ('iuf' if dtype is np.float64 else 'iu')
-  if found.ndim > 1 or not (is_number or found.shape == (0,)):
+    array = np.asarray(value)
+  except ValueError:  # lists of several lengths
+    array = np.asarray(None)
+  is_number = array.dtype.kind in ('iuf' if dtype is np.float64 else 'iu')
+  if array.ndim > 1 or not (is_number or array.shape == (0,)):
     raise errors.UserError(
-        f'{name} is {value!r}; give a number, or one for each row.'
+        f'{name} is {value!r}; give a number, or one for each input.'
     )
-  if found.ndim == 0:
-    return found.astype(dtype).item()
-  if len(found) != count:
+  if array.ndim == 0:
+    return array.astype(dtype).item()
+  if len(array) != count:
     raise errors.UserError(
-        f'{name} has {len(found)} values for {count} inputs; give one for each,'
+        f'{name} has {len(array)} values for {count} inputs; give one for each,'
         ' or a single number for all.'
     )
-  return found.astype(dtype)
+  return array.astype(dtype)
 
 
-def _refuse(
-    name: str, values: Any, is_wrong: Callable[[np.ndarray], Any], why: str
-) -> None:
-  wrong = np.asarray(is_wrong(np.asarray(values)))
-  if not wrong.any():
+def _refuse(name: str, values: Any, is_wrong: Any, why: str) -> None:
+  is_wrong = np.asarray(is_wrong, bool)
+  if not is_wrong.any():
     return
-  if wrong.ndim == 0:
+  if is_wrong.ndim == 0:
     raise errors.UserError(f'{name} is {values}; {why}.')
-  row = int(np.argmax(wrong))
-  value = np.broadcast_to(values, wrong.shape)[row]
-  raise errors.UserError(f'{name} is {value} in row {row}; {why}.')
+  number = int(np.argmax(is_wrong))
+  value = np.broadcast_to(values, is_wrong.shape)[number]
+  raise errors.UserError(f'{name} is {value} for input {number}; {why}.')
 
 
 def _prefixes(
-    target: loading.Model, prefix: Any, count: int
+    target: loading.Loaded, prefix: Any, count: int
 ) -> list[list[int]] | None:
-  """The tokens of each row's prefix."""
+  """The tokens of each sequence's prefix."""
   if prefix is None:
     return None
   if isinstance(prefix, str):
@@ -265,38 +243,34 @@ def _prefixes(
         f'prefix has {len(prefix)} values for {count} inputs; give one for'
         ' each, or a single text for all.'
     )
-  return [_prefix(target, one, row) for row, one in enumerate(prefix)]
+  return [_prefix(target, one, number) for number, one in enumerate(prefix)]
 
 
-def _prefix(target: loading.Model, one: Any, row: int) -> list[int]:
+def _prefix(target: loading.Loaded, prefix: Any, number: int) -> list[int]:
   """The tokens of one prefix."""
-  if isinstance(one, str):
+  if isinstance(prefix, str):
     if target.vocabulary is None:
       raise errors.UserError(
           f'The model {target.name} has no vocabulary, so it cannot read the'
-          f' prefix {one!r}; give tokens.'
+          f' prefix {prefix!r}; give tokens.'
       )
-    one = target.vocabulary.encode(one)
+    prefix = target.vocabulary.encode(prefix)
   size = target.config.vocab_size
-  tokens = np.asarray(one)
+  tokens = np.asarray(prefix)
   if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in 'iu'):
     raise errors.UserError(
-        f'The prefix of row {row} is {one!r}; give a text or tokens.'
+        f'The prefix of input {number} is {prefix!r}; give a text or tokens.'
     )
   if ((tokens < 0) | (tokens >= size)).any():
     raise errors.UserError(
-        f'The prefix of row {row} is {tokens.tolist()}; its tokens must lie in'
-        f' [0, {size}).'
+        f'The prefix of input {number} is {tokens.tolist()}; its tokens must'
+        f' lie in [0, {size}).'
     )
   return tokens.astype(int).tolist()
 
 
-def _begun(
-    target: loading.Model, prefix: list[list[int]] | None
-) -> np.ndarray | None:
-  """bool[B]: the prefix of a row has text."""
-  if prefix is None or target.vocabulary is None:
-    return None
+def _has_text(target: loading.Loaded, prefix: list[list[int]]) -> np.ndarray:
+  """bool[n]: the prefix of a sequence has text."""
   decode = target.vocabulary.decode
   is_text = lambda token: token != vocabulary_kinds.EOS
-  return np.array([bool(decode([*filter(is_text, row)])) for row in prefix])
+  return np.array([bool(decode([*filter(is_text, p)])) for p in prefix])

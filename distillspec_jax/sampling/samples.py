@@ -10,28 +10,28 @@ import jax.numpy as jnp
 
 
 class Origin(enum.IntEnum):
-  """Who a token comes from."""
+  """Where a token comes from."""
 
   PADDING = 0
   TARGET = 1  # sampled from the target alone (autoregressive)
   ACCEPTED = 2  # drafted, and accepted by the target
   CORRECTED = 3  # the target's, in place of a rejected token
-  BONUS = 4  # the target's, after a block that was accepted whole
+  BONUS = 4  # the target's, after a block that was accepted in full
 
 
 @flax.struct.dataclass
 class Statistics:
-  """Counts of each row, over the tokens that were emitted.
+  """Counts for each row, over the tokens that were emitted.
 
   Attributes:
-    blocks: int32[B] calls of the target.
-    drafted: int32[B] tokens proposed; block_length * num_drafts a block, or
-      fewer where the draft stops by itself.
+    blocks: int32[B] target calls.
+    drafted: int32[B] tokens proposed; length * paths per block, or fewer with
+      adaptive draft length.
     accepted: int32[B] drafted tokens that were emitted.
     emitted: int32[B] all tokens, EOS included.
-    reached_at: int32[B, G] how often the token at this place of a block was
-      judged: all before it were accepted, and the row had not ended.
-    accepted_at: int32[B, G] how often it was accepted then.
+    reached_at: int32[B, G] how often the token at this position of a block was
+      judged: all before it were accepted, and the sequence had not ended.
+    accepted_at: int32[B, G] how often it was then accepted.
   """
 
   blocks: jax.Array
@@ -55,23 +55,23 @@ class Statistics:
 
   @property
   def block_efficiency(self) -> jax.Array:
-    """float32[]: tokens emitted a call of the target, in [1, G + 1]."""
+    """float32[]: tokens per target call, in [1, G + 1]."""
     return jnp.sum(self.emitted) / jnp.maximum(jnp.sum(self.blocks), 1)
 
 
 @flax.struct.dataclass
 class Samples:
-  """Generated rows.
+  """Generated sequences.
 
   Attributes:
     tokens: int32[B, L], EOS included, 0 after it.
     lengths: int32[B] in [1, L], EOS included.
-    origins: int8[B, L], an `Origin` a token.
-    statistics: of speculative generation; autoregressive: one call a token.
+    origins: int8[B, L], the `Origin` of each token.
+    statistics: autoregressive, each token is a target call and G is 0.
     log_probs: float32[B, L] nats, of each token under the target's own
-      distribution (not warped), 0 after the row; None unless asked for.
-    nonfinite_at: int32[B, 2] how many tokens a row had when the logits of the
-      target, or of the draft, were not finite; the row ends there. -1: never.
+      distribution (not warped), 0 after the end; None unless asked for.
+    nonfinite_at: int32[B, 2] after how many tokens the logits of the target, or
+      of the draft, were not finite; the sequence ends there. -1: never.
   """
 
   tokens: jax.Array

@@ -1,58 +1,60 @@
-"""Speculative generation: draft, verify, commit and rollback in one program.
+"""Speculative generation: draft, verify, commit and roll back in one program.
 
-One block of a row whose last committed token stands at position n - 1:
+One block of a sequence whose last emitted token is at position n - 1:
 
-  draft    feeds what it has not consumed (one or two tokens), then its own
-           proposals x_1 .. x_{G-1}, and so proposes x_1 .. x_G
-  target   reads [last, x_1 .. x_G] at once and gives p for G + 1 positions
-  verdict  how many are accepted, and the target's own token after them
-  commit   the tokens are written at n; n grows by 1 .. G + 1
-  rollback   both caches are cut back by setting their lengths
+  draft      reads what it has not read yet (one or two tokens), then its own
+             proposals x_1 .. x_{G-1}, and so proposes x_1 .. x_G
+  target     reads [last, x_1 .. x_G] at once and gives p for G + 1 positions
+  verify     how many are accepted, and the target's own token after them
+  commit     the tokens are written at n; n grows by 1 .. G + 1
+  roll back  both caches are cut back by setting their lengths
 
-Several drafts stand side by side in the caches until the verdict; then the path
-that it went along is kept, and all is as if it alone had been drafted.
+Multi-path drafts lie side by side in the caches until the verdict; then the
+accepted path is kept, and all is as if it alone had been drafted.
 
-Every row is at its own n. The loop is a `while_loop` on the device; nothing
-goes to the host before it ends.
+Every sequence is at its own n. The loop is a `while_loop` on the device;
+nothing goes to the host before it ends.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
+from distillspec_jax.core import types
 from distillspec_jax.distributed import mesh
-from distillspec_jax.models import transformer
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import drafting
-from distillspec_jax.sampling import multi_draft
 from distillspec_jax.sampling import rows
-from distillspec_jax.sampling import rules
 from distillspec_jax.sampling import samples as samples_lib
+from distillspec_jax.sampling import stopping
 from distillspec_jax.sampling import verification
+from distillspec_jax.sampling import warping
+from distillspec_jax.sampling.verification import multi_path
+from distillspec_jax.sampling.verification import verifier
 
 
 @flax.struct.dataclass
 class SpeculativeState:
-  """State of the speculative loop. Rows of the batch advance at own speed.
+  """State of the speculative loop. Rows advance at their own speed.
 
   Attributes:
     step: int32[] blocks so far; numbers the random events.
-    tokens: int32[B, P + L + G * K + 1] prefix and emitted tokens, 0 after
+    tokens: int32[B, P + L + G * K + 1] context and emitted tokens, 0 after
       `total`.
     origins: int8[B, P + L + G * K + 1].
     log_probs: float32[B, P + L + G * K + 1], or None.
-    total: int32[B] tokens in `tokens`, the prefix included.
-    done: bool[B] the row has ended, is full, or broke off.
-    stopping: int32[B] state of the automaton of stop strings, or None.
+    total: int32[B] tokens in `tokens`, the context included.
+    done: bool[B] the sequence has ended, is full, or met non-finite logits.
+    stop_state: int32[B] state of the automaton of stop strings, or None.
     target: its cache; holds the first `total - 1` tokens.
-    draft: its cache; holds the first `total - 2` tokens at least.
+    draft: its cache; holds at least the first `total - 2` tokens.
     statistics: counts so far.
     nonfinite_at: int32[B, 2] see `Samples`.
   """
@@ -63,155 +65,184 @@ class SpeculativeState:
   log_probs: jax.Array | None
   total: jax.Array
   done: jax.Array
-  stopping: jax.Array | None
-  target: transformer.DecodeState
-  draft: transformer.DecodeState
+  stop_state: jax.Array | None
+  target: model_lib.DecodeState
+  draft: model_lib.DecodeState
   statistics: samples_lib.Statistics
   nonfinite_at: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('target', 'draft', 'decoding'))
+@functools.partial(jax.jit, static_argnames='decoding')
 def generate(
-    target: transformer.Transformer,
-    target_params: Any,
-    draft: transformer.Transformer,
-    draft_params: Any,
-    inputs: jax.Array,
-    input_segments: jax.Array,
+    target: model_lib.Model,
+    draft: model_lib.Model,
+    prompt: types.Prompt,
     keys: jax.Array,
     decoding: decoding_lib.Decoding,
+    *,
     controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
+    stop: stopping.Automaton | None = None,
 ) -> samples_lib.Samples:
-  """Rows with the target's distribution, proposed by the draft.
+  """Sequences with the target's distribution, proposed by the draft.
 
-  Greedy, they are the tokens of the target's own greedy decoding.
+  Greedy, they are the tokens of the target's own greedy decoding. A lossy
+  verifier gives this up.
 
   Args:
     target: the model that decides.
-    target_params: its parameters.
-    draft: the model that proposes; it reads the same inputs.
-    draft_params: its parameters.
-    inputs: int32[B, S].
-    input_segments: int32[B, S], 0 is padding.
-    keys: key[B], one a row.
+    draft: the model that proposes; it reads the same prompt.
+    prompt: what both read.
+    keys: key[B], one for each row.
     decoding: settings, the same for both models.
-    controls: settings of rows.
-  """
+    controls: settings of single rows.
+    stop: ends sequences at stop strings.
 
-  is_tensor_parallel = target.is_tensor_parallel or draft.is_tensor_parallel
+  Raises:
+    UserError: a block is longer than the output may be.
+  """
+  decoding.check_speculative()
+
+  def generate_rows(replicated, batched):
+    return _generate(*replicated, *batched, decoding)
+
+  # Each device loops over its own rows, unless devices share a model.
+  is_shared = any(m.network.is_tensor_parallel for m in (target, draft))
   return mesh.shard_over_batch(
-      functools.partial(_generate, target, draft, decoding),
-      whole=(
-          target.for_decoding(target_params),
-          draft.for_decoding(draft_params),
-          controls.stop,
-      ),
-      rows=(inputs, input_segments, keys, controls.replace(stop=None)),
-      axes=() if is_tensor_parallel else mesh.AXES,
+      generate_rows,
+      replicated=(target.for_decoding(), draft.for_decoding(), stop),
+      batched=(prompt, keys, controls),
+      axes=() if is_shared else mesh.AXES,
   )
 
 
-def _generate(target, draft, decoding, whole, rows_):
-  """`generate`, of one device's rows."""
-  target_params, draft_params, stop = whole
-  *read, keys, controls = rows_
-  controls = controls.replace(stop=stop)
-  vocabulary = transformer.shared_vocabulary(target, draft)
-  batch, size = keys.shape[0], decoding.block_length
-  slack = decoding.max_new_tokens + size * decoding.num_drafts + 1
-  encoded = transformer.shared_encoding(draft, target, target_params, *read)
-  forced = (controls.prefix, controls.prefix_segments)
-  begin = (*read, slack, *forced, encoded)
-  target_state, prefix = target.prefill(target_params, *begin)
-  draft_state, _ = draft.prefill(draft_params, *begin)
-  tokens = jnp.pad(prefix.tokens, ((0, 0), (0, slack)))
+def _generate(target, draft, stop, prompt, keys, controls, decoding):
+  """`generate` for the rows of one device."""
+  vocabulary_size = model_lib.common_vocabulary(target, draft)
+  batch, size = keys.shape[0], decoding.drafting.length
+  # A block is written in full before what exceeds the limit is dropped.
+  slots = decoding.output_length + size * decoding.drafting.paths + 1
+  prompt = model_lib.with_shared_encoding(prompt, target, draft)
+  target_state, context = target.prefill(prompt, slots, controls.prefix)
+  draft_state, _ = draft.prefill(prompt, slots, controls.prefix)
+  tokens = jnp.pad(context.tokens, ((0, 0), (0, slots)))
   state = SpeculativeState(
       step=jnp.int32(0),
       tokens=tokens,
       origins=jnp.zeros(tokens.shape, jnp.int8),
       log_probs=jnp.zeros(tokens.shape) if decoding.log_probs else None,
-      total=prefix.length,
+      total=context.length,
       done=jnp.zeros(batch, bool),
-      stopping=None if stop is None else jnp.full(batch, stop.start),
+      stop_state=stopping.start(stop, controls.stop_state, batch),
       target=target_state,
       draft=draft_state,
       statistics=samples_lib.Statistics.zeros(batch, size),
       nonfinite_at=jnp.full((batch, 2), -1),
   )
 
-  def body(state: SpeculativeState) -> SpeculativeState:
+  def next_block(state: SpeculativeState) -> SpeculativeState:
     block_keys = randomness.events(keys, state.step)
-    number = state.total - prefix.length
+    position = state.total - context.length
     draft_state, block = drafting.draft_block(
-        draft, draft_params, state.draft, state.tokens, state.total, number,
-        state.done, block_keys, decoding, controls, vocabulary,
+        draft, state.draft, state.tokens, state.total, position, state.done,
+        block_keys, decoding, controls, vocabulary_size,
     )  # fmt: skip
     last = rows.window(state.tokens, state.total - 1, 1)
-    fork = drafting.fork(state.total, decoding)
+    branches = drafting.slots_of_paths(state.total, decoding.drafting)
     hidden, target_state = target.extend(
-        target_params,
         target.rollback(state.target, state.total - 1),
         jnp.concatenate([last, block.tokens.reshape(batch, -1)], axis=1),
-        fork,
+        branches,
     )
-    own_logits = target.all_logits(target_params, hidden, vocabulary)
-    places = number[:, None] + drafting.depths(decoding)[None]
-    p_logits = controls.allow(own_logits, places, decoding)
-    verdict = rules.verify(block_keys, block, p_logits, decoding, controls)
-    if fork is not None:
+    own_logits = target.all_logits(hidden, vocabulary_size)
+    depth = drafting.depths(decoding.drafting)[None]
+    p_logits = controls.forbid_early_eos(
+        own_logits, position[:, None] + depth, decoding
+    )
+    verdict = verify(block_keys, block, p_logits, decoding, controls)
+    if branches is not None:
+      # From here on it is as if the verdict's path alone had been drafted.
       path = verdict.path
-      target_state = target.keep(target_state, fork, path, size)
-      draft_state = draft.keep(draft_state, fork, path, size - 1)
-      block = block.along(path)
-      own_logits = multi_draft.along(own_logits, path, fork.paths)
+      target_state = target.keep_path(target_state, branches, path, size)
+      draft_state = draft.keep_path(draft_state, branches, path, size - 1)
+      block = block.along_path(path)
+      own_logits = multi_path.along_path(own_logits, path, branches.paths)
     state = state.replace(target=target_state, draft=draft_state)
     return commit(
-        state, prefix.length, block, verdict, own_logits, decoding, controls
-    )
+        state, context.length, block, verdict, own_logits, decoding, controls,
+        stop,
+    )  # fmt: skip
 
-  state = jax.lax.while_loop(lambda state: ~jnp.all(state.done), body, state)
-  out = lambda array: rows.window(array, prefix.length, decoding.max_new_tokens)
+  state = jax.lax.while_loop(
+      lambda state: ~jnp.all(state.done), next_block, state
+  )
+  new = lambda array: rows.window(array, context.length, decoding.output_length)
   return samples_lib.Samples(
-      tokens=out(state.tokens),
-      lengths=state.total - prefix.length,
-      origins=out(state.origins),
+      tokens=new(state.tokens),
+      lengths=state.total - context.length,
+      origins=new(state.origins),
       statistics=state.statistics,
-      log_probs=out(state.log_probs) if decoding.log_probs else None,
+      log_probs=new(state.log_probs) if decoding.log_probs else None,
       nonfinite_at=state.nonfinite_at,
+  )
+
+
+def verify(
+    keys: jax.Array,
+    block: drafting.Block,
+    p_logits: jax.Array,
+    decoding: decoding_lib.Decoding,
+    controls: controls_lib.Controls = controls_lib.NO_CONTROLS,
+) -> verification.Verdict:
+  """The verdict of the decoding's verifier on a drafted block.
+
+  Args:
+    keys: key[B] of this block.
+    block: what was drafted.
+    p_logits: float32[B, 1 + G * K, V] target logits, not warped.
+    decoding: names the verifier and the warping.
+    controls: settings of single rows.
+  """
+  if controls.is_greedy(decoding):
+    return decoding.verifier.greedy(keys, block.tokens, p_logits, block.lengths)
+  p_logits = warping.warp(p_logits, decoding.sampling, controls.temperature)
+  return decoding.verifier.sampled(
+      keys, block.tokens, block.logits, p_logits, block.lengths
   )
 
 
 def commit(
     state: SpeculativeState,
-    prefix_length: jax.Array,
+    context_length: jax.Array,
     block: drafting.Block,
     verdict: verification.Verdict,
     logits: jax.Array,
     decoding: decoding_lib.Decoding,
     controls: controls_lib.Controls,
+    stop: stopping.Automaton | None = None,
 ) -> SpeculativeState:
-  """Writes what the verdict lets through, up to the row's end or limit.
+  """Writes what the verdict lets through, up to the sequence's end or limit.
 
   Args:
     state: before the block.
-    prefix_length: int32[B].
-    block: what was drafted.
+    context_length: int32[B].
+    block: what was drafted, a single path.
     verdict: on it.
     logits: float32[B, G+1, V] the target's own.
     decoding: settings.
-    controls: settings of rows.
+    controls: settings of single rows.
+    stop: ends sequences at stop strings.
   """
-  size = decoding.block_length
-  place = jnp.arange(size + 1)[None]  # [1, G + 1]
+  size = decoding.drafting.length
+  index = jnp.arange(size + 1)[None]  # [1, G + 1] within the block
   drafted = size if block.lengths is None else block.lengths[:, None]
   accepted = verdict.num_accepted[:, None]
   tokens = jnp.where(
-      place < accepted,
+      index < accepted,
       jnp.pad(block.tokens, ((0, 0), (0, 1))),
       verdict.next_token[:, None],
   )
   origins = jnp.where(
-      place < accepted,
+      index < accepted,
       samples_lib.Origin.ACCEPTED,
       jnp.where(
           accepted == drafted,
@@ -219,77 +250,77 @@ def commit(
           samples_lib.Origin.CORRECTED,
       ),
   )
-  # A row ends at EOS, after a stop string, or where logits are no numbers.
-  ends = controls_lib.ends(tokens, decoding)
-  if controls.stop is not None:
-    stopping = controls.stop.read(state.stopping, tokens)  # [B, G + 1]
-    ends |= stopping >= controls.stop.found
-  ends &= place <= accepted
+  # A sequence ends at EOS or with a stop string. Tokens after its end were
+  # drafted and verified in vain, and are dropped here.
+  ends = controls_lib.is_end(tokens, decoding)
+  if stop is not None:
+    stop_state = stop.read(state.stop_state, tokens)  # [B, G + 1]
+    ends |= stop.is_complete(stop_state)
+  ends &= index <= accepted
   to_end = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), size) + 1
-  room = prefix_length + controls.limit(decoding) - state.total
-  count = jnp.minimum(jnp.minimum(verdict.num_accepted + 1, to_end), room)
+  limit = context_length + controls.limit(decoding)
+  count = jnp.minimum(verdict.num_accepted + 1, to_end)
+  count = jnp.minimum(count, limit - state.total)
   nonfinite_at = _nonfinite_at(
-      state, prefix_length, block, verdict, tokens, logits
+      state, context_length, block, verdict, tokens, logits
   )
   active = ~state.done & (nonfinite_at < 0).all(axis=1)
   count = jnp.where(active, count, 0)
 
-  written = place < count[:, None]
+  is_written = index < count[:, None]
   total = state.total + count
-  ended = (ends & written).any(1)
-  full = total == prefix_length + controls.limit(decoding)
-  judged = written[:, :size] & (place[:, :size] < drafted)
-  passed = judged & (place[:, :size] < accepted)
-  last = jnp.maximum(count - 1, 0)
+  has_ended = (ends & is_written).any(1)
+  # The bonus token is written without having been judged.
+  is_judged = is_written[:, :size] & (index[:, :size] < drafted)
+  is_accepted = is_judged & (index[:, :size] < accepted)
   old = state.statistics
+  if decoding.log_probs:
+    log_probs = rows.log_prob(logits, tokens)
+    log_probs = _append(state, state.log_probs, log_probs, is_written)
+    state = state.replace(log_probs=log_probs)
+  if stop is not None:
+    last = verifier.at(stop_state, jnp.maximum(count - 1, 0))
+    stop_state = jnp.where(count > 0, last, state.stop_state)
+    state = state.replace(stop_state=stop_state)
   return state.replace(
       step=state.step + 1,
-      tokens=_add(state, state.tokens, tokens, written),
-      origins=_add(state, state.origins, origins, written),
-      log_probs=_add(
-          state, state.log_probs, rows.log_prob(logits, tokens), written
-      )
-      if decoding.log_probs
-      else None,
+      tokens=_append(state, state.tokens, tokens, is_written),
+      origins=_append(state, state.origins, origins, is_written),
       total=total,
-      done=~active | ended | full,
-      stopping=jnp.where(
-          count > 0, verification.at(stopping, last), state.stopping
-      )
-      if controls.stop is not None
-      else None,
+      done=~active | has_ended | (total == limit),
       statistics=samples_lib.Statistics(
           blocks=old.blocks + active,
           drafted=old.drafted + active * block.count,
-          accepted=old.accepted + jnp.sum(passed, axis=1, dtype=jnp.int32),
+          accepted=old.accepted + jnp.sum(is_accepted, axis=1, dtype=jnp.int32),
           emitted=old.emitted + count,
-          reached_at=old.reached_at + judged,
-          accepted_at=old.accepted_at + passed,
+          reached_at=old.reached_at + is_judged,
+          accepted_at=old.accepted_at + is_accepted,
       ),
       nonfinite_at=nonfinite_at,
   )
 
 
-def _add(state, array, new, written) -> jax.Array:
-  new = jnp.where(written, new, jnp.zeros_like(new))
+def _append(state, array, new, is_written) -> jax.Array:
+  new = jnp.where(is_written, new, jnp.zeros_like(new))
   return rows.write(array, new, state.total)
 
 
 def _nonfinite_at(
-    state, prefix_length, block, verdict, tokens, logits
+    state, context_length, block, verdict, tokens, logits
 ) -> jax.Array:
   """int32[B, 2] of `Samples`, after this block.
 
-  Of the target's logits all matter where the verdict adds a token of its own.
-  Those before it let a token pass: by their ratio to the draft's, which no nan
-  does, or because it is the largest, which a nan is, so that its own tells.
+  Of the target's logits, all matter at the position where the verdict adds a
+  token of its own. At the positions before it, only the logit of the accepted
+  token does: it let the token pass, by its ratio to the draft's, which no nan
+  does, or by being the largest, which a nan may be.
   """
   accepted = verdict.num_accepted
-  at = verification.at(logits, accepted)  # [B, V]
-  passed = jnp.isfinite(rows.pick(logits, tokens))  # [B, G + 1]
-  passed |= jnp.arange(tokens.shape[1])[None] >= accepted[:, None]
-  of_target = rows.is_finite(at) & passed.all(axis=1)
-  is_fine = jnp.stack([of_target, block.finite], axis=1)
-  now = (state.total - prefix_length)[:, None]
-  is_new = ~is_fine & (state.nonfinite_at < 0) & ~state.done[:, None]
-  return jnp.where(is_new, now, state.nonfinite_at)
+  logits_at = verifier.at(logits, accepted)  # [B, V]
+  is_finite = jnp.isfinite(rows.pick(logits, tokens))  # [B, G + 1]
+  is_finite |= jnp.arange(tokens.shape[1])[None] >= accepted[:, None]
+  target_is_finite = rows.is_finite(logits_at) & is_finite.all(axis=1)
+  is_finite = jnp.stack([target_is_finite, block.is_finite], axis=1)
+  position = (state.total - context_length)[:, None]
+  is_new = ~is_finite & (state.nonfinite_at < 0) & ~state.done[:, None]
+  return jnp.where(is_new, position, state.nonfinite_at)

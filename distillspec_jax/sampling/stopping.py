@@ -1,11 +1,10 @@
 """Stop strings on the device: an automaton that reads tokens.
 
-Text is what the tokens' pieces spell, one after the other, so a stop string may
-begin and end in the middle of a piece and be cut into pieces in many ways. The
-automaton of Aho and Corasick (1975) reads bytes and knows after each how much
-of a string it has seen; here its moves are joined, piece by piece, into a table
-of (token, state) -> state, so that the loop on the device makes one look-up a
-token and none is missed.
+A stop string may begin and end in the middle of a token's text, and be split
+into tokens in many ways. The automaton of Aho and Corasick (1975) reads bytes
+and knows after each of them how much of a string it has seen. Here its moves
+are composed, token by token, into a table (token, state) -> state, so that the
+loop on the device makes one look-up per token and misses no string.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 
 from distillspec_jax.core import errors
 
-_LARGEST = 2**15  # states that int16 can number
+_MAX_STATES = 2**15  # states that int16 can number
 
 
 @flax.struct.dataclass
@@ -28,17 +27,18 @@ class Automaton:
 
   Attributes:
     table: int16[V, N] (token, state) -> state.
-    start: int32[], or int32[B], the state before the first token.
-    found: int32[] states from here on: a string is complete. They are final.
+    start: int32[] the state before the first token of a text.
+    complete: int32[] from this state on a string is complete; these states are
+      final.
   """
 
   table: jax.Array
   start: jax.Array
-  found: jax.Array
+  complete: jax.Array
 
-  def after(self, begun: np.ndarray) -> Automaton:
-    """For rows whose text has begun, or has not, before the first token."""
-    return self.replace(start=jnp.where(jnp.asarray(begun), 0, self.start))
+  def is_complete(self, state: jax.Array) -> jax.Array:
+    """bool[...] of states int32[...]: a stop string has been read."""
+    return state >= self.complete
 
   def read(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
     """int32[B, N] states after each of tokens int32[B, N], from int32[B]."""
@@ -51,6 +51,21 @@ class Automaton:
     return states.T
 
 
+def start(
+    stop: Automaton | None, stop_state: jax.Array | None, batch: int
+) -> jax.Array | None:
+  """int32[B] states before the first new token; None without stop strings.
+
+  Args:
+    stop: the automaton, if there are stop strings.
+    stop_state: int32[B] where a text has begun already, or None.
+    batch: B.
+  """
+  if stop is None or stop_state is not None:
+    return None if stop is None else stop_state
+  return jnp.full(batch, stop.start)
+
+
 def automaton(
     strings: Sequence[str],
     later: Sequence[bytes],
@@ -59,31 +74,32 @@ def automaton(
   """The automaton of stop strings.
 
   Args:
-    strings: any of them ends a row.
+    strings: any of them ends a sequence.
     later: what each token adds to a text, in UTF-8.
-    first: what it adds at the text's beginning, None where the text has still
-      to begin after it; default: the same.
+    first: what it adds at the beginning of a text, None where it adds nothing
+      and the next token is still at the beginning; default: as `later`.
 
   Raises:
     UserError: a string is empty, not Unicode or too long, or no sequence of
       tokens spells it.
   """
-  # What has another string in it never ends a row that this has not ended.
+  # A string that contains another never ends a sequence first.
   shortest = [
       string
       for string in dict.fromkeys(strings)
       if not any(other in string for other in strings if other != string)
   ]
   moves, ends = _byte_moves([_utf8(string) for string in shortest])
-  trie = len(moves)
-  found = trie + 1  # the state between is the start
-  if found + len(shortest) > _LARGEST:
+  # States: 0 .. begin - 1 the trie, of which 0 is "no prefix of a string seen";
+  # `begin`, before the first text; from `complete` on, one for each string.
+  begin = len(moves)
+  complete = begin + 1
+  if complete + len(shortest) > _MAX_STATES:
     raise errors.UserError(
-        f'The stop strings have {trie - 1} bytes together; there may be'
-        f' {_LARGEST - 2 - len(shortest)}.'
+        f'The stop strings have {begin - 1} bytes together; the maximum is'
+        f' {_MAX_STATES - 2 - len(shortest)}.'
     )
-  # Every string has a final state of its own.
-  final = np.arange(found, found + len(shortest))
+  final = np.arange(complete, complete + len(shortest))
   moves = np.concatenate([moves, np.zeros((1 + len(shortest), 256), int)])
   moves[final] = final[:, None]
   for state, string in enumerate(ends):
@@ -91,27 +107,27 @@ def automaton(
       moves[moves == state] = final[string]
   table = _token_moves(moves, later)
   if first is None:
-    table[:, trie] = table[:, 0]
+    table[:, begin] = table[:, 0]
   else:
-    shown = [surface or b'' for surface in first]
-    table[:, trie] = _token_moves(moves, shown)[:, 0]
-    table[[surface is None for surface in first], trie] = trie
-  reached = _reachable(table, 0) | _reachable(table, trie)
+    texts = [surface or b'' for surface in first]
+    table[:, begin] = _token_moves(moves, texts)[:, 0]
+    table[[surface is None for surface in first], begin] = begin
+  reached = _reachable(table, 0) | _reachable(table, begin)
   for string, state in zip(shortest, final):
     if state not in reached:
       raise errors.UserError(
-          f'The stop string {string!r} can never come: no tokens of the'
+          f'The stop string {string!r} can never occur: no tokens of the'
           " model's vocabulary spell it."
       )
   return Automaton(
-      jnp.asarray(table, jnp.int16), jnp.int32(trie), jnp.int32(found)
+      jnp.asarray(table, jnp.int16), jnp.int32(begin), jnp.int32(complete)
   )
 
 
 def _utf8(string: str) -> bytes:
   if not string:
     raise errors.UserError(
-        'A stop string is empty; it would end every row before it began.'
+        'A stop string is empty; it would end every sequence at once.'
     )
   try:
     return string.encode()
@@ -124,14 +140,14 @@ def _utf8(string: str) -> bytes:
 
 def cut(text: str, strings: Sequence[str], start: int = 0) -> str:
   """The text before the first stop string that begins at `start` or later."""
-  places = [text.find(string, start) for string in strings]
-  return text[: min((p for p in places if p >= 0), default=len(text))]
+  positions = [text.find(string, start) for string in strings]
+  return text[: min((p for p in positions if p >= 0), default=len(text))]
 
 
 def _byte_moves(strings: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
   """(state, byte) -> state int[N, 256], and the string each state ends or -1.
 
-  A state stands for the longest suffix of what was read that begins a string.
+  A state is the longest suffix of the text so far that begins a string.
   """
   children: list[dict[int, int]] = [{}]
   ends = [-1]
@@ -145,15 +161,17 @@ def _byte_moves(strings: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
       state = children[state][byte]
     ends[state] = number
   moves = np.zeros((len(children), 256), int)
-  shorter = [0] * len(children)  # the longest proper suffix that is a state
+  suffix = [0] * len(children)  # the longest proper suffix that is a state
   queue = [0]
-  for state in queue:  # by length, so that what is shorter is done
+  # Breadth first: the moves of a suffix, which is shorter, are known before
+  # those of the state that falls back on it.
+  for state in queue:
     if state:
-      moves[state] = moves[shorter[state]]
+      moves[state] = moves[suffix[state]]
       if ends[state] < 0:
-        ends[state] = ends[shorter[state]]
+        ends[state] = ends[suffix[state]]
     for byte, child in children[state].items():
-      shorter[child] = moves[state, byte] if state else 0
+      suffix[child] = moves[state, byte] if state else 0
       moves[state, byte] = child
       queue.append(child)
   return moves, ends
@@ -163,9 +181,9 @@ def _token_moves(moves: np.ndarray, surfaces: Sequence[bytes]) -> np.ndarray:
   """(token, state) -> state int[V, N] after all bytes of the token."""
   lengths = np.array([len(surface) for surface in surfaces])
   state = np.tile(np.arange(len(moves)), (len(surfaces), 1))
-  for place in range(int(lengths.max(initial=0))):
-    longer = np.flatnonzero(lengths > place)
-    byte = np.array([surfaces[i][place] for i in longer])
+  for position in range(int(lengths.max(initial=0))):
+    longer = np.flatnonzero(lengths > position)
+    byte = np.array([surfaces[i][position] for i in longer])
     state[longer] = moves[state[longer], byte[:, None]]
   return state
 

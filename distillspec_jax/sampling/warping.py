@@ -17,7 +17,7 @@ from distillspec_jax.sampling import rows
 
 def warp(
     logits: jax.Array,
-    decoding: decoding_lib.Decoding,
+    sampling: decoding_lib.Sampling,
     temperature: jax.Array | None = None,
 ) -> jax.Array:
   """Logits after temperature, then top-k, then top-p.
@@ -27,8 +27,9 @@ def warp(
 
   Args:
     logits: float[..., V].
-    decoding: temperature, top_k and top_p are read.
-    temperature: float32[B] of each row, the first axis of the logits, instead.
+    sampling: temperature, top-k and top-p.
+    temperature: float32[B] instead, one for each row, the first axis of the
+      logits.
 
   Returns:
     float32[..., V], -inf where a token cannot be sampled.
@@ -37,26 +38,26 @@ def warp(
   if temperature is not None:
     temperature = jnp.expand_dims(temperature, range(1, logits.ndim))
     is_greedy = temperature == 0.0
-    warm = dataclasses.replace(decoding, temperature=1.0)
-    warped = warp(logits / jnp.where(is_greedy, 1.0, temperature), warm)
-    return jnp.where(is_greedy, _only_the_best(logits), warped)
-  if decoding.greedy:
-    return _only_the_best(logits)
-  logits = logits / decoding.temperature
-  if 0 < decoding.top_k < logits.shape[-1]:
-    edge = jax.lax.top_k(logits, decoding.top_k)[0][..., -1:]
+    unscaled = dataclasses.replace(sampling, temperature=1.0)
+    warped = warp(logits / jnp.where(is_greedy, 1.0, temperature), unscaled)
+    return jnp.where(is_greedy, _only_best(logits), warped)
+  if sampling.is_greedy:
+    return _only_best(logits)
+  logits = logits / sampling.temperature
+  if 0 < sampling.top_k < logits.shape[-1]:
+    edge = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
     logits = jnp.where(logits < edge, -jnp.inf, logits)
-  if decoding.top_p < 1.0:
-    logits = jnp.where(_in_top_p(logits, decoding.top_p), logits, -jnp.inf)
+  if sampling.top_p < 1.0:
+    logits = jnp.where(_in_top_p(logits, sampling.top_p), logits, -jnp.inf)
   return logits
 
 
 def _in_top_p(logits: jax.Array, top_p: float) -> jax.Array:
-  """bool[..., V]: the mass of likelier tokens is below top_p.
+  """bool[..., V]: the mass of more likely tokens is below top_p.
 
-  So the token that crosses the line is in, and so are its equals. The least
-  probability that is in is found by bisection over the bits of a float32,
-  which are ordered as the numbers are: 31 sums, and no sort.
+  So the token that crosses the line is in, and so are its equals. The smallest
+  probability that is in is found by bisection over the bits of a float32, which
+  are ordered as the numbers are: 31 sums, and no sort.
   """
   p = jax.nn.softmax(logits, axis=-1)
 
@@ -70,12 +71,12 @@ def _in_top_p(logits: jax.Array, top_p: float) -> jax.Array:
 
   top = jnp.max(p, axis=-1, keepdims=True)
   high = jax.lax.bitcast_convert_type(top, jnp.int32)
-  low = jnp.zeros_like(high)  # what has no chance is not in
-  _, least = jax.lax.fori_loop(0, 31, halve, (low, high))
-  return p >= jax.lax.bitcast_convert_type(least, jnp.float32)
+  low = jnp.zeros_like(high)  # zero probability is not in
+  _, smallest = jax.lax.fori_loop(0, 31, halve, (low, high))
+  return p >= jax.lax.bitcast_convert_type(smallest, jnp.float32)
 
 
-def _only_the_best(logits: jax.Array) -> jax.Array:
+def _only_best(logits: jax.Array) -> jax.Array:
   """The limit of temperature 0, float32[..., V]."""
   best = rows.best(logits)
   is_best = jax.nn.one_hot(best, logits.shape[-1], dtype=jnp.bool_)

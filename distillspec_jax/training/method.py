@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.losses import divergences
 
@@ -29,8 +30,9 @@ class Method:
   differentiated through the sampling.
 
   Attributes:
-    divergence: a name of `losses.divergences`, or 'cross_entropy' on the
-      labels, which needs no target.
+    divergence: a name of `losses.divergences`, or a function of your own from
+      (p_logits, q_logits) float[..., V] to float32[...]; or 'cross_entropy' on
+      the labels, which needs no target.
     beta: of 'jsd', in (0, 1); None is its default, 0.5.
     fixed_fraction: lambda_1 of algorithm 1.
     draft_fraction: lambda_2 of algorithm 1.
@@ -40,7 +42,7 @@ class Method:
     reduction: 'mean' over the tokens of a batch, or their 'sum', as in t5x.
   """
 
-  divergence: str = 'cross_entropy'
+  divergence: str | divergences.Divergence = 'cross_entropy'
   beta: float | None = None
   fixed_fraction: float = 1.0
   draft_fraction: float = 1.0
@@ -50,33 +52,55 @@ class Method:
   reduction: str = 'mean'
 
   def __post_init__(self):
-    for name in ('fixed_fraction', 'draft_fraction'):
-      value = getattr(self, name)
-      if not 0.0 <= value <= 1.0:
-        raise errors.UserError(
-            f'Method.{name} is {value}; it is a probability, in [0, 1].'
-        )
-    if self.reduction not in ('mean', 'sum'):
-      raise errors.UserError(
-          f"Method.reduction is {self.reduction!r}; it must be 'mean' or 'sum'."
-      )
-    if self.divergence != 'cross_entropy':
+    check.in_interval(
+        '[0, 1]',
+        owner='Method',
+        fixed_fraction=self.fixed_fraction,
+        draft_fraction=self.draft_fraction,
+    )
+    check.at_least(0, owner='Method', temperature=self.temperature)
+    check.one_of(('mean', 'sum'), owner='Method', reduction=self.reduction)
+    if self.is_distillation:
       self.divergence_function()
       if self.z_loss or self.label_smoothing:
         raise errors.UserError(
             'Method.z_loss and Method.label_smoothing belong to'
-            f' cross_entropy; with {self.divergence} they must be 0.'
+            f' cross_entropy; with {self.divergence_name} they must be 0.'
         )
 
   def divergence_function(
       self, covered: bool = False
   ) -> divergences.Divergence:
-    """(p_logits, q_logits) -> float32[...]; raises for an unknown name.
+    """(p_logits, q_logits) -> float32[...].
 
     Args:
-      covered: see `divergences.named`.
+      covered: see `divergences.named`; a divergence of your own must be finite
+        where q is 0 by itself.
+
+    Raises:
+      UserError: an unknown name, or a beta that has no use.
     """
+    if callable(self.divergence):
+      if self.beta is not None:
+        raise errors.UserError(
+            f'Method.beta is {self.beta}, but the divergence is a function,'
+            f' {self.divergence_name}; bind what it needs itself.'
+        )
+      return self.divergence
     return divergences.named(self.divergence, self.beta, covered)
+
+  @property
+  def divergence_name(self) -> str:
+    if isinstance(self.divergence, str):
+      return self.divergence
+    return getattr(self.divergence, '__name__', repr(self.divergence))
+
+  def describe(self) -> str:
+    """The method in one line."""
+    return (
+        f'{self.divergence_name}, fixed_fraction {self.fixed_fraction},'
+        f' draft_fraction {self.draft_fraction}'
+    )
 
   @property
   def is_distillation(self) -> bool:

@@ -1,20 +1,18 @@
-"""Whose tokens a step learns on: the dataset's, the target's or the draft's.
+"""Rollouts: a step learns from the dataset's, draft's or target's tokens.
 
-Sampling happens inside the step's program, before the gradient is taken. One
-coin is thrown for the whole batch (algorithm 1 of DistillSpec); a source that
+Sampling happens inside the step's program, before the gradient is taken. The
+source is drawn once for the whole batch (algorithm 1 of DistillSpec); one that
 can never be drawn is not compiled.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distillspec_jax.core import randomness
 from distillspec_jax.core import types
-from distillspec_jax.models import transformer
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import method as method_lib
@@ -31,58 +29,46 @@ def draw_source(key: jax.Array, method: method_lib.Method) -> jax.Array:
 
 def with_labels(
     batch: types.Batch,
+    prompt: types.Prompt,
     key: jax.Array,
     method: method_lib.Method,
-    draft: transformer.Transformer,
-    draft_params: Any,
-    target: transformer.Transformer | None,
-    target_params: Any,
-    encoded: jax.Array | None = None,
+    draft: model_lib.Model,
+    target: model_lib.Model | None,
 ) -> tuple[types.Batch, jax.Array]:
-  """The batch with the labels that this step learns on.
+  """The batch with the labels that this step learns from.
 
   Args:
-    batch: one example a row where tokens are sampled (not packed).
+    batch: one example per row where tokens are sampled (not packed).
+    prompt: the batch's, with the target's encoder output where it is shared.
     key: of this step.
     method: the fractions.
-    draft: the model that is trained.
-    draft_params: its parameters now.
+    draft: the model that is trained, as it is now.
     target: may be None where the target is not sampled from.
-    target_params: its parameters.
-    encoded: float[B, S, E] the target's encoder output, for a draft that shares
-      it.
 
   Returns:
     The batch, and the source int32[].
   """
   source = draw_source(randomness.stream(key, 'source'), method)
   decoding = decoding_lib.Decoding(
-      temperature=method.temperature,
+      sampling=decoding_lib.Sampling(temperature=method.temperature),
       max_new_tokens=batch.labels.shape[1],
-      block_length=1,
   )
   keys = randomness.row_keys(
       randomness.stream(key, 'rollout'), batch.inputs.shape[0]
   )
 
-  def sample(model, params):
+  def sample(model):
     samples = autoregressive.generate(
-        model,
-        jax.lax.stop_gradient(params),
-        batch.inputs,
-        batch.input_segments,
-        keys,
-        decoding,
-        encoded=encoded,
+        jax.lax.stop_gradient(model), prompt, keys, decoding
     )
-    place = jnp.arange(batch.labels.shape[1])[None]
+    position = jnp.arange(batch.labels.shape[1])[None]
     # A row that fills up a short batch has no tokens and gets none.
-    real = jnp.any(batch.segments > 0, axis=1, keepdims=True)
-    written = (place < samples.lengths[:, None]) & real
+    is_real = jnp.any(batch.segments > 0, axis=1, keepdims=True)
+    mask = (position < samples.lengths[:, None]) & is_real
     return batch.replace(
-        labels=jnp.where(written, samples.tokens, 0),
-        segments=written.astype(jnp.int32),
-        mask=written,
+        labels=jnp.where(mask, samples.tokens, 0),
+        segments=mask.astype(jnp.int32),
+        mask=mask,
     )
 
   def from_dataset():
@@ -90,9 +76,9 @@ def with_labels(
 
   branches = [from_dataset, from_dataset, from_dataset]
   if method.samples_from_draft:
-    branches[DRAFT] = lambda: sample(draft, draft_params)
+    branches[DRAFT] = lambda: sample(draft)
   if method.samples_from_target:
-    branches[TARGET] = lambda: sample(target, target_params)
+    branches[TARGET] = lambda: sample(target)
   if method.fixed_fraction == 1.0:
     return from_dataset(), source
   if method.fixed_fraction == 0.0 and method.draft_fraction in (0.0, 1.0):

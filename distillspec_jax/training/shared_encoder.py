@@ -1,8 +1,8 @@
-"""A draft without an encoder, out of an ordinary one: it reads the target's.
+"""A draft that shares its target's encoder, made from an ordinary draft.
 
-The decoder stays as it is. What takes the encoder's place is a linear map of
-the target's encoder output, fitted by least squares to give what the encoder
-gave, so that training begins near the draft it started from.
+The decoder stays as it is. The encoder is replaced by a linear map of the
+target's encoder output, fitted by least squares to the encoder's own output, so
+that training begins near the draft that it started from.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,9 @@ import numpy as np
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
+from distillspec_jax.core import types
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer as transformer_lib
 
 # Added to the second moments, as a share of their mean: directions that the
@@ -36,18 +37,18 @@ def config(
 
 
 def from_draft(
-    draft: loading.Model,
-    target: loading.Model,
-    inputs: Iterable[tuple[jax.Array, jax.Array]],
+    draft: loading.Loaded,
+    target: loading.Loaded,
+    prompts: Iterable[types.Prompt],
     mesh: jax.sharding.Mesh | None = None,
-) -> loading.Model:
+) -> loading.Loaded:
   """The draft with its encoder replaced by a map of the target's output.
 
   Args:
     draft: an encoder-decoder.
     target: whose encoder is to be shared; it reads the same tokens.
-    inputs: (inputs int32[B, S], segments int32[B, S]) to fit the map on; some
-      tens of tokens for each of the target's emb_dim.
+    prompts: to fit the map on; some tens of tokens for each of the target's
+      emb_dim.
     mesh: where the parameters are laid out.
 
   Raises:
@@ -61,34 +62,31 @@ def from_draft(
           ' target and a draft that are encoder-decoder models.'
       )
   draft.config.require_float('trained')
-  transformer = transformer_lib.Transformer(
-      config(draft.config, target.config), draft.transformer.layout
+  network = transformer_lib.Transformer(
+      config(draft.config, target.config), draft.model.network.layout
   )
-  kernel = jnp.asarray(_fit(draft, target, inputs), jnp.float32)
+  kernel = jnp.asarray(_fit(draft.model, target.model, prompts), jnp.float32)
   if mesh is not None:
-    layout = transformer.shardings(mesh)['encoder_projection']['kernel']
+    layout = network.shardings(mesh)['encoder_projection']['kernel']
     kernel = jax.device_put(kernel, layout)
-  params = {k: v for k, v in draft.params.items() if k != 'encoder'}
+  params = {k: v for k, v in draft.model.params.items() if k != 'encoder'}
   params['encoder_projection'] = {'kernel': kernel}
-  return dataclasses.replace(draft, transformer=transformer, params=params)
+  return dataclasses.replace(draft, model=model_lib.Model(params, network))
 
 
 def _fit(
-    draft: loading.Model,
-    target: loading.Model,
-    inputs: Iterable[tuple[jax.Array, jax.Array]],
+    draft: model_lib.Model,
+    target: model_lib.Model,
+    prompts: Iterable[types.Prompt],
 ) -> np.ndarray:
   """float64[E, D]: the map of least squared error over all real tokens."""
   width = target.config.emb_dim
   squares = np.zeros((width, width))
   products = np.zeros((width, draft.config.emb_dim))
-  for tokens, segments in inputs:
-    found = _moments(
-        target.transformer, draft.transformer, target.params, draft.params,
-        tokens, segments,
-    )  # fmt: skip
-    squares += np.asarray(found[0], np.float64)
-    products += np.asarray(found[1], np.float64)
+  for prompt in prompts:
+    square, product = _moments(target, draft, prompt)
+    squares += np.asarray(square, np.float64)
+    products += np.asarray(product, np.float64)
   size = np.trace(squares) / width
   if not size > 0.0:
     raise errors.UserError(
@@ -99,20 +97,14 @@ def _fit(
   return np.linalg.solve(squares + ridge, products)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@jax.jit
 def _moments(
-    target: transformer_lib.Transformer,
-    draft: transformer_lib.Transformer,
-    target_params: Any,
-    draft_params: Any,
-    inputs: jax.Array,
-    segments: jax.Array,
+    target: model_lib.Model, draft: model_lib.Model, prompt: types.Prompt
 ) -> tuple[jax.Array, jax.Array]:
-  """Sums over real tokens of x x^T and x y^T: x the target's output, y ours."""
-  real = (segments > 0)[..., None]
+  """Sums over real tokens of x x^T and x y^T, encoder outputs of both."""
+  is_real = (prompt.segments > 0)[..., None]
   x, y = (
-      jnp.where(real, model.encode(params, inputs, segments), 0)
-      for model, params in ((target, target_params), (draft, draft_params))
+      jnp.where(is_real, model.encode(prompt), 0) for model in (target, draft)
   )
   product = functools.partial(
       jnp.einsum,

@@ -2,8 +2,8 @@
 
 labels     whose tokens, see `rollouts.py`
 gradient   of the summed loss, micro-batch by micro-batch
-update     of the sum, divided by the number of tokens of the whole batch
-           unless the method says otherwise
+update     by the sum, divided by the number of tokens of the whole batch unless
+           the method says otherwise
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from distillspec_jax.core import randomness
 from distillspec_jax.core import types
 from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.losses import objective
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import rollouts
@@ -30,7 +31,7 @@ Metrics = dict[str, types.Mean]
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a run needs to go on, but for the data position.
+  """All that a run needs to continue, except the data position.
 
   Attributes:
     step: int32[] updates done.
@@ -56,10 +57,10 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
 ) -> TrainState:
-  """The state as shapes that say where everything lies; nothing is made.
+  """The state's shapes and shardings; nothing is allocated.
 
-  What the optimizer keeps of a parameter in its own shape lies where that does;
-  the rest, which is small, lies on every device.
+  Optimizer state in the shape of a parameter is sharded as the parameter is;
+  the rest, which is small, is replicated.
 
   Args:
     params: arrays or `ShapeDtypeStruct` with shardings.
@@ -89,62 +90,52 @@ def abstract_state(
 
 
 def make_loss(
-    method: method_lib.Method,
-    draft: transformer.Transformer,
-    target: transformer.Transformer | None,
+    method: method_lib.Method, network: transformer.Transformer
 ) -> Callable[..., tuple[jax.Array, Metrics]]:
-  """(params, target_params, batch, dropout_key) -> (summed loss, metrics).
+  """(params, target, batch, prompt, dropout_key) -> (summed loss, metrics).
 
   The loss is the sum over tokens in nats; its count is metrics['loss'].count.
-  A fifth argument is the target's encoder output float[B, S, E] for a draft
-  that shares it; default: it is made here.
   """
 
-  def hidden(model, params, batch, encoded, dropout_key=None):
-    return model.hidden(
-        params,
-        batch.inputs,
-        batch.input_segments,
-        transformer.shift_right(batch.labels, batch.segments),
+  def loss(params, target, batch, prompt, dropout_key):
+    draft = model_lib.Model(params, network)
+    if target is not None:
+      prompt = model_lib.with_shared_encoding(prompt, target, draft)
+    read = (
+        prompt,
+        model_lib.shift_right(batch.labels, batch.segments),
         batch.segments,
-        dropout_key,
-        encoded,
     )
-
-  def loss(params, target_params, batch, dropout_key, encoded=None):
-    if encoded is None and target is not None:
-      encoded = transformer.shared_encoding(
-          draft, target, target_params, batch.inputs, batch.input_segments
-      )
-    q_hidden = hidden(draft, params, batch, encoded, dropout_key)
+    q_hidden = draft.hidden(*read, dropout_key)
     if not method.is_distillation:
       metrics = objective.supervised(
-          jax.tree_util.Partial(draft.unembed, draft.head(params)),
+          jax.tree_util.Partial(model_lib.Model.unembed, draft.head()),
           q_hidden,
           batch.labels,
           batch.mask,
           z_loss=method.z_loss,
           label_smoothing=method.label_smoothing,
-          columns=draft.columns(),
+          vocabulary=draft.trimmed_vocabulary(),
       )
     else:
-      size = transformer.shared_vocabulary(target, draft)
-      columns = draft.columns(size)
+      size = model_lib.common_vocabulary(target, draft)
+      vocabulary = draft.trimmed_vocabulary(size)
       metrics = objective.distillation(
+          # Partials are pytrees of the heads' parameters, as shard_map needs.
           jax.tree_util.Partial(
-              functools.partial(target.all_logits, vocabulary=size),
-              target.head(target_params),
+              functools.partial(model_lib.Model.all_logits, size=size),
+              target.head(),
           ),
           jax.tree_util.Partial(
-              lambda head, x: columns.cut(draft.unembed(head, x)),
-              draft.head(params),
+              functools.partial(model_lib.Model.trimmed_logits, size=size),
+              draft.head(),
           ),
-          hidden(target, target_params, batch, encoded),
+          target.hidden(*read),
           q_hidden,
           batch.labels,
           batch.mask,
-          method.divergence_function(covered=not columns.are_all),
-          columns=columns,
+          method.divergence_function(covered=not vocabulary.is_full),
+          vocabulary=vocabulary,
       )
     return metrics['loss'].total, metrics
 
@@ -154,49 +145,46 @@ def make_loss(
 def make_step(
     method: method_lib.Method,
     optimizer: optax.GradientTransformation,
-    draft: transformer.Transformer,
-    target: transformer.Transformer | None = None,
+    network: transformer.Transformer,
     micro_batches: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """(state, target_params, batch) -> (new state, metrics).
+  """(state, target: Model | None, batch) -> (new state, metrics).
 
   Args:
-    method: what is minimised.
+    method: what is minimised, and whether a target is needed.
     optimizer: applied to the gradient of the loss, reduced as the method says.
-    draft: the model that is trained.
-    target: needed where the method says so.
-    micro_batches: the batch is split into so many equal parts, whose
-      gradients are added up before the update.
+    network: of the model that is trained.
+    micro_batches: the batch is split into so many equal parts, whose gradients
+      are added up before the update.
 
   Raises:
-    UserError: the draft has int8 weights.
+    UserError: the network has int8 weights.
   """
-  draft.config.require_float('trained')
-  gradient = jax.grad(make_loss(method, draft, target), has_aux=True)
+  network.config.require_float('trained')
+  gradient = jax.grad(make_loss(method, network), has_aux=True)
 
-  def step(state, target_params, batch):
+  def step(state, target, batch):
     key = jax.random.fold_in(state.key, state.step)
-    encoded = None
+    draft = model_lib.Model(state.params, network)
+    prompt = batch.prompt
     if method.fixed_fraction < 1.0 and target is not None:
-      # Once, for the rollouts and the loss; else the loss makes it, of one
-      # micro-batch at a time.
-      encoded = transformer.shared_encoding(
-          draft, target, target_params, batch.inputs, batch.input_segments
-      )
+      # Once, for the rollouts and the loss; otherwise the loss computes it, for
+      # one micro-batch at a time.
+      prompt = model_lib.with_shared_encoding(prompt, target, draft)
     batch, source = rollouts.with_labels(
-        batch, key, method, draft, state.params, target, target_params, encoded
+        batch, prompt, key, method, draft, target
     )
     dropout_key = randomness.stream(key, 'dropout')
-    if draft.config.dropout_rate == 0.0:
+    if network.config.dropout_rate == 0.0:
       dropout_key = None
 
     if micro_batches == 1:
       gradients, metrics = gradient(
-          state.params, target_params, batch, dropout_key, encoded
+          state.params, target, batch, prompt, dropout_key
       )
     else:
       gradients, metrics = _accumulate(
-          gradient, state.params, target_params, batch, dropout_key, encoded,
+          gradient, state.params, target, batch, prompt, dropout_key,
           micro_batches,
       )  # fmt: skip
     if method.reduction == 'mean':
@@ -222,7 +210,7 @@ def make_step(
 
 
 def _accumulate(
-    gradient, params, target_params, batch, dropout_key, encoded, micro_batches
+    gradient, params, target, batch, prompt, dropout_key, micro_batches
 ):
   """Gradients and metrics summed over the parts of the batch."""
 
@@ -234,21 +222,19 @@ def _accumulate(
           0,
           1,
       ),
-      (batch, encoded),
+      (batch, prompt),
   )
 
   def add(sums, numbered):
-    number, (part, encoded) = numbered
+    number, (batch, prompt) = numbered
     key = dropout_key
     if key is not None:
       key = jax.random.fold_in(key, number)
-    new = gradient(params, target_params, part, key, encoded)
+    new = gradient(params, target, batch, prompt, key)
     return jax.tree.map(jnp.add, sums, new), None
 
-  part, encoded = jax.tree.map(lambda x: x[0], parts)
-  shapes = jax.eval_shape(
-      gradient, params, target_params, part, dropout_key, encoded
-  )
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(gradient, params, target, *first, dropout_key)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   sums, _ = jax.lax.scan(add, zeros, (jnp.arange(micro_batches), parts))
   return sums

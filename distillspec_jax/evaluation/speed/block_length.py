@@ -1,11 +1,11 @@
-"""Which block length pays, if any: from acceptance by place, and from costs.
+"""Choice of block length: from acceptance by position, and from costs.
 
-One run with long blocks says how often the token at each place of a block is
-accepted, and how long answers are. A block of G tokens emits 1 + a_1 + a_1 a_2
-+ .. + a_1 .. a_G of them on average, whatever G is, and costs what its steps
-cost on this machine at this batch size. Rows that are decoded together wait for
-the slowest. So the speed-up of every block length follows without decoding with
-it, and where none is above 1 the answer is not to speculate.
+One run with long blocks tells how often the token at each position of a block
+is accepted, and how long outputs are. A block of G tokens emits 1 + a_1 +
+a_1 a_2 + .. + a_1 .. a_G of them on average, whatever G is, and costs what its
+steps cost on this machine at this batch size. Sequences that are decoded
+together wait for the slowest. So the speed-up of every block length follows
+without decoding with it, and where none is above 1, plain decoding is faster.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ import numpy as np
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
+from distillspec_jax.core import types
 from distillspec_jax.evaluation.speed import costs as costs_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from distillspec_jax.sampling import samples as samples_lib
 
+_GREEDY = decoding_lib.Decoding()
 
-class Plan(NamedTuple):
+
+class BlockLengthPlan(NamedTuple):
   """How to decode.
 
   Attributes:
     block_length: with the largest predicted speed-up; None: do not speculate.
     speedup: predicted; 1 where there is no speculation.
     speedups: block length -> predicted speed-up over autoregressive decoding,
-      encoders included, of all lengths that were considered.
-    block_efficiency: block length -> predicted tokens a call of the target.
-    acceptance: by place of a block: how often the token there is accepted if
+      encoders included, for all lengths that were considered.
+    block_efficiency: block length -> predicted tokens per target call.
+    acceptance: by position in a block: how often the token there is accepted if
       all before it are.
   """
 
@@ -51,24 +54,25 @@ def plan(
     lengths: Sequence[int] | np.ndarray,
     costs: costs_lib.Costs,
     rows: int,
-) -> Plan:
+) -> BlockLengthPlan:
   """The block length that pays most, of those whose cost is known.
 
   Args:
-    acceptance: by place, for the longest block at least.
-    lengths: tokens of answers.
-    costs: on a batch of `rows` rows.
-    rows: decoded together.
+    acceptance: by position, at least for the longest block.
+    lengths: tokens of outputs.
+    costs: on a batch of `rows` sequences.
+    rows: sequences decoded together.
 
   Raises:
-    UserError: acceptance is known for fewer places than the longest block has.
+    UserError: acceptance is known for fewer positions than the longest block
+      has.
   """
   longest = max(costs.verify)
   if len(acceptance) < longest:
     raise errors.UserError(
-        f'Acceptance is known for {len(acceptance)} places of a block; a plan'
-        f' with blocks of {longest} needs as many. Measure it with blocks of'
-        f' {longest} tokens, or plan with shorter ones.'
+        f'Acceptance is known for {len(acceptance)} positions of a block; a'
+        f' plan with blocks of {longest} needs as many. Measure it with blocks'
+        f' of {longest} tokens, or plan with shorter ones.'
     )
   one = cost_model.block_distribution(())
   steps = cost_model.expected_calls(one, lengths, rows)
@@ -82,7 +86,7 @@ def plan(
     efficiency[size] = float(emitted @ np.arange(1, size + 2))
   best = max(speedups, key=speedups.get)
   pays = speedups[best] > 1.0
-  return Plan(
+  return BlockLengthPlan(
       block_length=best if pays else None,
       speedup=speedups[best] if pays else 1.0,
       speedups=speedups,
@@ -91,12 +95,12 @@ def plan(
   )
 
 
-def acceptance_by_place(
+def acceptance_by_position(
     reached_at: np.ndarray, accepted_at: np.ndarray
 ) -> tuple[float, ...]:
-  """Conditional acceptance of each place of a block.
+  """Conditional acceptance at each position of a block.
 
-  A place that no row reached counts as never accepted.
+  A position that no sequence reached counts as never accepted.
 
   Args:
     reached_at: int[B, G] of `Statistics`.
@@ -107,20 +111,15 @@ def acceptance_by_place(
 
 
 def plan_block_length(
-    target: loading.Model,
-    draft: loading.Model,
+    target: loading.Loaded,
+    draft: loading.Loaded,
     inputs: Sequence[str] | np.ndarray | jax.Array,
     *,
     block_lengths: Sequence[int] = (1, 2, 3, 5, 7, 10),
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    verification: str = 'token',
-    eos_ids: Sequence[int] = (1,),
+    decoding: decoding_lib.Decoding = _GREEDY,
     batch_size: int = 32,
     seed: int = 0,
-) -> Plan:
+) -> BlockLengthPlan:
   """Whether the draft makes this target faster here, and with which blocks.
 
   Decodes the inputs once with the longest block, for acceptance and lengths,
@@ -138,46 +137,32 @@ def plan_block_length(
     target: the model that decides.
     draft: the model that proposes.
     inputs: typical ones: strings, or int32[B, S].
-    block_lengths: to choose among.
-    max_new_tokens: as it will be in `generate`, and so are the others.
-    temperature: 0 is greedy.
-    top_k: 0 allows all.
-    top_p: 1 allows all.
-    verification: 'token' or 'block'. What block verification accepts at a
-      place hangs a little on the block's length, which the plan neglects.
-    eos_ids: tokens that end an answer; () lets none end early.
-    batch_size: rows decoded together; fewer if there are fewer inputs.
+    block_lengths: to choose from.
+    decoding: all other settings. With block verification, acceptance at a
+      position depends slightly on the length of the block, which the plan
+      neglects.
+    batch_size: sequences decoded together; fewer if there are fewer inputs.
     seed: of sampling.
 
   Raises:
-    UserError: as `generate`; no block lengths.
+    UserError: as `generate`; no block lengths; adaptive draft length, whose
+      blocks end by themselves.
     RuntimeError: the machine is too busy to time steps.
   """
   if not block_lengths:
     raise errors.UserError('block_lengths is empty; give at least one.')
-  decodings = [
-      decoding_lib.Decoding(
-          temperature=temperature,
-          top_k=top_k,
-          top_p=top_p,
-          block_length=block_length,
-          verification=verification,
-          max_new_tokens=max_new_tokens,
-          eos_ids=tuple(eos_ids),
-      )
-      for block_length in block_lengths
-  ]
+  if decoding.drafting.adaptive is not None:
+    raise errors.UserError(
+        f'adaptive is {decoding.drafting.adaptive.describe()}, with which the'
+        ' draft chooses the block length itself; leave it out to plan one.'
+    )
+  decodings = [decoding.replace(length=length) for length in block_lengths]
+  longest = decoding.replace(length=max(block_lengths))
   out = generation.generate(
       target,
       inputs,
       draft=draft,
-      block_length=max(block_lengths),
-      max_new_tokens=max_new_tokens,
-      temperature=temperature,
-      top_k=top_k,
-      top_p=top_p,
-      verification=verification,
-      eos_ids=eos_ids,
+      decoding=longest,
       batch_size=batch_size,
       seed=seed,
   )
@@ -185,19 +170,19 @@ def plan_block_length(
   rows = min(batch_size, len(tokens))
   typical = sorted(batches, key=lambda batch: batch.width)[len(batches) // 2]
   numbers = np.resize(typical.numbers, rows)
-  read = costs_lib.inputs(
-      target,
-      draft,
+  prompt = types.Prompt(
       jnp.asarray(tokens[numbers, : typical.width]),
       jnp.asarray(segments[numbers, : typical.width]),
   )
-  costs = costs_lib.measure(target, draft, read, decodings)
+  costs = costs_lib.measure(target.model, draft.model, prompt, decodings)
   return plan(*counted(out.statistics), costs, rows)
 
 
 def counted(
     statistics: samples_lib.Statistics,
 ) -> tuple[tuple[float, ...], np.ndarray]:
-  """Acceptance by place, and the lengths of answers."""
-  places = acceptance_by_place(statistics.reached_at, statistics.accepted_at)
-  return places, np.asarray(statistics.emitted)
+  """Acceptance by position, and the lengths of outputs."""
+  acceptance = acceptance_by_position(
+      statistics.reached_at, statistics.accepted_at
+  )
+  return acceptance, np.asarray(statistics.emitted)

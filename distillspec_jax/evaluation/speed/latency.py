@@ -1,18 +1,17 @@
-"""Wall clock: autoregressive and speculative decoding, side by side.
+"""Latency: autoregressive and speculative decoding of the same inputs.
 
-Compilation is timed apart and done before anything else; every timed call
+Compilation is timed separately and done before anything else; every timed call
 waits for the device. The two ways take turns, so that a machine whose speed
 drifts changes both alike, and the speed-up is the median of the ratios of
-neighbouring runs on the same inputs. Both times hold the encoders.
+neighbouring runs on the same inputs. Both times include the encoders.
 
-Beside what is measured stands what was predicted from the costs of single
-steps, and which block length a planner chooses that knows no time of a run.
+Next to what is measured is what was predicted from the costs of single steps,
+and the block length that a planner chooses without having timed any run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import functools
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -20,11 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
-import rich.table
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
+from distillspec_jax.core import check
 from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress
@@ -33,13 +31,12 @@ from distillspec_jax.core import results
 from distillspec_jax.core import statistics
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
-from distillspec_jax.distributed import hosts
 from distillspec_jax.evaluation import examples as examples_lib
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.evaluation.speed import block_length as block_length_lib
 from distillspec_jax.evaluation.speed import costs as costs_lib
 from distillspec_jax.evaluation.speed import time_breakdown
-from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
@@ -48,37 +45,56 @@ Metrics = dict[str, results.Metric]
 
 
 class Measured(NamedTuple):
-  """Metrics of autoregressive decoding, and block length -> of speculative."""
+  """What decodings that differ in block length alone were measured to be.
 
+  Attributes:
+    batch_size: sequences decoded together.
+    decodings: in the order of `fast`.
+    costs: of single steps.
+    plain: metrics of autoregressive decoding.
+    fast: metrics of speculative decoding, one for each decoding.
+    plan: the choice of block length; None with adaptive draft length.
+    breakdown: where a block's time goes, of the fastest decoding, if asked for.
+  """
+
+  batch_size: int
+  decodings: list[decoding_lib.Decoding]
+  costs: costs_lib.Costs
   plain: Metrics
-  fast: dict[int, Metrics]
-  plan: block_length_lib.Plan
+  fast: list[Metrics]
+  plan: block_length_lib.BlockLengthPlan | None
+  breakdown: time_breakdown.Breakdown | None = None
+
+  @property
+  def best(self) -> int:
+    """Index of the decoding with the largest measured speed-up."""
+    speedups = [metrics['measured_speedup'].value for metrics in self.fast]
+    return int(np.argmax(speedups))
 
 
 def benchmark(
     *,
     run: str,
-    target: str | loading.Model,
-    draft: str | loading.Model,
+    target: str | loading.Loaded,
+    draft: str | loading.Loaded,
     task: tasks.Task,
     split: str = 'validation',
     examples: int = 128,
     batch_sizes: Sequence[int] = (1, 8),
-    temperatures: Sequence[float] = (0.0,),
-    block_lengths: Sequence[int] = (2, 3, 5),
+    decodings: Sequence[decoding_lib.Decoding] | None = None,
     repeats: int = 5,
-    max_new_tokens: int | None = None,
     seed: int = 0,
     draft_name: str | None = None,
     profile: bool = False,
+    show: Callable[[str, list[Measured]], None] | None = None,
 ) -> list[dict[str, Any]]:
-  """Times a pair, adds to RUN/results.jsonl and returns the lines.
+  """Times a pair, appends to RUN/results.jsonl and returns the lines.
 
-  For each batch size and temperature one line of kind `latency` for
-  autoregressive decoding (draft and block length are null) and one for each
-  block length, which also holds the plan: the block length that the planner
-  chooses from acceptance by place and costs (0: do not speculate), the speed-up
-  it predicts for it, and the one that was measured.
+  For each batch size and each group of decodings that differ in block length
+  alone: one line of kind `latency` for autoregressive decoding (draft and block
+  length are null), and one for each decoding, which also holds the plan: the
+  block length that is chosen from acceptance by position and costs (0: do not
+  speculate), the speed-up predicted for it, and the one that was measured.
 
   Args:
     run: folder for the results.
@@ -86,44 +102,36 @@ def benchmark(
     draft: likewise.
     task: whose inputs.
     split: of the task.
-    examples: different inputs at most; taken again where they run out.
-    batch_sizes: rows decoded together.
-    temperatures: 0 is greedy.
-    block_lengths: drafted tokens a block.
+    examples: maximum number of different inputs; after the last comes the first
+      again.
+    batch_sizes: sequences decoded together.
+    decodings: default: greedy in blocks of 2, 3 and 5.
     repeats: pairs of runs, each with the next inputs.
-    max_new_tokens: default: the task's label length.
     seed: of sampling.
     draft_name: in results; default: the folder's.
     profile: also where a block's time goes, for the fastest block length of
-      each setting: its parts in the results, and a trace of one run (for
+      each group: its parts in the results, and a trace of one run (for
       TensorBoard or Perfetto) in RUN/profile.
+    show: is called with a title and what was measured, for tables.
 
   Raises:
     UserError: folders without models, models that do not fit each other or
       the task, settings out of range, a folder that cannot be written to.
     RuntimeError: the machine is too busy to time steps.
   """
-  if repeats < 1:
-    raise errors.UserError(f'repeats is {repeats}; it must be at least 1.')
-  length = task.label_length if max_new_tokens is None else max_new_tokens
-  settings = [
-      [
-          decoding_lib.Decoding(
-              temperature=temperature,
-              block_length=block_length,
-              max_new_tokens=length,
-          )
-          for block_length in block_lengths
-      ]
-      for temperature in temperatures
-  ]
-  if not batch_sizes or not settings or not settings[0]:
+  check.at_least(1, repeats=repeats)
+  if decodings is None:
+    decodings = decoding_lib.grid(temperatures=(0.0,), block_lengths=(2, 3, 5))
+  if not batch_sizes or not decodings:
     raise errors.UserError(
-        f'batch_sizes is {batch_sizes}, temperatures {temperatures} and'
-        f' block_lengths {block_lengths}; give at least one of each.'
+        f'batch_sizes is {batch_sizes} and there are {len(decodings)}'
+        ' decodings; give at least one of each.'
     )
+  decodings = [d.with_default_length(task.label_length) for d in decodings]
+  for decoding in decodings:
+    decoding.check_speculative()
   store.check_writable(run)
-  target, draft, name, task = pair_lib.load(target, draft, task, draft_name)
+  target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   inputs = [
       examples_lib.repeated(task, split, examples, batch_size, repeats)
       for batch_size in batch_sizes
@@ -147,59 +155,46 @@ def benchmark(
         )
     )
 
-  title = f'{name}, {task.name} {split}'
-  speeds = rich.table.Table(
-      'batch', 'temperature', 'block length', 'tokens/s', 'c', 'predicted',
-      'measured', title=title,
-  )  # fmt: skip
-  plans = rich.table.Table(
-      'batch', 'temperature', 'plan', 'predicted', 'measured', 'best measured',
-      title=f'{title}: plans',
-  )  # fmt: skip
-  profiles = []
+  measured = []
   for batches, batch_size in zip(inputs, batch_sizes):
     batches = jax.device_put(batches)
-    for decodings in settings:
-      here = str(batch_size), f'{decodings[0].temperature:g}'
-      read = costs_lib.inputs(
-          target, draft, batches[0].inputs, batches[0].input_segments
-      )
-      costs = costs_lib.measure(target, draft, read, decodings)
-      found = measure(target, draft, batches, decodings, costs, seed)
-      best = max(decodings, key=lambda d: _speedup(found.fast[d.block_length]))
+    prompt = batches[0].prompt
+    for group in _groups(decodings):
+      costs = costs_lib.measure(target.model, draft.model, prompt, group)
+      one = measure(target.model, draft.model, batches, group, costs, seed)
+      best = group[one.best]
+      if profile and time_breakdown.can_measure(best):
+        breakdown = time_breakdown.measure(
+            target.model, draft.model, prompt, best, seed
+        )
+        one.fast[one.best].update(breakdown.metrics())
+        one = one._replace(breakdown=breakdown)
       if profile:
-        made = time_breakdown.measure(target, draft, read, best, seed)
-        folder = (
-            pathlib.Path(run)
-            / 'profile'
-            / '_'.join(('batch', here[0], 'temperature', here[1]))
-        )
-        trace(target, draft, batches[0], best, seed, folder)
-        found.fast[best.block_length].update(made.metrics())
-        profiles.append((*here, best.block_length, made))
-      write(decodings[0], batch_size, None, found.plain)
-      for decoding in decodings:
-        metrics = found.fast[decoding.block_length]
+        label = best.label().replace(', ', '_').replace(' ', '-')
+        folder = pathlib.Path(run) / 'profile' / f'batch-{batch_size}_{label}'
+        trace(target.model, draft.model, batches[0], best, seed, folder)
+      measured.append(one)
+      write(group[0], batch_size, None, one.plain)
+      for decoding, metrics in zip(group, one.fast):
         write(decoding, batch_size, name, metrics)
-        speeds.add_row(
-            *here,
-            str(decoding.block_length),
-            f'{found.plain["tokens_per_second"].value:.0f} ->'
-            f' {metrics["tokens_per_second"].value:.0f}',
-            f'{costs.draft_ratio:.2f}',
-            f'{metrics["predicted_speedup_by_place"].value:.2f}',
-            f'{_speedup(metrics):.2f}',
-        )
-      plans.add_row(*here, *_show_plan(found, best.block_length))
-  console = rich.console.Console(stderr=True, quiet=not hosts.is_first())
-  for table in (speeds, plans, *map(_profile_table, profiles)):
-    console.print(table)
+  if show is not None:
+    show(f'{name}, {task.name} {split}', measured)
   return lines
 
 
+def _groups(
+    decodings: Sequence[decoding_lib.Decoding],
+) -> list[list[decoding_lib.Decoding]]:
+  """Decodings that differ in block length alone, together."""
+  groups: dict[decoding_lib.Decoding, list[decoding_lib.Decoding]] = {}
+  for decoding in decodings:
+    groups.setdefault(decoding.replace(length=1), []).append(decoding)
+  return list(groups.values())
+
+
 def measure(
-    target: loading.Model,
-    draft: loading.Model,
+    target: model_lib.Model,
+    draft: model_lib.Model,
     batches: Sequence[types.Batch],
     decodings: Sequence[decoding_lib.Decoding],
     costs: costs_lib.Costs,
@@ -211,74 +206,77 @@ def measure(
     target: the model that decides.
     draft: the model that proposes.
     batches: of one shape, on the device; one pair of runs each for every
-      block length. Tokens of empty rows do not count.
+      decoding. Tokens of empty rows do not count.
     decodings: settings that differ in block length alone.
     costs: for the predictions and the plan.
     seed: of sampling.
 
   Returns:
-    tokens_per_second and compile_s (without what the cache of compiled
-    programs saves) of both; of speculative decoding also measured_speedup,
-    predicted_speedup, predicted_speedup_with_verify,
-    predicted_speedup_by_place (the planner's), block_efficiency, cost_ratio and
-    verify_ratio; and planned_block_length (0: none), planned_speedup and
-    planned_measured_speedup, which are the same for all block lengths.
+    tokens_per_second and compile_s (less what the compilation cache saves) of
+    both; of speculative decoding also measured_speedup, block_efficiency,
+    cost_ratio and verify_ratio. Without adaptive draft length also
+    predicted_speedup, predicted_speedup_with_verify and
+    predicted_speedup_by_place (the planner's); and planned_block_length (0:
+    none), planned_speedup and planned_measured_speedup, which are the same for
+    all block lengths.
   """
   rows = batches[0].inputs.shape[0]
   runs = []
   for i, batch in enumerate(batches):
     numbers = i * rows + jnp.arange(rows)
     keys = randomness.row_keys(jax.random.key(seed), numbers)
-    runs.append((batch.inputs, batch.input_segments, keys))
+    runs.append((batch.prompt, keys))
   real = [examples_lib.real_rows(batch) for batch in batches]
-  vocabulary = transformer_lib.shared_vocabulary(
-      target.transformer, draft.transformer
-  )
   plain = _compile(
       autoregressive.generate,
-      (target.transformer,),
-      (target.params,),
+      (target,),
       runs[0],
-      decodings[0],
-      vocabulary=vocabulary,
+      decodings[0].without_draft(),
+      vocabulary_size=model_lib.common_vocabulary(target, draft),
   )
-  everywhere, found, counts = [], {}, {}
-  name = f'batch {rows}, T = {decodings[0].temperature:g}'
-  for decoding in progress.shown(decodings, name):
-    fast = _compile(
-        speculative.generate,
-        (target.transformer, draft.transformer),
-        (target.params, draft.params),
-        runs[0],
-        decoding,
+  times, fast = [], []
+  for decoding in progress.shown(decodings, f'batch {rows}'):
+    program = _compile(speculative.generate, (target, draft), runs[0], decoding)
+    times.append(_take_turns(plain.call, program.call, runs, real))
+    fast.append(
+        {
+            **_rate(times[-1].rates[:, 1], program.compile_s),
+            **_gains(times[-1], decoding, costs),
+        }
     )
-    times = _take_turns(plain.call, fast.call, runs, real)
-    everywhere.append(times.rates[:, 0])
-    counts[decoding.block_length] = times.places, times.emitted
-    found[decoding.block_length] = {
-        **_rate(times.rates[:, 1], fast.compile_s),
-        **_gains(times, decoding.block_length, costs),
-    }
-  plan = block_length_lib.plan(*counts[max(counts)], costs, rows)
-  chosen = plan.block_length or 0
-  for block_length, metrics in found.items():
+  plan = None
+  if decodings[0].drafting.adaptive is None:
+    lengths = [decoding.drafting.length for decoding in decodings]
+    longest = times[int(np.argmax(lengths))]
+    plan = block_length_lib.plan(
+        longest.acceptance, longest.emitted, costs, rows
+    )
+    _add_plan(fast, lengths, plan, len(longest.emitted))
+  rates = np.concatenate([each.rates[:, 0] for each in times])
+  return Measured(
+      rows, list(decodings), costs, _rate(rates, plain.compile_s), fast, plan
+  )
+
+
+def _add_plan(fast, lengths, plan, examples) -> None:
+  """Adds what was planned to the metrics of each block length."""
+  planned = results.Metric(1.0, None, 1, '1')
+  if plan.block_length is not None:
+    planned = fast[lengths.index(plan.block_length)]['measured_speedup']
+  for length, metrics in zip(lengths, fast):
     metrics['predicted_speedup_by_place'] = results.Metric(
-        plan.speedups[block_length], None, len(times.emitted), '1'
+        plan.speedups[length], None, examples, '1'
     )
-    metrics['planned_block_length'] = results.Metric(chosen, None, 1, 'tokens')
+    metrics['planned_block_length'] = results.Metric(
+        plan.block_length or 0, None, 1, 'tokens'
+    )
     metrics['planned_speedup'] = results.Metric(plan.speedup, None, 1, '1')
-    metrics['planned_measured_speedup'] = (
-        found[chosen]['measured_speedup']
-        if chosen
-        else results.Metric(1.0, None, 1, '1')
-    )
-  plain = _rate(np.concatenate(everywhere), plain.compile_s)
-  return Measured(plain, found, plan)
+    metrics['planned_measured_speedup'] = planned
 
 
 def trace(
-    target: loading.Model,
-    draft: loading.Model,
+    target: model_lib.Model,
+    draft: model_lib.Model,
     batch: types.Batch,
     decoding: decoding_lib.Decoding,
     seed: int,
@@ -286,24 +284,28 @@ def trace(
 ) -> None:
   """Writes a trace of one run on the device, compiled before, into `folder`."""
   for _, keys in examples_lib.with_keys([batch], seed):
-    read = batch.inputs, batch.input_segments, keys
-    jax.block_until_ready(pair_lib.answer(target, draft, *read, decoding))
+
+    def run(keys=keys):
+      jax.block_until_ready(
+          speculative.generate(target, draft, batch.prompt, keys, decoding)
+      )
+
+    run()
     with jax.profiler.trace(str(folder)):
-      jax.block_until_ready(pair_lib.answer(target, draft, *read, decoding))
+      run()
 
 
 class _Compiled(NamedTuple):
-  call: Callable[..., Any]  # of inputs, input_segments and keys
+  call: Callable[..., Any]  # of a prompt and keys
   compile_s: float
 
 
-def _compile(function, models, params, run, decoding, **static) -> _Compiled:
+def _compile(function, models, run, decoding, **static) -> _Compiled:
   """The compiled program of a pair or a model, warmed up."""
-  arguments = [x for pair in zip(models, params) for x in pair]
   began = time.perf_counter()
-  program = function.lower(*arguments, *run, decoding, **static).compile()
+  program = function.lower(*models, *run, decoding, **static).compile()
   compile_s = time.perf_counter() - began
-  call = functools.partial(program, *params)
+  call = lambda prompt, keys: program(*models, prompt, keys)
   jax.block_until_ready(call(*run))
   return _Compiled(call, compile_s)
 
@@ -312,7 +314,7 @@ class _Times(NamedTuple):
   rates: np.ndarray  # float64[n, 2] tokens a second: plain, fast
   emitted: np.ndarray  # int[rows of all runs] by speculative decoding
   blocks: np.ndarray  # int[rows of all runs]
-  places: tuple[float, ...]  # acceptance by place of a block
+  acceptance: tuple[float, ...]  # by position in a block
 
 
 def _take_turns(plain, fast, runs, real) -> _Times:
@@ -332,10 +334,12 @@ def _take_turns(plain, fast, runs, real) -> _Times:
         blocks.append(counts.blocks[is_real])
         reached.append(counts.reached_at[is_real])
         accepted.append(counts.accepted_at[is_real])
-  places = block_length_lib.acceptance_by_place(
+  acceptance = block_length_lib.acceptance_by_position(
       np.concatenate(reached), np.concatenate(accepted)
   )
-  return _Times(rates, np.concatenate(emitted), np.concatenate(blocks), places)
+  return _Times(
+      rates, np.concatenate(emitted), np.concatenate(blocks), acceptance
+  )
 
 
 def _rate(rates: np.ndarray, compile_s: float) -> Metrics:
@@ -347,71 +351,34 @@ def _rate(rates: np.ndarray, compile_s: float) -> Metrics:
   }
 
 
-def _gains(times: _Times, gamma: int, costs: costs_lib.Costs) -> Metrics:
+def _gains(
+    times: _Times, decoding: decoding_lib.Decoding, costs: costs_lib.Costs
+) -> Metrics:
   """What speculation gains, measured and predicted."""
+  length = decoding.drafting.length
   tau = statistics.ratio(times.emitted, times.blocks)
   gains = times.rates[:, 1] / times.rates[:, 0]
-  ratio, verify = costs.draft_ratio, costs.verify_ratio(gamma)
+  ratio, verify = costs.draft_ratio, costs.verify_ratio(length)
 
   def predicted(verify):
     value, error = (
-        None if x is None else cost_model.speedup(x, ratio, gamma, verify)
+        None if x is None else cost_model.speedup(x, ratio, length, verify)
         for x in tau
     )
     return results.Metric(value, error, len(times.emitted), '1')
 
-  return {
+  metrics = {
       'cost_ratio': results.Metric(ratio, None, 1, '1'),
       'verify_ratio': results.Metric(verify, None, 1, '1'),
       'block_efficiency': results.Metric(
           *tau, len(times.emitted), 'tokens/block'
       ),
-      'predicted_speedup': predicted(1.0),
-      'predicted_speedup_with_verify': predicted(verify),
       'measured_speedup': results.Metric(
           *statistics.median(gains), len(gains), '1'
       ),
   }
-
-
-def _speedup(metrics: Metrics) -> float:
-  return metrics['measured_speedup'].value
-
-
-def _show_plan(found: Measured, best: int) -> tuple[str, ...]:
-  """Cells: what is planned, predicted, measured, and the best there was."""
-  plan = found.plan
-  what, measured = 'autoregressive', 1.0
-  if plan.block_length is not None:
-    what = f'block length {plan.block_length}'
-    measured = _speedup(found.fast[plan.block_length])
-  speedup = _speedup(found.fast[best])
-  most = f'{speedup:.2f} (block length {best})'
-  if speedup <= 1.0:
-    most = '1.00 (autoregressive)'
-  return what, f'{plan.speedup:.2f}', f'{measured:.2f}', most
-
-
-def _profile_table(
-    profiled: tuple[str, str, int, time_breakdown.Profile],
-) -> rich.table.Table:
-  """Where a block's time goes, and what comes before the first."""
-  batch_size, temperature, block_length, profile = profiled
-  table = rich.table.Table(
-      'part', 'calls', 'ms a call', 'ms', 'share',
-      title=f'A block of {block_length}, batch {batch_size}, temperature'
-      f' {temperature}',
-  )  # fmt: skip
-
-  def add(name, seconds, calls='', call=''):
-    share = f'{seconds / profile.block_s:.0%}'
-    table.add_row(name, calls, call, f'{1e3 * seconds:.3f}', share)
-
-  for part in profile.parts:
-    each = f'{1e3 * part.seconds:.3f}'
-    add(part.name, part.total_s, str(part.calls), each)
-  add('all parts', profile.parts_s)
-  add('the block in the loop', profile.block_s)
-  for part in profile.prefill:
-    add(f'once a generation: encoder of the {part.name}', part.total_s)
-  return table
+  if decoding.drafting.adaptive is None:
+    # The formulas are those of blocks of a fixed length.
+    metrics['predicted_speedup'] = predicted(1.0)
+    metrics['predicted_speedup_with_verify'] = predicted(verify)
+  return metrics

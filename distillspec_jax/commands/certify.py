@@ -1,0 +1,133 @@
+"""`distillspec certify`: does this pair emit what the target would?"""
+
+from __future__ import annotations
+
+import jax
+
+from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import store
+from distillspec_jax.core import errors
+from distillspec_jax.core import results
+from distillspec_jax.data import files
+from distillspec_jax.evaluation import certificate
+from distillspec_jax.models import int8
+from distillspec_jax.sampling import decoding as decoding_lib
+
+_SAMPLED = decoding_lib.Decoding(
+    sampling=decoding_lib.Sampling(temperature=1.0), max_new_tokens=32
+)
+
+
+def certify(
+    *,
+    target: str,
+    draft: str,
+    run: str | None = None,
+    file: str | None = None,
+    inputs: int = 32,
+    input_length: int = 32,
+    samples: int = 1024,
+    decoding: decoding_lib.Decoding = _SAMPLED,
+    target_weights: str | None = None,
+    draft_weights: str | None = None,
+    false_alarm: float = 1e-6,
+    seed: int = 0,
+) -> None:
+  """Proves, or refutes, that this pair emits what the target would.
+
+  Every lossless way to speculate is checked, greedy and sampled; sampling at
+  temperature 1, and as the flags say.
+
+  Args:
+    target: folder or name of the model that decides.
+    draft: folder or name of the model that proposes.
+    run: folder whose results.jsonl gets the verdicts.
+    file: inputs, one per line; default: random tokens.
+    inputs: how many different inputs.
+    input_length: tokens of a random input.
+    samples: outputs to sample for each check.
+    decoding: settings of the sampled checks; its verifier must be lossless.
+    target_weights: 'int8_weight_only' certifies that approximation of the
+      target. 'int8' is refused: its rounding depends on how many tokens are
+      read at once.
+    draft_weights: 'int8' or 'int8_weight_only'.
+    false_alarm: chance that the certificate fails although all is right; each
+      of the statistical checks gets an equal share of it.
+    seed: of inputs and sampling.
+
+  Raises:
+    UserError: models or settings that do not fit.
+    Failed: a check failed; the message names it.
+  """
+  if target_weights == 'int8':
+    raise errors.UserError(
+        "target_weights is 'int8', which rounds activations to 8 bits, too: its"
+        ' probabilities depend on how many tokens are read at once, so there is'
+        " no single distribution to certify. Use 'int8_weight_only' for the"
+        " target; a draft may have 'int8'."
+    )
+  certificate.check_settings(decoding, samples, false_alarm)
+  if run is not None:
+    store.check_writable(run)
+  models = (
+      loading.load(target, weights=target_weights),
+      loading.load(draft, weights=draft_weights),
+  )
+  loading.check_pair(*models)
+  if file is None:
+    prompt = certificate.random_prompt(*models, inputs, input_length, seed)
+  else:
+    prompt = certificate.text_prompt(models[0], _texts(models[0], file, inputs))
+  kind = jax.devices()[0].device_kind
+  print(f'{target} with {draft}, on {kind}, jax {jax.__version__}')
+  print(
+      f'chance of a false alarm: {false_alarm:g}, shared by'
+      f' {certificate.num_statistical(decoding)} statistical checks'
+  )
+  failed = []
+  for check in certificate.checks(
+      *models, prompt, decoding, samples=samples, false_alarm=false_alarm,
+      seed=seed,
+  ):  # fmt: skip
+    verdict = 'holds' if check.holds else 'FAILS'
+    print(f'{verdict}  {check.name}: {check.evidence}', flush=True)
+    if not check.holds:
+      failed.append(check.name)
+    if run is not None:
+      _write(run, models, check, seed)
+  if failed:
+    raise errors.Failed(
+        f'The certificate fails: {", ".join(failed)}. Do not rely on what this'
+        ' pair emits here; please report it with the lines above.'
+    )
+  print('On this device, this pair emits what the target would.')
+
+
+def _texts(target: loading.Loaded, file: str, count: int) -> list[str]:
+  if target.vocabulary is None:
+    raise errors.UserError(
+        f'{target.name} has no vocabulary, so it cannot read {file}; leave'
+        ' --file out to certify on random tokens.'
+    )
+  texts = [text for text in files.texts(file, 'inputs') if text][:count]
+  if not texts:
+    raise errors.UserError(f'{file} has no line with text.')
+  return texts
+
+
+def _write(run, models, check, seed) -> None:
+  target, draft = (int8.named(x.name, x.config.weights) for x in models)
+  results.write(
+      run,
+      'certificate',
+      target=target,
+      draft=draft,
+      task='certificate',
+      split='all',
+      decoding=check.decoding.describe(speculative=True, batch_size=1),
+      metrics={
+          f'{check.name}: {name}': metric
+          for name, metric in check.metrics.items()
+      },
+      seed=seed,
+  )
