@@ -3,14 +3,16 @@
 import gc
 import os
 import pathlib
+import tempfile
+import time
 
 # Before jax is imported anywhere: the platform is fixed when it first starts.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 # Compiling is most of what tests do. Programs are kept outside the checkout;
 # workers, runs and the processes that tests start share them, because the
-# settings are in the environment. An entry is keyed by the program, the
-# compiler and its flags; one that is half written is compiled again.
+# settings are in the environment. An entry's key is a hash of the program
+# without names of files and lines, of jaxlib, the devices and XLA's flags.
 _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR',
@@ -21,7 +23,45 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+from jax._src import lru_cache  # noqa: E402
 import pytest  # noqa: E402
+
+_CACHE_DAYS = 30
+
+
+def _put(self: lru_cache.LRUCache, key: str, value: bytes) -> None:
+  """Writes an entry of the compilation cache, complete or not at all.
+
+  JAX writes in place, where another process may read half an entry: it warns
+  and compiles the program. It also never writes an entry again, so that one
+  cut short by the end of a process would be a warning for ever.
+  """
+  file = tempfile.NamedTemporaryFile(dir=self.path, delete=False)
+  try:
+    with file:
+      file.write(value)
+    os.replace(file.name, self.path / f'{key}-cache')
+  except BaseException:
+    pathlib.Path(file.name).unlink(missing_ok=True)
+    raise
+
+
+lru_cache.LRUCache.put = _put
+
+
+def pytest_configure(config):
+  """Drops programs that are old; those still in use are compiled again."""
+  if hasattr(config, 'workerinput'):
+    return  # one process does it
+  oldest = time.time() - _CACHE_DAYS * 24 * 3600
+  cache = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+  for file in cache.glob('*') if cache.is_dir() else []:
+    try:
+      if file.stat().st_mtime < oldest:
+        file.unlink()
+    except FileNotFoundError:
+      pass  # by another run
+
 
 # The first example of a test may compile a program.
 hypothesis.settings.register_profile('compiling', deadline=None)

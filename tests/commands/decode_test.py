@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 
 from distillspec_jax.checkpoints import loading
-from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.commands import decode
 from distillspec_jax.commands import main
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress
-from distillspec_jax.data import vocabularies
-from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import generation
+from tests import tiny
 
 TEXTS = ['one', 'two words', '', 'a longer line of words', 'é ✓', 'x', 'y z']
 SAMPLED = {'temperature': 1.0, 'max_new_tokens': 8, 'batch_size': 2}
@@ -32,18 +29,9 @@ SAMPLED = {'temperature': 1.0, 'max_new_tokens': 8, 'batch_size': 2}
 def pair(tmp_path_factory):
   """Folders of a target and a draft that read bytes."""
   folder = tmp_path_factory.mktemp('pair')
-  config = config_lib.published('test', vocab_size=384)
-  transformer = transformer_lib.Transformer(config)
-  words = vocabularies.load('bytes')
   for number, name in enumerate(('target', 'draft')):
-    params = transformer.init(jax.random.key(number))
-    model_folder.save_model(
-        folder / name,
-        config.to_dict(),
-        jax.tree.map(lambda x: 2 * x, params),  # so that texts differ
-        step=0,
-        also=lambda path: vocabularies.save(words, path),
-    )
+    model = tiny.model(tiny.BYTES, seed=number, gain=2.0)
+    tiny.save(folder / name, model, 'bytes')
   return {name: str(folder / name) for name in ('target', 'draft')}
 
 
@@ -456,9 +444,7 @@ def test_bad_json_lines_are_named(pair, tmp_path, text, message):
 
 
 def test_a_target_without_a_vocabulary_is_refused(pair, tmp_path):
-  config = config_lib.published('test', vocab_size=384)
-  params = transformer_lib.Transformer(config).init(jax.random.key(0))
-  model_folder.save_model(tmp_path / 'm', config.to_dict(), params, 0)
+  tiny.save(tmp_path / 'm', tiny.model(tiny.BYTES))
   with pytest.raises(errors.UserError, match='has no vocabulary.*--vocabulary'):
     decode.decode('a', target=str(tmp_path / 'm'))
   decode.decode(

@@ -3,7 +3,6 @@
 import json
 
 from etils import epath
-import jax
 import numpy as np
 import pytest
 
@@ -12,8 +11,7 @@ from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.commands import main
 from distillspec_jax.data import vocabularies
-from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import transformer as transformer_lib
+from tests import tiny
 
 WORDS = 'ab cd ef gh ij kl'.split()
 
@@ -26,16 +24,13 @@ def _no_cache(monkeypatch):
 def save(folder, seed, **changes):
   """A Hugging Face folder with random weights and ByT5's tokenizer."""
   folder.mkdir()
-  config = config_lib.published(
-      'test', vocab_size=384, dropout_rate=0.1, **changes
-  )
-  params = transformer_lib.Transformer(config).init(jax.random.key(seed))
+  model = tiny.model(tiny.BYTES, seed=seed, dropout_rate=0.1, **changes)
   hugging_face.write(
       epath.Path(folder),
-      config,
+      model.config,
       {
           path: tensors.from_array(x)
-          for path, x in tensors.flatten(params).items()
+          for path, x in tensors.flatten(model.params).items()
       },
   )
   vocabularies.save_hugging_face(vocabularies.load('bytes'), folder)

@@ -13,7 +13,7 @@ from distillspec_jax.evaluation import acceptance
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
-from tests.evaluation import tiny
+from tests import tiny
 
 L = 20  # not a multiple of the positions that are worked on together
 ROWS = 256
@@ -88,12 +88,12 @@ def test_acceptance_of_a_slightly_better_draft_is_caught():
 def test_acceptance_of_a_draft_of_some_tokens_is_what_is_accepted(temperature):
   decoding = settings(block_length=L, temperature=temperature)
   metrics = acceptance.measure(
-      tiny.target(), tiny.cut_draft(), [tiny.batch(ROWS)], decoding, seed=3
+      tiny.target(), tiny.trimmed_draft(), [tiny.batch(ROWS)], decoding, seed=3
   )
   batch = tiny.batch(ROWS)
   samples = pair_lib.answer(
       tiny.target(),
-      tiny.cut_draft(),
+      tiny.trimmed_draft(),
       batch.inputs,
       batch.input_segments,
       randomness.row_keys(jax.random.key(3), ROWS),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from distillspec_jax.checkpoints import loading
-from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.commands import main
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
@@ -17,13 +16,13 @@ from distillspec_jax.core import results
 from distillspec_jax.data import vocabularies
 from distillspec_jax.evaluation import certificate
 from distillspec_jax.evaluation import exactness
-from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import block_verification
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import multi_draft
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
+from tests import tiny
 
 FALSE_ALARM = 1e-6
 SAMPLED = decoding_lib.Decoding(
@@ -38,16 +37,13 @@ SMALL = {
 }
 
 
-def model(seed, size=40, **changes):
-  config = config_lib.published('test', vocab_size=size, **changes)
-  transformer = transformer_lib.Transformer(config)
-  params = transformer.init(jax.random.key(seed))
-  return loading.Model(transformer, jax.tree.map(lambda x: 1.5 * x, params))
+def model(seed, size=tiny.V, **changes):
+  return tiny.loaded(tiny.model(size, seed=seed, gain=1.5, **changes))
 
 
 @pytest.fixture(name='pair', scope='module')
 def _pair():
-  return model(0), model(1, num_decoder_layers=1)
+  return model(0, num_decoder_layers=2), model(1)
 
 
 @pytest.fixture(name='folders', scope='module')
@@ -55,7 +51,7 @@ def _folders(pair, tmp_path_factory):
   """The pair as folders."""
   folder = tmp_path_factory.mktemp('pair')
   for name, one in zip(('target', 'draft'), pair):
-    model_folder.save_model(folder / name, one.config.to_dict(), one.params, 0)
+    tiny.save(folder / name, one)
   return {name: str(folder / name) for name in ('target', 'draft')}
 
 

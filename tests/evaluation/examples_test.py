@@ -7,7 +7,7 @@ import pytest
 from distillspec_jax.core import errors
 from distillspec_jax.core import types
 from distillspec_jax.evaluation import examples
-from tests.evaluation import tiny
+from tests import tiny
 
 
 @pytest.fixture(scope='module')

@@ -4,11 +4,10 @@ import jax
 import pytest
 
 from distillspec_jax.checkpoints import loading
-from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.sampling import decoding as decoding_lib
-from tests.evaluation import tiny
+from tests import tiny
 
 DECODING = decoding_lib.Decoding(
     temperature=1.0, block_length=3, max_new_tokens=12
@@ -19,8 +18,7 @@ DECODING = decoding_lib.Decoding(
 def folders(tmp_path_factory):
   folder = tmp_path_factory.mktemp('pair')
   for name, model in (('target', tiny.target()), ('draft', tiny.draft())):
-    config = model.config.to_dict()
-    model_folder.save_model(folder / name, config, model.params, 0)
+    tiny.save(folder / name, model)
   return folder / 'target', folder / 'draft'
 
 

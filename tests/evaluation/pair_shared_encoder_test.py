@@ -2,18 +2,15 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.checkpoints import loading
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.evaluation import exactness
 from distillspec_jax.evaluation.speed import costs
 from distillspec_jax.evaluation.speed import latency
-from distillspec_jax.models import transformer
 from distillspec_jax.sampling import decoding as decoding_lib
-from tests.evaluation import tiny
+from tests import tiny
 
 DECODING = decoding_lib.Decoding(
     temperature=1.0, block_length=2, max_new_tokens=6
@@ -29,14 +26,8 @@ def drafts(vocabulary_size=tiny.V):
   )
   # The encoder reads words by the target's embedding.
   own.params['token_embedder'] = target.params['token_embedder']
-  config = dataclasses.replace(
-      own.config, num_encoder_layers=0, encoded_dim=target.config.emb_dim
-  )
-  params = {k: v for k, v in own.params.items() if k != 'encoder'}
-  params['encoder_projection'] = {'kernel': jnp.eye(config.encoded_dim)}
-  shared = loading.Model(
-      transformer.Transformer(config), params, None, 'folder/shared'
-  )
+  shared = tiny.sharing(tiny.Model(own.transformer, own.params))
+  shared = tiny.loaded(shared, 'folder/shared')
   return own, shared
 
 

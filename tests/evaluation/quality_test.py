@@ -9,7 +9,7 @@ from distillspec_jax.evaluation import quality
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples
-from tests.evaluation import tiny
+from tests import tiny
 
 DECODING = decoding_lib.Decoding(max_new_tokens=12)
 

@@ -16,7 +16,7 @@ from distillspec_jax.evaluation import sample_texts
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from distillspec_jax.sampling import samples as samples_lib
-from tests.evaluation import tiny
+from tests import tiny
 
 DECODING = decoding_lib.Decoding(
     temperature=1.0, block_length=3, max_new_tokens=16

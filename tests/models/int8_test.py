@@ -11,23 +11,21 @@ import optax
 import pytest
 
 from distillspec_jax.checkpoints import loading
-from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
 from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
-from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import method
 from distillspec_jax.training import shared_encoder
 from distillspec_jax.training import step
+from tests import tiny
 
 needs_qwix = pytest.mark.skipif(
     importlib.util.find_spec('qwix') is None,
     reason="needs qwix: pip install 'distillspec_jax[int8]'",
 )
 QUANTIZED = int8.KINDS[1:]
-SIZES = {'vocab_size': 256, 'emb_dim': 64, 'mlp_dim': 128}
 SHAPES = {
     'plain': {},
     'scanned': {'scan_layers': True},
@@ -41,10 +39,8 @@ LABELS = np.random.default_rng(1).integers(2, 256, (4, 8))
 
 
 def saved(folder, **changes):
-  config = config_lib.published('test', **SIZES, **changes)
-  params = transformer_lib.Transformer(config).init(jax.random.key(0))
-  model_folder.save_model(folder, config.to_dict(), params, step=0)
-  return folder
+  sizes = {'emb_dim': 64, 'mlp_dim': 128}
+  return tiny.save(folder, tiny.model(256, **sizes, **changes))
 
 
 def nbytes(model):

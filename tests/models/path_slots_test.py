@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import path_slots
-from distillspec_jax.models import transformer
-from tests.models import transformer_test
+from tests import tiny
 
-V, S, K, G, AFTER = 50, 7, 3, 4, 3
+V, S, K, G, AFTER = tiny.V, 7, 3, 4, 3
 # Tokens in common, row by row; on both sides of the largest distance, 128.
 COMMON = np.array([139, 1, 60, 127, 130])
 B = len(COMMON)
@@ -30,10 +28,8 @@ CONFIGS = {
 }
 
 
-@functools.cache
 def make(name):
-  config = config_lib.published('test', V, **CONFIGS[name])
-  return transformer.Transformer(config), transformer_test.random_params(config)
+  return tiny.model(V, **{'num_decoder_layers': 2, **CONFIGS[name]})
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """The pure functions of a model: caches, packing, scanning, gradients."""
 
-import dataclasses
 import functools
 
 import flax
@@ -9,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import layers
 from distillspec_jax.models import transformer
+from tests import tiny
 
-V, B, S = 50, 5, 7
+V, B, S = tiny.V, 5, 7
 BLOCKS = (1, 2, 3, 4, 5, 6, 7, 8)
 LONG = 144  # tokens, past the largest distance, 128
 
@@ -29,28 +28,8 @@ CONFIGS = {
 
 def make(name, **changes):
   """A model and parameters; `changes` do not change the parameters."""
-  config = config_lib.published('test', V, **CONFIGS[name])
-  params = random_params(config)
-  config = dataclasses.replace(config, **changes)
-  return transformer.Transformer(config), params
-
-
-@functools.cache
-def random_params(config):
-  """Parameters that leave nothing at 0 or 1; quicker than `init`."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    name = path[-1].key
-    if name == 'scale':
-      values = rng.uniform(0.8, 1.2, leaf.shape)
-    else:
-      deviation = leaf.shape[-2] ** -0.5 if name == 'kernel' else 1.0
-      values = deviation * rng.standard_normal(leaf.shape)
-    return jnp.asarray(values, jnp.float32)
-
-  abstract = transformer.Transformer(config).abstract()
-  return jax.tree_util.tree_map_with_path(draw, abstract)
+  layers = {'num_encoder_layers': 2, 'num_decoder_layers': 2}
+  return tiny.model(V, **layers | CONFIGS[name] | changes)
 
 
 @functools.cache
@@ -468,9 +447,6 @@ def test_a_block_without_room_is_refused(name):
 
 
 def test_tokens_of_the_larger_vocabulary_are_not_shared():
-  sizes = [
-      transformer.Transformer(config_lib.published('test', size))
-      for size in (V, V + 8)
-  ]
+  sizes = [tiny.network(tiny.config(size)) for size in (V, V + 8)]
   assert transformer.shared_vocabulary(*sizes) == V
   assert transformer.shared_vocabulary(*sizes[::-1]) == V

@@ -14,6 +14,7 @@ from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
+from tests import tiny
 from tests.sampling import laws
 from tests.sampling import pairs
 
@@ -21,12 +22,8 @@ B, L, V = pairs.B, pairs.L, pairs.V
 EVERY_THIRD = tuple(sorted({0, 1, *range(2, V, 3)}))
 
 
-def cut(model, params, tokens):
-  """The model with an output layer for `tokens` only."""
-  config = dataclasses.replace(model.config, output_tokens=tokens)
-  kernel = params['decoder']['logits_dense']['kernel'][:, np.array(tokens)]
-  decoder = {**params['decoder'], 'logits_dense': {'kernel': kernel}}
-  return transformer.Transformer(config), {**params, 'decoder': decoder}
+def trimmed(model, params, tokens):
+  return tiny.trimmed(tiny.Model(model, params), tokens)
 
 
 @pytest.mark.parametrize('kind', pairs.KINDS)
@@ -36,7 +33,7 @@ def test_greedy_tokens_are_the_targets(kind):
   decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=L)
   accepted = 0
   for scale in (0.0, 0.1, 0.3):
-    draft = cut(model, pairs.perturbed(params, scale), EVERY_THIRD)
+    draft = trimmed(model, pairs.perturbed(params, scale), EVERY_THIRD)
     samples = speculative.generate(
         model, params, *draft, *pairs.ragged_inputs(), pairs.keys_of(B),
         decoding,
@@ -55,8 +52,8 @@ def test_all_that_is_accepted_has_a_column(temperature):
       temperature=temperature, block_length=3, max_new_tokens=L
   )
   samples = speculative.generate(
-      model, params, *cut(model, params, EVERY_THIRD), *pairs.ragged_inputs(),
-      pairs.keys_of(B), decoding,
+      model, params, *trimmed(model, params, EVERY_THIRD),
+      *pairs.ragged_inputs(), pairs.keys_of(B), decoding,
   )  # fmt: skip
   pairs.check_statistics(samples, decoding)
   tokens = np.asarray(samples.tokens)
@@ -70,7 +67,7 @@ def test_all_that_is_accepted_has_a_column(temperature):
     'warping', [{}, {'temperature': 0.0}, {'top_k': 3, 'top_p': 0.9}]
 )
 def test_alone_it_says_only_what_it_has_columns_for(warping):
-  draft = cut(*pairs.make('encoder_decoder'), EVERY_THIRD)
+  draft = trimmed(*pairs.make('encoder_decoder'), EVERY_THIRD)
   decoding = decoding_lib.Decoding(
       **{'temperature': 1.0, **warping}, max_new_tokens=L
   )
@@ -88,7 +85,7 @@ def test_a_draft_with_columns_for_all_tokens_is_the_whole_draft():
   decoding = decoding_lib.Decoding(
       temperature=1.0, block_length=3, max_new_tokens=L
   )
-  drafts = (model, noisy), cut(model, noisy, tuple(range(V)))
+  drafts = (model, noisy), trimmed(model, noisy, tuple(range(V)))
   found = [
       speculative.generate(
           model, params, *draft, *pairs.ragged_inputs(), pairs.keys_of(B),
@@ -101,7 +98,7 @@ def test_a_draft_with_columns_for_all_tokens_is_the_whole_draft():
 
 def test_with_lengths_limits_and_log_probabilities_it_is_the_targets():
   model, params = pairs.make('encoder_decoder')
-  draft = cut(model, pairs.perturbed(params, 0.1), EVERY_THIRD)
+  draft = trimmed(model, pairs.perturbed(params, 0.1), EVERY_THIRD)
   decoding = decoding_lib.Decoding(
       block_length=4,
       max_new_tokens=L,
@@ -127,7 +124,7 @@ def test_with_lengths_limits_and_log_probabilities_it_is_the_targets():
 
 
 def test_alone_it_ends_no_sooner_than_it_may_and_knows_its_probabilities():
-  draft, params = cut(*pairs.make('encoder_decoder'), EVERY_THIRD)
+  draft, params = trimmed(*pairs.make('encoder_decoder'), EVERY_THIRD)
   eos = next(token for token in EVERY_THIRD if token > 20)
   decoding = decoding_lib.Decoding(
       temperature=1.0, max_new_tokens=L, eos_ids=(eos,), log_probs=True
@@ -183,7 +180,7 @@ LAW_TOKENS = (0, 1, 3, 4, 6)
 @functools.cache
 def law_draft():
   model, _, draft_params = pairs.law_models()
-  return cut(model, draft_params, LAW_TOKENS)
+  return trimmed(model, draft_params, LAW_TOKENS)
 
 
 def speculate(decoding, generate=speculative.generate):

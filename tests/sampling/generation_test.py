@@ -9,12 +9,10 @@ import pytest
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
-from distillspec_jax.data import vocabularies
-from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
+from tests import tiny
 
 TEXTS = ['two words', 'a longer one', '']
 SAMPLED = {'temperature': 1.0, 'max_new_tokens': 6}
@@ -22,12 +20,8 @@ SAMPLED = {'temperature': 1.0, 'max_new_tokens': 6}
 
 @pytest.fixture(name='model', scope='module')
 def _model():
-  transformer = transformer_lib.Transformer(
-      config_lib.published('test', vocab_size=384)
-  )
-  params = jax.tree.map(lambda x: 2 * x, transformer.init(jax.random.key(0)))
-  words = vocabularies.load('bytes')
-  return loading.Model(transformer, params, words, 'model')
+  model = tiny.model(tiny.BYTES, gain=2.0)
+  return tiny.loaded(model, vocabulary='bytes')
 
 
 def test_texts_and_their_tokens_have_the_same_answers(model):
@@ -112,11 +106,7 @@ ROW_SETTINGS = {
 
 @pytest.fixture(name='draft', scope='module')
 def _draft(model):
-  rng = np.random.default_rng(0)
-  noise = lambda x: jnp.asarray(
-      x + 0.3 * np.std(x) * rng.standard_normal(x.shape), jnp.float32
-  )
-  params = jax.tree.map(noise, model.params)
+  params = tiny.with_noise(model.params, 0.3)
   return loading.Model(model.transformer, params, None, 'the draft')
 
 

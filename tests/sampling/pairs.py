@@ -14,57 +14,27 @@ import numpy as np
 from scipy import stats
 
 from distillspec_jax.core import randomness
-from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import warping
+from tests import tiny
 
-V, B, S, L = 50, 8, 6, 24
-KINDS = {
-    'encoder_decoder': {'num_encoder_layers': 1, 'num_decoder_layers': 1},
-    'decoder_only': {'num_encoder_layers': 0, 'num_decoder_layers': 1},
-}
+V, B, S, L = tiny.V, 8, 6, 24
+KINDS = tiny.KINDS
 SAMPLED = decoding_lib.Decoding(
     temperature=1.0, block_length=3, max_new_tokens=L
 )
 Origin = samples_lib.Origin
 
 
-def random_params(model, seed):
-  """Parameters of about the usual size; quicker than `init`."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name = path[-1].key
-    if name == 'scale':
-      return jnp.ones(leaf.shape)
-    deviation = leaf.shape[-2] ** -0.5 if name == 'kernel' else 1.0
-    values = deviation * rng.standard_normal(leaf.shape)
-    return jnp.asarray(values, jnp.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, model.abstract())
-
-
-@functools.cache
 def make(kind='encoder_decoder', vocabulary=V, seed=0, **changes):
-  changes = {**KINDS[kind], **changes}
-  config = config_lib.published('test', vocabulary, **changes)
-  model = transformer.Transformer(config)
-  return model, random_params(model, seed)
+  return tiny.model(vocabulary, seed=seed, **{**KINDS[kind], **changes})
 
 
-def perturbed(params, scale):
-  """The parameters with noise of `scale` times their own size."""
-  rng = np.random.default_rng(7)
-
-  def add_noise(leaf):
-    noise = rng.standard_normal(leaf.shape) * scale * np.std(leaf)
-    return jnp.asarray(leaf + noise, jnp.float32)
-
-  return jax.tree.map(add_noise, jax.tree.map(np.asarray, params))
+perturbed = tiny.with_noise
 
 
 @functools.cache

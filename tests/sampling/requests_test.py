@@ -9,11 +9,11 @@ from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
 from distillspec_jax.data import vocabulary_kinds
-from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import requests
+from tests import tiny
 
-CONFIG = config_lib.published('test', vocab_size=384)
+CONFIG = tiny.config(tiny.BYTES)
 # No parameters: nothing is computed here.
 READER = loading.Model(
     transformer.Transformer(CONFIG), None, vocabularies.load('bytes'), 'reader'

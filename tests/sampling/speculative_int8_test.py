@@ -6,13 +6,12 @@ import functools
 import numpy as np
 import pytest
 
-from distillspec_jax.checkpoints import tensors
 from distillspec_jax.models import int8
-from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
+from tests import tiny
 from tests.sampling import laws
 from tests.sampling import pairs
 
@@ -24,11 +23,7 @@ QUANTIZED = int8.KINDS[1:]
 
 
 def quantized(model, params, weights='int8'):
-  held = {}
-  for path, array in tensors.flatten(params).items():
-    held |= int8.quantize(path, array)
-  config = dataclasses.replace(model.config, weights=weights)
-  return transformer.Transformer(config), tensors.unflatten(held)
+  return tiny.quantized(tiny.Model(model, params), weights)
 
 
 @pytest.mark.parametrize('weights', QUANTIZED)

@@ -12,6 +12,7 @@ from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import controls as controls_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
+from tests import tiny
 from tests.sampling import laws
 from tests.sampling import pairs
 
@@ -20,12 +21,7 @@ KIND = 'encoder_decoder'
 
 def sharing(model, params, noise):
   """The model reading its own encoder's output as a draft, with noise."""
-  config = dataclasses.replace(
-      model.config, num_encoder_layers=0, encoded_dim=model.config.emb_dim
-  )
-  params = {k: v for k, v in params.items() if k != 'encoder'}
-  params['encoder_projection'] = {'kernel': jnp.eye(config.emb_dim)}
-  return transformer.Transformer(config), pairs.perturbed(params, noise)
+  return tiny.noisy(tiny.sharing(tiny.Model(model, params)), noise)
 
 
 def generate(draft, decoding):

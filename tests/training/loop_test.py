@@ -19,12 +19,12 @@ from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
-from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
-from tests.training import tiny
+from tests import tiny
 
+MODEL = tiny.config(tiny.BYTES)
 ON_POLICY = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
 FAST = optimizers.Optimizer(name='adamw', learning_rate=3e-3, warmup_steps=1)
 
@@ -45,13 +45,13 @@ def train(folder, task, **changes):
 
 @pytest.fixture(scope='module')
 def task(tmp_path_factory):
-  return tiny.task(tmp_path_factory.mktemp('task'))
+  return tiny.task(tmp_path_factory.mktemp('task'), validation=8)
 
 
 @pytest.fixture(scope='module')
 def target(tmp_path_factory, task):
   folder = tmp_path_factory.mktemp('runs') / 'target'
-  train(folder, task, model=tiny.config(), num_steps=3)
+  train(folder, task, model=MODEL, num_steps=3)
   return str(folder)
 
 
@@ -85,7 +85,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
   changes = (
       {'initial': target, 'target': target, 'method': ON_POLICY}
       if distil
-      else {'model': tiny.config()}
+      else {'model': MODEL}
   )
   train(tmp_path / 'whole', task, **changes)
 
@@ -117,7 +117,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
 
 
 def test_a_run_leaves_its_files(tmp_path, task):
-  best = train(tmp_path / 'run', task, model=tiny.config())
+  best = train(tmp_path / 'run', task, model=MODEL)
   folder = tmp_path / 'run'
   assert best == str(folder / 'best')
   assert (folder / 'best' / 'model.json').is_file()
@@ -132,17 +132,17 @@ def test_a_run_leaves_its_files(tmp_path, task):
 
 
 def test_what_is_cut_off_is_said(tmp_path, capfd):
-  task = tiny.task(tmp_path / 'task', label_length=6)
-  train(tmp_path / 'run', task, model=tiny.config(), num_steps=1)
+  task = tiny.task(tmp_path / 'task', validation=8, label_length=6)
+  train(tmp_path / 'run', task, model=MODEL, num_steps=1)
   said = capfd.readouterr().err
   assert 'run: train: 48 examples' in said
   assert '48 labels cut, without EOS' in said
 
 
 def test_a_finished_run_is_not_done_again(tmp_path, task):
-  train(tmp_path / 'run', task, model=tiny.config(), num_steps=3)
+  train(tmp_path / 'run', task, model=MODEL, num_steps=3)
   before = (tmp_path / 'run' / 'results.jsonl').read_text()
-  train(tmp_path / 'run', task, model=tiny.config(), num_steps=3)
+  train(tmp_path / 'run', task, model=MODEL, num_steps=3)
   assert (tmp_path / 'run' / 'results.jsonl').read_text() == before
 
 
@@ -191,7 +191,13 @@ def test_a_draft_of_frequent_tokens_is_distilled_and_kept(
 
 
 def test_packed_fine_tuning_runs(tmp_path, task):
-  train(tmp_path / 'run', task, model=tiny.config(), num_steps=2, pack=True)
+  train(
+      tmp_path / 'run',
+      task,
+      model=MODEL,
+      num_steps=2,
+      pack=True,
+  )
   assert (tmp_path / 'run' / 'best').is_dir()
 
 
@@ -213,7 +219,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     tmp_path, task, changes, message
 ):
   with pytest.raises(errors.UserError, match=message):
-    train(tmp_path / 'run', task, **{'model': tiny.config(), **changes})
+    train(tmp_path / 'run', task, **{'model': MODEL, **changes})
   left = (
       list((tmp_path / 'run').iterdir()) if (tmp_path / 'run').exists() else []
   )
@@ -288,9 +294,14 @@ def test_a_target_in_little_memory(tmp_path, task, target):
 
 
 def test_another_model_in_the_same_folder_is_refused(tmp_path, task):
-  train(tmp_path / 'run', task, model=tiny.config(), num_steps=1)
+  train(tmp_path / 'run', task, model=MODEL, num_steps=1)
   with pytest.raises(errors.UserError, match='another model'):
-    train(tmp_path / 'run', task, model=tiny.config(emb_dim=32), num_steps=2)
+    train(
+        tmp_path / 'run',
+        task,
+        model=tiny.config(tiny.BYTES, emb_dim=32),
+        num_steps=2,
+    )
 
 
 def test_an_interrupted_run_writes_a_checkpoint(tmp_path):
@@ -300,7 +311,7 @@ def test_an_interrupted_run_writes_a_checkpoint(tmp_path):
 import os, pathlib, signal, sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
 from distillspec_jax.training import loop
-from tests.training import tiny
+from tests import tiny
 original = loop._Recorder.step
 def step(self, number, metrics):
   original(self, number, metrics)
@@ -309,8 +320,9 @@ def step(self, number, metrics):
 loop._Recorder.step = step
 loop.train(run={str(tmp_path / 'run')!r},
            task=tiny.task(pathlib.Path({str(tmp_path / 'task')!r})),
-           model=tiny.config(), num_steps=50, batch_size=8, log_every=50,
-           validation_every=50, checkpoint_every=50, validation_examples=8)
+           model=tiny.config(tiny.BYTES), num_steps=50, batch_size=8,
+           log_every=50, validation_every=50, checkpoint_every=50,
+           validation_examples=4)
 """)
   done = subprocess.run(
       [sys.executable, str(script)],
@@ -329,8 +341,7 @@ loop.train(run={str(tmp_path / 'run')!r},
 def adafactor_checkpoint(tmp_path_factory):
   """A checkpoint of t5x after 4 steps, and the moments in it."""
   folder = tmp_path_factory.mktemp('t5x')
-  transformer = transformer_lib.Transformer(tiny.config())
-  params = transformer.init(jax.random.key(0))
+  params = tiny.model(tiny.BYTES).params
   transform = optimizers.Optimizer().build(10)
   state = transform.init(params)
   ones = jax.tree.map(jnp.ones_like, params)
@@ -385,13 +396,13 @@ def test_only_a_run_of_t5x_is_gone_on_with(tmp_path, task, target):
 
 
 def test_the_vocabulary_is_that_of_the_model(tmp_path, target):
-  chosen_by_none = tiny.task(tmp_path / 'task', vocabulary=None)
+  chosen_by_none = tiny.task(tmp_path / 'task', validation=8, vocabulary=None)
   train(tmp_path / 'run', chosen_by_none, initial=target, num_steps=1)
   assert loading.load(tmp_path / 'run').vocabulary.vocab_size == 259
 
 
 def test_a_model_without_vocabulary_needs_one(tmp_path, adafactor_checkpoint):
-  task = tiny.task(tmp_path / 'task', vocabulary=None)
+  task = tiny.task(tmp_path / 'task', validation=8, vocabulary=None)
   with pytest.raises(errors.UserError, match='comes without a vocabulary'):
     train(tmp_path / 'run', task, initial=adafactor_checkpoint[0])
 
@@ -406,7 +417,7 @@ def test_a_draft_that_shares_the_encoder_is_trained(
   folder = tmp_path / 'draft'
   changes = {'model': 'test', 'shared_encoder': True}
   if how != 'model':
-    train(tmp_path / 'first', task, model=tiny.config(), num_steps=1)
+    train(tmp_path / 'first', task, model=MODEL, num_steps=1)
     changes = {'initial': str(tmp_path / 'first'), 'shared_encoder': True}
   if how == 'again':  # it shares already, and nothing needs to be said
     train(tmp_path / 'second', task, num_steps=1, target=target, **changes)
@@ -431,7 +442,7 @@ def test_a_draft_starts_near_the_one_it_was_made_of(tmp_path, task, target):
   firsts = []
   for name, changes in (
       ('made', {'initial': target, 'shared_encoder': True}),
-      ('new', {'model': tiny.config(), 'shared_encoder': True}),
+      ('new', {'model': MODEL, 'shared_encoder': True}),
   ):
     folder = tmp_path / name
     train(folder, task, target=target, method=method, num_steps=1, **changes)
@@ -449,7 +460,7 @@ def test_a_draft_starts_near_the_one_it_was_made_of(tmp_path, task, target):
     [
         ({'model': 'test', 'shared_encoder': True}, 'there is no target'),
         (
-            {'model': tiny.config(num_encoder_layers=0, encoded_dim=16)},
+            {'model': tiny.config(tiny.BYTES, encoded_dim=16)},
             "reads its target's encoder output, but there is no target",
         ),
     ],

@@ -4,22 +4,15 @@ import numpy as np
 import pytest
 
 from distillspec_jax.core import types
-from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import rollouts
-from tests.training import tiny
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
 def pair():
-  draft = transformer.Transformer(tiny.config(num_decoder_layers=1))
-  target = transformer.Transformer(tiny.config())
-  return (
-      draft,
-      draft.init(jax.random.key(0)),
-      target,
-      target.init(jax.random.key(1)),
-  )
+  draft = tiny.model(tiny.BYTES)
+  return *draft, *tiny.model(tiny.BYTES, seed=1, num_decoder_layers=2)
 
 
 @pytest.fixture(scope='module')

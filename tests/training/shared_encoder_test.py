@@ -18,8 +18,9 @@ from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import generation
 from distillspec_jax.training import shared_encoder
+from tests import tiny
 
-V, B, S, T = 40, 4, 6, 8
+V, B, S, T = tiny.V, 4, 6, 8
 KINDS = {
     'plain': {},
     'v1_0': {'mlp_activations': ('relu',), 'logits_via_embedding': True},
@@ -29,21 +30,8 @@ KINDS = {
 }
 
 
-@functools.cache
 def make(seed=0, name='model', **changes):
-  """A model of random parameters; quicker than `init`."""
-  model = transformer.Transformer(config_lib.published('test', V, **changes))
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    if path[-1].key == 'scale':
-      return jnp.ones(leaf.shape)
-    deviation = leaf.shape[-2] ** -0.5 if path[-1].key == 'kernel' else 1.0
-    values = deviation * rng.standard_normal(leaf.shape)
-    return jnp.asarray(values, jnp.float32)
-
-  params = jax.tree_util.tree_map_with_path(draw, model.abstract())
-  return loading.Model(model, params, None, name)
+  return tiny.loaded(tiny.model(V, seed=seed, **changes), name)
 
 
 @functools.cache
@@ -59,12 +47,8 @@ def ragged():
 
 def sharing(model, kernel):
   """The model without its encoder, reading one through the kernel [E, D]."""
-  config = dataclasses.replace(
-      model.config, num_encoder_layers=0, encoded_dim=kernel.shape[0]
-  )
-  params = {k: v for k, v in model.params.items() if k != 'encoder'}
-  params['encoder_projection'] = {'kernel': jnp.asarray(kernel, jnp.float32)}
-  return loading.Model(transformer.Transformer(config), params, None, 'draft')
+  model = tiny.Model(model.transformer, model.params)
+  return tiny.loaded(tiny.sharing(model, kernel), 'draft')
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,7 +15,7 @@ from distillspec_jax.training import optimizers
 from distillspec_jax.training import step as step_lib
 from distillspec_jax.training import validation
 from tests import meshes
-from tests.training import tiny
+from tests import tiny
 
 V, B, S, T = 1024, 8, 6, 10
 METHODS = {
@@ -28,15 +28,16 @@ OPTIMIZER = optax.sgd(1.0)
 
 def config(**changes):
   return tiny.config(
-      vocab_size=V, num_heads=8, head_dim=4, emb_dim=32, mlp_dim=64, **changes
+      V, num_heads=8, head_dim=4, emb_dim=32, mlp_dim=64, **changes
   )
+
+
+TARGET = config(num_decoder_layers=2)
 
 
 @functools.cache
 def parameters():
-  draft = transformer.Transformer(config(num_decoder_layers=1))
-  target = transformer.Transformer(config())
-  return draft.init(jax.random.key(0)), target.init(jax.random.key(1))
+  return tiny.random_params(config()), tiny.random_params(TARGET, seed=1)
 
 
 def batch():
@@ -54,8 +55,8 @@ def batch():
 def compiled(mesh, method, layout='split', micro_batches=1, scan=False):
   """The step's program and its arguments on a mesh."""
   rules = layouts.rules(layout)
-  draft = transformer.Transformer(config(num_decoder_layers=1), rules)
-  target = transformer.Transformer(config())
+  draft = transformer.Transformer(config(), rules)
+  target = transformer.Transformer(TARGET)
   draft_params, target_params = parameters()
   params = jax.device_put(draft_params, draft.shardings(mesh))
   arguments = (
@@ -106,8 +107,8 @@ def test_a_draft_may_lie_otherwise_than_its_target(layout):
 def test_a_validation_on_a_mesh_is_that_on_one_device(shape):
   def scores(shape):
     mesh = meshes.make(shape)
-    draft = transformer.Transformer(config(num_decoder_layers=1))
-    target = transformer.Transformer(config())
+    draft = transformer.Transformer(config())
+    target = transformer.Transformer(TARGET)
     draft_params, target_params = (
         jax.device_put(params, model.shardings(mesh))
         for model, params in zip((draft, target), parameters())

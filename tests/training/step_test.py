@@ -8,7 +8,7 @@ from distillspec_jax.core import types
 from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import step as step_lib
-from tests.training import tiny
+from tests import tiny
 
 
 def ragged_batch(rows=8):
@@ -21,18 +21,22 @@ def ragged_batch(rows=8):
   )
 
 
+TARGET = {'num_decoder_layers': 2}  # the draft has one
+
+
 @pytest.fixture(scope='module')
 def pair():
-  draft = transformer.Transformer(tiny.config(num_decoder_layers=1))
-  target = transformer.Transformer(tiny.config())
-  return draft, target, target.init(jax.random.key(1))
+  draft = tiny.model(tiny.BYTES)
+  return draft.network, *tiny.model(tiny.BYTES, seed=1, **TARGET)
+
+
+def initial(network):
+  return tiny.random_params(network.config)
 
 
 def one_step(pair, method, optimizer, micro_batches):
   draft, target, target_params = pair
-  state = step_lib.initial_state(
-      draft.init(jax.random.key(0)), optimizer, jax.random.key(4)
-  )
+  state = step_lib.initial_state(initial(draft), optimizer, jax.random.key(4))
   step = step_lib.make_step(method, optimizer, draft, target, micro_batches)
   return jax.jit(step)(state, target_params, ragged_batch())
 
@@ -71,7 +75,7 @@ def test_a_mean_of_means_would_not_pass(pair):
           *args
       )[0]
   )
-  params = draft.init(jax.random.key(0))
+  params = initial(draft)
   batch = ragged_batch()
   halves = [jax.tree.map(lambda x, i=i: x[i::2], batch) for i in range(2)]
 
@@ -91,7 +95,7 @@ def test_nothing_is_differentiated_through_the_target(pair):
   loss = step_lib.make_loss(
       method_lib.Method(divergence='forward_kl'), draft, target
   )
-  params = draft.init(jax.random.key(0))
+  params = initial(draft)
   gradient = jax.grad(lambda p: loss(params, p, ragged_batch(), None)[0])(
       target_params
   )
@@ -103,9 +107,7 @@ def test_steps_lower_the_divergence(pair):
   optimizer = optax.adam(3e-3)
   method = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
   step = jax.jit(step_lib.make_step(method, optimizer, draft, target))
-  state = step_lib.initial_state(
-      draft.init(jax.random.key(0)), optimizer, jax.random.key(4)
-  )
+  state = step_lib.initial_state(initial(draft), optimizer, jax.random.key(4))
   losses = []
   for _ in range(30):
     state, metrics = step(state, target_params, ragged_batch())
@@ -118,7 +120,7 @@ def test_dropout_changes_the_loss_and_only_where_it_is_on(pair):
   _, target, target_params = pair
   batch = ragged_batch()
   for rate, differ in ((0.5, True), (0.0, False)):
-    model = transformer.Transformer(tiny.config(dropout_rate=rate))
+    model = tiny.network(tiny.config(tiny.BYTES, **TARGET, dropout_rate=rate))
     loss = step_lib.make_loss(method_lib.Method(), model, None)
     values = [
         float(loss(target_params, None, batch, jax.random.key(i))[0])
@@ -133,9 +135,7 @@ def test_dropout_changes_the_loss_and_only_where_it_is_on(pair):
 @pytest.fixture(scope='module')
 def sharing(pair):
   _, target, target_params = pair
-  draft = transformer.Transformer(
-      tiny.config(num_encoder_layers=0, num_decoder_layers=1, encoded_dim=16)
-  )
+  draft = transformer.Transformer(tiny.config(tiny.BYTES, encoded_dim=16))
   return draft, target, target_params
 
 
@@ -144,7 +144,7 @@ ON_POLICY = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
 
 def test_a_shared_encoder_is_read_and_not_trained(sharing):
   draft, target, target_params = sharing
-  params = draft.init(jax.random.key(0))
+  params = initial(draft)
   loss = step_lib.make_loss(
       method_lib.Method(divergence='forward_kl'), draft, target
   )
@@ -161,14 +161,10 @@ def test_a_shared_encoder_is_read_and_not_trained(sharing):
 def test_it_gets_the_gradient_of_a_draft_with_the_same_encoder(pair):
   # The draft is the target: one with its own encoder, one reading it.
   _, model, params = pair
-  other = model.init(jax.random.key(7))
+  other = tiny.random_params(model.config, seed=7)
   own = {**other, 'encoder': params['encoder']}
   own['token_embedder'] = params['token_embedder']
-  shared = {k: v for k, v in own.items() if k != 'encoder'}
-  shared['encoder_projection'] = {'kernel': jnp.eye(16)}
-  draft = transformer.Transformer(
-      tiny.config(num_encoder_layers=0, encoded_dim=16)
-  )
+  draft, shared = tiny.sharing(tiny.Model(model, own))
 
   @jax.jit
   def gradients():
@@ -201,7 +197,7 @@ def test_a_shared_encoder_runs_once_a_step(sharing, monkeypatch):
   optimizer = optax.sgd(1.0)
   state = jax.eval_shape(
       lambda: step_lib.initial_state(
-          draft.init(jax.random.key(0)), optimizer, jax.random.key(4)
+          initial(draft), optimizer, jax.random.key(4)
       )
   )
   step = step_lib.make_step(ON_POLICY, optimizer, draft, target)
@@ -232,7 +228,7 @@ def test_steps_lower_the_loss_of_a_draft_that_shares(sharing, divergence):
       fixed_fraction=1.0 if divergence == 'cross_entropy' else 0.0,
   )
   step = jax.jit(step_lib.make_step(method, optimizer, draft, target))
-  params = draft.init(jax.random.key(0))
+  params = initial(draft)
   state = step_lib.initial_state(params, optimizer, jax.random.key(4))
   losses = []
   for _ in range(30):
@@ -260,18 +256,14 @@ def test_steps_lower_the_loss_of_a_draft_that_shares(sharing, divergence):
 def test_a_draft_of_some_tokens_learns_by_every_method(pair, options):
   _, target, target_params = pair
   tokens = (0, 1, *range(2, 384, 2))
-  draft = transformer.Transformer(
-      tiny.config(num_decoder_layers=1, output_tokens=tokens)
-  )
+  draft = tiny.network(tiny.config(tiny.BYTES, output_tokens=tokens))
   optimizer = optax.adam(1e-2)
   step = jax.jit(
       step_lib.make_step(
           method_lib.Method(**options), optimizer, draft, target, 2
       )
   )
-  state = step_lib.initial_state(
-      draft.init(jax.random.key(0)), optimizer, jax.random.key(4)
-  )
+  state = step_lib.initial_state(initial(draft), optimizer, jax.random.key(4))
   losses = []
   for _ in range(6):
     state, metrics = step(state, target_params, ragged_batch())

@@ -8,7 +8,7 @@ from distillspec_jax.core import errors
 from distillspec_jax.data import vocabulary_kinds
 from distillspec_jax.evaluation.speed import block_length as block_length_lib
 from distillspec_jax.evaluation.speed import costs as costs_lib
-from tests.evaluation import tiny
+from tests import tiny
 
 PLACES = (0.8, 0.7, 0.9, 0.3, 0.1)
 LENGTHS = (12, 30, 31)

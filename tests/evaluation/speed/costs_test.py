@@ -9,7 +9,7 @@ from distillspec_jax.core import randomness
 from distillspec_jax.evaluation.speed import costs
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
-from tests.evaluation import tiny
+from tests import tiny
 
 L = 8
 
@@ -73,7 +73,7 @@ def test_a_first_step_reads_two_tokens(loops):
 
 
 def test_a_draft_of_some_tokens_proposes_those(loops):
-  draft = tiny.cut_draft()
+  draft = tiny.trimmed_draft()
   costs.step(draft, inputs(), settings(), tiny.V)
   (run,) = loops
   _, tokens = run(1)

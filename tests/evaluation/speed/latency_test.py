@@ -16,7 +16,7 @@ from distillspec_jax.core import results
 from distillspec_jax.evaluation.speed import costs
 from distillspec_jax.evaluation.speed import latency
 from distillspec_jax.sampling import decoding as decoding_lib
-from tests.evaluation import tiny
+from tests import tiny
 
 L = 8
 EOS = 39  # a token that the target says often

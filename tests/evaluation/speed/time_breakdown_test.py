@@ -9,7 +9,7 @@ from distillspec_jax.evaluation.speed import costs
 from distillspec_jax.evaluation.speed import stopwatch
 from distillspec_jax.evaluation.speed import time_breakdown
 from distillspec_jax.sampling import decoding as decoding_lib
-from tests.evaluation import tiny
+from tests import tiny
 
 L, G = 12, 3
 
@@ -82,7 +82,7 @@ def test_parts_are_called_as_often_as_in_a_block(watches):
 
 
 @pytest.mark.parametrize(
-    'temperature, draft', [(0.0, tiny.draft), (1.0, tiny.cut_draft)]
+    'temperature, draft', [(0.0, tiny.draft), (1.0, tiny.trimmed_draft)]
 )
 def test_every_step_is_another_one(watches, temperature, draft):
   """What does not change from step to step could be done before the loop."""

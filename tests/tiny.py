@@ -1,0 +1,247 @@
+"""Models, pairs, batches and a task of the smallest size, for all tests.
+
+Parameters are drawn with NumPy: `init` compiles a program for every
+configuration. They depend on the seed and the parameters' shapes alone, so
+that two configurations that differ in something else can be compared.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import model_folder
+from distillspec_jax.checkpoints import tensors
+from distillspec_jax.core import types
+from distillspec_jax.data import tasks
+from distillspec_jax.data import vocabularies
+from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import int8
+from distillspec_jax.models import transformer
+
+V = 40
+BYTES = 384  # room for the vocabulary of bytes
+KINDS = {'encoder_decoder': {}, 'decoder_only': {'num_encoder_layers': 0}}
+WORDS = 'ab cd ef gh ij kl'.split()
+
+
+class Model(NamedTuple):
+  """A network and its parameters."""
+
+  network: transformer.Transformer
+  params: Any
+
+  @property
+  def config(self) -> config_lib.T5Config:
+    return self.network.config
+
+
+def config(vocab_size: int = V, **changes: Any) -> config_lib.T5Config:
+  """One layer each of encoder and decoder, unless `changes` say otherwise."""
+  encoder = 0 if changes.get('encoded_dim') else 1
+  layers = {'num_encoder_layers': encoder, 'num_decoder_layers': 1}
+  return config_lib.published('test', vocab_size, **layers | changes)
+
+
+@functools.cache  # tracing finds the shapes of its parameters, once
+def network(of: config_lib.T5Config) -> transformer.Transformer:
+  return transformer.Transformer(of)
+
+
+@functools.cache
+def random_params(
+    of: config_lib.T5Config, seed: int = 0, gain: float = 1.0
+) -> Any:
+  """Parameters of about the usual size, none of them 0 or 1.
+
+  Args:
+    of: the configuration.
+    seed: of the generator.
+    gain: size of kernels; larger ones make distributions further from uniform.
+  """
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name == 'scale':
+      values = rng.uniform(0.8, 1.2, leaf.shape)
+    else:
+      size = gain * leaf.shape[-2] ** -0.5 if name == 'kernel' else 1.0
+      values = size * rng.standard_normal(leaf.shape)
+    return jnp.asarray(values, jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, network(of).abstract())
+
+
+def model(
+    vocab_size: int = V, *, seed: int = 0, gain: float = 1.0, **changes: Any
+) -> Model:
+  """A random model; `changes` are to `config`."""
+  of = config(vocab_size, **changes)
+  return Model(network(of), random_params(of, seed, gain))
+
+
+# Models made of another one.
+
+
+def with_noise(params: Any, scale: float, seed: int = 7) -> Any:
+  """The parameters with noise of `scale` times each one's own size."""
+  rng = np.random.default_rng(seed)
+
+  def add_noise(leaf):
+    noise = scale * np.std(leaf) * rng.standard_normal(leaf.shape)
+    return jnp.asarray(leaf + noise, jnp.float32)
+
+  return jax.tree.map(add_noise, jax.tree.map(np.asarray, params))
+
+
+def noisy(model: Model, scale: float, seed: int = 7) -> Model:
+  """A draft that agrees with the model now and then: the same, with noise."""
+  return Model(model.network, with_noise(model.params, scale, seed))
+
+
+def changed(model: Model, params: Any, **changes: Any) -> Model:
+  """Other parameters, and `changes` to the configuration."""
+  return Model(network(dataclasses.replace(model.config, **changes)), params)
+
+
+def trimmed(model: Model, tokens: tuple[int, ...]) -> Model:
+  """The model with an output layer for `tokens` only."""
+  kernel = model.params['decoder']['logits_dense']['kernel']
+  decoder = {
+      **model.params['decoder'],
+      'logits_dense': {'kernel': kernel[:, np.array(tokens)]},
+  }
+  params = {**model.params, 'decoder': decoder}
+  return changed(model, params, output_tokens=tokens)
+
+
+def sharing(model: Model, projection: Any = None) -> Model:
+  """The model without its encoder; it reads that of another one.
+
+  Args:
+    model: with an encoder.
+    projection: float[E, D] of the other encoder's output; default: the
+      identity, so that with its own encoder's output it is the same model.
+  """
+  if projection is None:
+    projection = np.eye(model.config.emb_dim)
+  params = {k: v for k, v in model.params.items() if k != 'encoder'}
+  params['encoder_projection'] = {
+      'kernel': jnp.asarray(projection, jnp.float32)
+  }
+  return changed(
+      model, params, num_encoder_layers=0, encoded_dim=len(projection)
+  )
+
+
+def quantized(model: Model, weights: str = 'int8') -> Model:
+  """The model held in int8; needs qwix."""
+  arrays = {}
+  for path, array in tensors.flatten(model.params).items():
+    arrays |= int8.quantize(path, array)
+  return changed(model, tensors.unflatten(arrays), weights=weights)
+
+
+# As loaded from folders.
+
+
+def loaded(
+    model: Model, name: str = 'model', vocabulary: Any = None
+) -> loading.Model:
+  """As `loading.load` returns it; 'bytes' is a vocabulary, too."""
+  if vocabulary == 'bytes':
+    vocabulary = vocabularies.load('bytes')
+  return loading.Model(*model, vocabulary, name)
+
+
+def target(vocab_size: int = V, **changes: Any) -> loading.Model:
+  return loaded(model(vocab_size, gain=2.0, **changes), 'folder/target')
+
+
+@functools.cache
+def draft(
+    vocab_size: int = V, scale: float = 0.3, **changes: Any
+) -> loading.Model:
+  """The target with noise."""
+  whole = model(vocab_size, gain=2.0, **changes)
+  return loaded(noisy(whole, scale), 'folder/draft')
+
+
+@functools.cache
+def trimmed_draft() -> loading.Model:
+  """The draft with an output layer for half of the tokens."""
+  whole = noisy(model(gain=2.0), 0.3)
+  return loaded(trimmed(whole, (0, 1, *range(3, V, 2))))
+
+
+def with_vocabulary(model: loading.Model, vocabulary: Any) -> loading.Model:
+  return dataclasses.replace(model, vocabulary=vocabulary)
+
+
+def save(folder: Any, model: Model, vocabulary: Any = None, step: int = 0):
+  """The model's folder, which is returned; 'bytes' is a vocabulary, too."""
+  if vocabulary == 'bytes':
+    vocabulary = vocabularies.load('bytes')
+  also = lambda path: vocabularies.save(vocabulary, path)
+  model_folder.save_model(
+      folder,
+      model.config.to_dict(),
+      model.params,
+      step=step,
+      **({} if vocabulary is None else {'also': also}),
+  )
+  return folder
+
+
+# What models are called with.
+
+
+def batch(
+    rows: int, empty: int = 0, seed: int = 0, inputs: int = 5, labels: int = 4
+) -> types.Batch:
+  """Random tokens of several lengths; the last `empty` rows are padding."""
+  rng = np.random.default_rng(seed)
+  used = (np.arange(rows) < rows - empty)[:, None]
+
+  def tokens_of(size):
+    lengths = rng.integers(1, size + 1, (rows, 1))
+    segments = ((np.arange(size)[None] < lengths) & used).astype(np.int32)
+    tokens = rng.integers(2, V, (rows, size)).astype(np.int32) * segments
+    return tokens, segments
+
+  (tokens, input_segments), (said, segments) = map(tokens_of, (inputs, labels))
+  return types.Batch(tokens, input_segments, said, segments, segments > 0)
+
+
+def task(
+    folder: Any,
+    name: str = 'tiny',
+    train: int = 48,
+    validation: int = 6,
+    **changes: Any,
+) -> tasks.Task:
+  """Parallel text in bytes; labels are the inputs' words, doubled."""
+  folder.mkdir(parents=True, exist_ok=True)
+  files = {}
+  for split, count in (('train', train), ('validation', validation)):
+    lines = [f'{WORDS[i % 6]} {WORDS[i // 6 % 6]}' for i in range(count)]
+    doubled = [' '.join(word * 2 for word in line.split()) for line in lines]
+    files[split] = (f'{folder}/{split}.in', f'{folder}/{split}.out')
+    for path, texts in zip(files[split], (lines, doubled)):
+      with open(path, 'w') as file:
+        file.write('\n'.join(texts) + '\n')
+  return tasks.parallel_text(
+      **files,
+      name=name,
+      **{
+          'vocabulary': 'bytes',
+          'input_length': 8,
+          'label_length': 12,
+          **changes,
+      },
+  )
