@@ -7,7 +7,7 @@ that two configurations that differ in something else can be compared.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +21,13 @@ from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer
 
 V = 40
 BYTES = 384  # room for the vocabulary of bytes
 KINDS = {'encoder_decoder': {}, 'decoder_only': {'num_encoder_layers': 0}}
 WORDS = 'ab cd ef gh ij kl'.split()
-
-
-class Model(NamedTuple):
-  """A network and its parameters."""
-
-  network: transformer.Transformer
-  params: Any
-
-  @property
-  def config(self) -> config_lib.T5Config:
-    return self.network.config
 
 
 def config(vocab_size: int = V, **changes: Any) -> config_lib.T5Config:
@@ -79,10 +69,10 @@ def random_params(
 
 def model(
     vocab_size: int = V, *, seed: int = 0, gain: float = 1.0, **changes: Any
-) -> Model:
+) -> model_lib.Model:
   """A random model; `changes` are to `config`."""
   of = config(vocab_size, **changes)
-  return Model(network(of), random_params(of, seed, gain))
+  return model_lib.Model(random_params(of, seed, gain), network(of))
 
 
 # Models made of another one.
@@ -99,17 +89,23 @@ def with_noise(params: Any, scale: float, seed: int = 7) -> Any:
   return jax.tree.map(add_noise, jax.tree.map(np.asarray, params))
 
 
-def noisy(model: Model, scale: float, seed: int = 7) -> Model:
+def noisy(
+    model: model_lib.Model, scale: float, seed: int = 7
+) -> model_lib.Model:
   """A draft that agrees with the model now and then: the same, with noise."""
-  return Model(model.network, with_noise(model.params, scale, seed))
+  return model.replace(params=with_noise(model.params, scale, seed))
 
 
-def changed(model: Model, params: Any, **changes: Any) -> Model:
+def changed(
+    model: model_lib.Model, params: Any, **changes: Any
+) -> model_lib.Model:
   """Other parameters, and `changes` to the configuration."""
-  return Model(network(dataclasses.replace(model.config, **changes)), params)
+  return model_lib.Model(
+      params, network(dataclasses.replace(model.config, **changes))
+  )
 
 
-def trimmed(model: Model, tokens: tuple[int, ...]) -> Model:
+def trimmed(model: model_lib.Model, tokens: tuple[int, ...]) -> model_lib.Model:
   """The model with an output layer for `tokens` only."""
   kernel = model.params['decoder']['logits_dense']['kernel']
   decoder = {
@@ -117,10 +113,10 @@ def trimmed(model: Model, tokens: tuple[int, ...]) -> Model:
       'logits_dense': {'kernel': kernel[:, np.array(tokens)]},
   }
   params = {**model.params, 'decoder': decoder}
-  return changed(model, params, output_tokens=tokens)
+  return changed(model, params, trimmed_vocabulary=tokens)
 
 
-def sharing(model: Model, projection: Any = None) -> Model:
+def sharing(model: model_lib.Model, projection: Any = None) -> model_lib.Model:
   """The model without its encoder; it reads that of another one.
 
   Args:
@@ -139,7 +135,7 @@ def sharing(model: Model, projection: Any = None) -> Model:
   )
 
 
-def quantized(model: Model, weights: str = 'int8') -> Model:
+def quantized(model: model_lib.Model, weights: str = 'int8') -> model_lib.Model:
   """The model held in int8; needs qwix."""
   arrays = {}
   for path, array in tensors.flatten(model.params).items():
@@ -151,39 +147,41 @@ def quantized(model: Model, weights: str = 'int8') -> Model:
 
 
 def loaded(
-    model: Model, name: str = 'model', vocabulary: Any = None
-) -> loading.Model:
+    model: model_lib.Model, name: str = 'model', vocabulary: Any = None
+) -> loading.Loaded:
   """As `loading.load` returns it; 'bytes' is a vocabulary, too."""
   if vocabulary == 'bytes':
     vocabulary = vocabularies.load('bytes')
-  return loading.Model(*model, vocabulary, name)
+  return loading.Loaded(model, vocabulary, name)
 
 
-def target(vocab_size: int = V, **changes: Any) -> loading.Model:
+def target(vocab_size: int = V, **changes: Any) -> loading.Loaded:
   return loaded(model(vocab_size, gain=2.0, **changes), 'folder/target')
 
 
 @functools.cache
 def draft(
     vocab_size: int = V, scale: float = 0.3, **changes: Any
-) -> loading.Model:
+) -> loading.Loaded:
   """The target with noise."""
   whole = model(vocab_size, gain=2.0, **changes)
   return loaded(noisy(whole, scale), 'folder/draft')
 
 
 @functools.cache
-def trimmed_draft() -> loading.Model:
+def trimmed_draft() -> loading.Loaded:
   """The draft with an output layer for half of the tokens."""
   whole = noisy(model(gain=2.0), 0.3)
   return loaded(trimmed(whole, (0, 1, *range(3, V, 2))))
 
 
-def with_vocabulary(model: loading.Model, vocabulary: Any) -> loading.Model:
-  return dataclasses.replace(model, vocabulary=vocabulary)
+def with_vocabulary(loaded: loading.Loaded, vocabulary: Any) -> loading.Loaded:
+  return dataclasses.replace(loaded, vocabulary=vocabulary)
 
 
-def save(folder: Any, model: Model, vocabulary: Any = None, step: int = 0):
+def save(
+    folder: Any, model: model_lib.Model, vocabulary: Any = None, step: int = 0
+):
   """The model's folder, which is returned; 'bytes' is a vocabulary, too."""
   if vocabulary == 'bytes':
     vocabulary = vocabularies.load('bytes')
@@ -214,8 +212,12 @@ def batch(
     tokens = rng.integers(2, V, (rows, size)).astype(np.int32) * segments
     return tokens, segments
 
-  (tokens, input_segments), (said, segments) = map(tokens_of, (inputs, labels))
-  return types.Batch(tokens, input_segments, said, segments, segments > 0)
+  (tokens, input_segments), (label_tokens, segments) = map(
+      tokens_of, (inputs, labels)
+  )
+  return types.Batch(
+      tokens, input_segments, label_tokens, segments, segments > 0
+  )
 
 
 def task(
