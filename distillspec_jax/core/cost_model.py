@@ -104,7 +104,7 @@ def expected_calls(
   step = np.concatenate([[0.0], distribution])
   calls = 0.0
   while emitted.any():
-    running = np.clip(emitted @ unfinished, 0.0, 1.0)
+    running = float(np.clip(emitted @ unfinished, 0.0, 1.0))
     # The target is called as long as any sequence of the batch is unfinished.
     calls += 1.0 - (1.0 - running) ** batch
     # Adding a block convolves; mass at `longest` and above is surely finished.

@@ -29,7 +29,8 @@ def shown(
     name: of what is done.
     total: number of items; default: their len.
   """
-  total = len(items) if total is None else total
+  if total is None:
+    total = len(items)  # type: ignore[arg-type]
   if jax.process_index():
     yield from items
     return

@@ -66,7 +66,7 @@ class Metric(NamedTuple):
 
   value: float
   standard_error: float | None
-  count: int
+  count: int  # type: ignore[assignment]
   unit: str
 
 

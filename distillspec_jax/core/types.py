@@ -27,8 +27,7 @@ class Prompt(NamedTuple):
   encoded: jax.Array | None = None
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
   """Token sequences of one step, padded or packed.
 
   Segments tell which example a slot belongs to: 0 is padding, and slots attend
@@ -58,7 +57,7 @@ class Mean(NamedTuple):
   """A mean that adds up correctly over micro-batches, hosts and log windows."""
 
   total: jax.Array  # float32[]
-  count: jax.Array  # float32[], positions
+  count: jax.Array  # type: ignore[assignment]  # float32[], positions
 
   def merge(self, other: Mean) -> Mean:
     """The mean over both, as if they had been counted together."""

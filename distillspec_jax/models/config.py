@@ -21,7 +21,7 @@ from distillspec_jax.models import int8
 EOS = 1  # seqio's, in every vocabulary
 _ACTIVATIONS = ('gelu', 'gelu_exact', 'linear', 'relu', 'silu')
 _REMAT = ('none', 'dots', 'full')
-_KINDS = {  # annotation -> what is accepted for it
+_KINDS: dict[str, Any] = {  # annotation -> what is accepted for it
     'bool': bool,
     'float': numbers.Real,
     'int': numbers.Integral,
@@ -139,7 +139,7 @@ class T5Config:
 
   def _check_types(self) -> None:
     for field in dataclasses.fields(self):
-      value, kind = getattr(self, field.name), _KINDS.get(field.type)
+      value, kind = getattr(self, field.name), _KINDS.get(str(field.type))
       is_bool = isinstance(value, bool)
       if kind and (not isinstance(value, kind) or is_bool != (kind is bool)):
         raise errors.UserError(

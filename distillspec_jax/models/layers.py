@@ -10,7 +10,7 @@ Attention has no 1/sqrt(K): T5 puts that into the initial query kernel.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -23,7 +23,7 @@ from distillspec_jax.models import int8
 
 _MASKED = -1e10
 _TPU_ROWS = 8  # of a register
-_ACTIVATION = {
+_ACTIVATION: dict[str, Any] = {
     'gelu': nn.gelu,
     'gelu_exact': functools.partial(nn.gelu, approximate=False),
     'linear': lambda x: x,
@@ -33,15 +33,15 @@ _ACTIVATION = {
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-  """x with its logical axes laid out by the rules in force, if any."""
-  return layouts.constrain(x, names, nn.get_logical_axis_rules())
+  """x with its logical axes laid out by the current rules, if any."""
+  return layouts.constrain(x, names, tuple(nn.get_logical_axis_rules()))
 
 
 def constrain_rows(*arrays: jax.Array) -> list[jax.Array]:
-  """Arrays [B, ...] with their rows where the rules in force have them.
+  """Arrays [B, ...] with their rows laid out by the current rules.
 
-  What a model reads is laid out so, lest all that is made of it, masks above
-  all, lie where another model has its rows.
+  A model's inputs are laid out so; otherwise all that is computed from them,
+  masks above all, would stay where another model has its rows.
   """
   return [constrain(array, 'batch') for array in arrays]
 
@@ -66,17 +66,13 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     dtype, weights = compute_dtype(self.config), self.config.weights
     if weights != 'float':
-      held = _int8(self, 'kernel', self.axes, (x.shape[-1], self.features), 0)
-      made = int8.dot(x.astype(dtype), *held, 0, weights)
-      return made.astype(self.output_dtype or dtype)
-    kernel = self.param(
-        'kernel',
-        nn.with_logical_partitioning(
-            nn.initializers.normal(self.stddev), self.axes
-        ),
-        (x.shape[-1], self.features),
-        jnp.float32,
-    )
+      shape = (x.shape[-1], self.features)
+      values, scale = _int8(self, 'kernel', self.axes, shape, 0)
+      product = int8.dot(x.astype(dtype), values, scale, 0, weights)
+      return product.astype(self.output_dtype or dtype)
+    shape = (x.shape[-1], self.features)
+    normal = nn.initializers.normal(self.stddev)
+    kernel = _param(self, 'kernel', normal, self.axes, shape)
     return jnp.matmul(
         x.astype(dtype),
         kernel.astype(dtype),
@@ -95,16 +91,22 @@ def _int8(
   zeros = nn.initializers.zeros  # only shapes and axes count, see `init`
   scale_axes = tuple(None if i == summed else a for i, a in enumerate(axes))
   scale_shape = tuple(1 if i == summed else n for i, n in enumerate(shape))
-  values = module.param(
-      name, nn.with_logical_partitioning(zeros, axes), shape, jnp.int8
-  )
-  scale = module.param(
-      name + int8.SCALE,
-      nn.with_logical_partitioning(zeros, scale_axes),
-      scale_shape,
-      jnp.float32,
-  )
+  values = _param(module, name, zeros, axes, shape, jnp.int8)
+  scale = _param(module, name + int8.SCALE, zeros, scale_axes, scale_shape)
   return values, scale
+
+
+def _param(
+    module: nn.Module,
+    name: str,
+    initializer: Any,
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+  """A module's parameter with its logical axes."""
+  boxed = nn.with_logical_partitioning(initializer, axes)
+  return cast(jax.Array, module.param(name, boxed, shape, dtype))
 
 
 class RMSNorm(nn.Module):
@@ -114,12 +116,8 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param(
-        'scale',
-        nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
-        (x.shape[-1],),
-        jnp.float32,
-    )
+    ones = nn.initializers.ones
+    scale = _param(self, 'scale', ones, ('embed',), (x.shape[-1],))
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
@@ -275,13 +273,10 @@ class Embedding(nn.Module):
       shape = self.config.vocab_size, self.config.emb_dim
       self.held = _int8(self, 'embedding', ('vocab', 'embed'), shape, 1)
       return
-    self.embedding = self.param(
-        'embedding',
-        nn.with_logical_partitioning(
-            nn.initializers.normal(1.0), ('vocab', 'embed')
-        ),
-        (self.config.vocab_size, self.config.emb_dim),
-        jnp.float32,
+    shape = (self.config.vocab_size, self.config.emb_dim)
+    normal = nn.initializers.normal(1.0)
+    self.embedding = _param(
+        self, 'embedding', normal, ('vocab', 'embed'), shape
     )
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -298,7 +293,8 @@ class Embedding(nn.Module):
   def attend(self, x: jax.Array) -> jax.Array:
     """Logits float32[B, N, V] by the transposed table."""
     if self.config.weights != 'float':
-      return int8.dot(x, *self.held, 1, self.config.weights)
+      values, scale = self.held
+      return int8.dot(x, values, scale, 1, self.config.weights)
     table = self.embedding.astype(x.dtype)
     return jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
 
@@ -311,15 +307,10 @@ class RelativeBias(nn.Module):
   @nn.compact
   def __call__(self) -> jax.Array:
     config = self.config
-    return self.param(
-        'rel_embedding',
-        nn.with_logical_partitioning(
-            nn.initializers.normal(config.num_heads**-0.5),
-            ('heads', 'relpos_buckets'),
-        ),
-        (config.num_heads, config.relative_buckets),
-        jnp.float32,
-    )
+    shape = (config.num_heads, config.relative_buckets)
+    normal = nn.initializers.normal(config.num_heads**-0.5)
+    axes = ('heads', 'relpos_buckets')
+    return _param(self, 'rel_embedding', normal, axes, shape)
 
 
 class Dropout:

@@ -14,7 +14,7 @@ taking tokens back is setting a length (`rollback`).
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 import flax.struct
 import jax
@@ -31,8 +31,7 @@ from distillspec_jax.models import t5
 from distillspec_jax.models import transformer
 
 
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode):
   """What incremental decoding remembers of each row.
 
   Attributes:
@@ -56,8 +55,7 @@ class Context(NamedTuple):
   length: jax.Array  # int32[B] in [1, P]
 
 
-@flax.struct.dataclass
-class Model:
+class Model(flax.struct.PyTreeNode):
   """A network with its parameters.
 
   Attributes:
@@ -348,13 +346,13 @@ class Model:
   def batch_axes(self) -> DecodeState:
     """Which axis of each array of a state is that of the rows."""
     # Scanned layers are stacked along axis 0.
-    axis = int(self.config.scan_layers)
-    return DecodeState(cache=axis, length=0, cross=axis, input_mask=0)
+    axis: Any = int(self.config.scan_layers)
+    return DecodeState(axis, cast(Any, 0), axis, cast(Any, 0))
 
   def _empty_cache(self, rows: int, slots: int) -> Any:
     config = self.config
-    shape = (rows, config.num_heads, slots, config.head_dim)
-    names = ('batch', 'heads', 'length', 'kv')
+    shape: tuple[int, ...] = (rows, config.num_heads, slots, config.head_dim)
+    names: tuple[str, ...] = ('batch', 'heads', 'length', 'kv')
     if config.scan_layers:
       shape, names = (config.num_decoder_layers, *shape), ('layers', *names)
       return self._zeros(shape, names), self._zeros(shape, names)

@@ -16,8 +16,7 @@ from distillspec_jax.core import types
 from distillspec_jax.sampling import decoding as decoding_lib
 
 
-@flax.struct.dataclass
-class Controls:
+class Controls(flax.struct.PyTreeNode):
   """One value for each row; None is what `Decoding` says, or nothing.
 
   Attributes:

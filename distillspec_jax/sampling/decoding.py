@@ -232,7 +232,7 @@ def grid(
   stops = [
       adaptive_length.parse(x) if isinstance(x, str) else x for x in adaptive
   ]
-  decodings = {}  # in order, each once
+  decodings: dict[Decoding, None] = {}  # in order, each once
   for temperature, length, k, stop, verifier in itertools.product(
       temperatures, block_lengths, paths, stops, rules
   ):

@@ -40,7 +40,7 @@ class Block(NamedTuple):
   logits: jax.Array | None
   lengths: jax.Array | None
   is_finite: jax.Array
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]
 
   def along_path(self, path: jax.Array) -> Block:
     """What path int32[B] alone proposes, without its logits."""

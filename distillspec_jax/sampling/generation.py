@@ -156,7 +156,9 @@ def generate(
     decoding = decoding_lib.Decoding(
         sampling=decoding_lib.Sampling(
             # Temperatures of single sequences are in `Controls`.
-            temperature=1.0 if np.ndim(temperature) else requests.temperature,
+            temperature=1.0
+            if isinstance(requests.temperature, np.ndarray)
+            else requests.temperature,
             top_k=top_k,
             top_p=top_p,
         ),
@@ -165,7 +167,7 @@ def generate(
         ),
         verifier=verifier,
         max_new_tokens=requests.longest,
-        eos_ids=eos_ids,
+        eos_ids=tuple(eos_ids),
         log_probs=log_probs,
     )
   size = target.config.vocab_size
@@ -187,7 +189,8 @@ def generate(
         target,
         draft,
         types.Prompt(
-            tokens[numbers, : batch.width], segments[numbers, : batch.width]
+            jnp.asarray(tokens[numbers, : batch.width]),
+            jnp.asarray(segments[numbers, : batch.width]),
         ),
         numbers,
         decoding,
@@ -235,13 +238,13 @@ def sample(
     Failed: logits were not finite.
   """
   numbers = np.asarray(numbers)
-  if np.ndim(seed) == 0:
-    keys = randomness.row_keys(jax.random.key(seed), jnp.asarray(numbers))
-  else:
+  if isinstance(seed, np.ndarray):
     keys = randomness.events(jax.vmap(jax.random.key)(seed[numbers]), 0)
+  else:
+    keys = randomness.row_keys(jax.random.key(seed), jnp.asarray(numbers))
   out = sampler.generate(
       target.model,
-      jax.tree.map(jnp.asarray, prompt),
+      prompt,
       keys,
       decoding,
       draft=None if draft is None else draft.model,

@@ -47,24 +47,23 @@ class Requests:
 
   def controls(self, numbers: Sequence[int]) -> controls_lib.Controls:
     """The controls of a batch of the sequences with these numbers."""
-    numbers = np.asarray(numbers)
+    index = np.asarray(numbers)
 
     def rows(values, dtype):
       if np.ndim(values) == 0:
         return None  # the same for all, in `Decoding`
-      return jnp.asarray(values[numbers], dtype)
+      return jnp.asarray(values[index], dtype)
 
     prefix = None
     if self.prefix is not None:
       size = batching.width(max(map(len, self.prefix)))
-      prefix = types.Prompt(
-          *batching.pad([self.prefix[i] for i in numbers], size)
-      )
+      padded = batching.pad([self.prefix[i] for i in numbers], size)
+      prefix = types.Prompt(*map(jnp.asarray, padded))
     min_new_tokens = None
     if np.any(self.min_new_tokens):
       min_new_tokens = rows(self.min_new_tokens, jnp.int32)
       if min_new_tokens is None:
-        min_new_tokens = jnp.full(len(numbers), self.min_new_tokens, jnp.int32)
+        min_new_tokens = jnp.full(len(index), self.min_new_tokens, jnp.int32)
     stop_state = self.stop_state
     return controls_lib.Controls(
         temperature=rows(self.temperature, jnp.float32),
@@ -73,7 +72,7 @@ class Requests:
         prefix=prefix,
         stop_state=None
         if stop_state is None
-        else jnp.asarray(stop_state[numbers], jnp.int32),
+        else jnp.asarray(stop_state[index], jnp.int32),
     )
 
 
@@ -94,29 +93,29 @@ def check(
     UserError: a value is out of range, or there is not one for each sequence;
       texts for a model without a vocabulary; a stop string that cannot occur.
   """
-  max_new_tokens = _each('max_new_tokens', max_new_tokens, count, np.int64)
-  min_new_tokens = _each('min_new_tokens', min_new_tokens, count, np.int64)
-  temperature = _each('temperature', temperature, count, np.float64)
-  seed = _each('seed', seed, count, np.int64)
+  limit = _each('max_new_tokens', max_new_tokens, count, np.int64)
+  minimum = _each('min_new_tokens', min_new_tokens, count, np.int64)
+  heat = _each('temperature', temperature, count, np.float64)
+  seeds = _each('seed', seed, count, np.int64)
+  _refuse('max_new_tokens', limit, limit < 1, 'it must be at least 1')
   _refuse(
-      'max_new_tokens', max_new_tokens, max_new_tokens < 1,
-      'it must be at least 1',
-  )  # fmt: skip
-  _refuse(
-      'min_new_tokens', min_new_tokens,
-      (min_new_tokens < 0) | (min_new_tokens > max_new_tokens),
+      'min_new_tokens',
+      minimum,
+      (minimum < 0) | (minimum > limit),
       'it must lie in [0, max_new_tokens]',
-  )  # fmt: skip
+  )
   _refuse(
       'temperature',
-      temperature,
-      np.logical_not(np.asarray(temperature) >= 0.0),
+      heat,
+      np.logical_not(np.asarray(heat) >= 0.0),
       'it must be at least 0 (greedy)',
-  )  # fmt: skip
+  )
   _refuse(
-      'seed', seed, (seed < 0) | (seed >= 2**32),
+      'seed',
+      seeds,
+      (seeds < 0) | (seeds >= 2**32),
       'it must lie in [0, 2**32): only 32 bits of a seed are used',
-  )  # fmt: skip
+  )
   tokens = _prefixes(target, prefix, count)
   automaton = stop_automaton(target, stop)
   stop_state = None
@@ -124,10 +123,7 @@ def check(
     # What a prefix adds to a text decides where its continuation begins.
     has_text = _has_text(target, tokens)
     stop_state = np.where(has_text, 0, int(automaton.start))
-  return Requests(
-      max_new_tokens, min_new_tokens, temperature, seed, tokens, automaton,
-      stop_state,
-  )  # fmt: skip
+  return Requests(limit, minimum, heat, seeds, tokens, automaton, stop_state)
 
 
 def stop_automaton(

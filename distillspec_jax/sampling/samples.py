@@ -19,8 +19,7 @@ class Origin(enum.IntEnum):
   BONUS = 4  # the target's, after a block that was accepted in full
 
 
-@flax.struct.dataclass
-class Statistics:
+class Statistics(flax.struct.PyTreeNode):
   """Counts for each row, over the tokens that were emitted.
 
   Attributes:
@@ -59,8 +58,7 @@ class Statistics:
     return jnp.sum(self.emitted) / jnp.maximum(jnp.sum(self.blocks), 1)
 
 
-@flax.struct.dataclass
-class Samples:
+class Samples(flax.struct.PyTreeNode):
   """Generated sequences.
 
   Attributes:

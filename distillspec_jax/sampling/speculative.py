@@ -40,8 +40,7 @@ from distillspec_jax.sampling.verification import multi_path
 from distillspec_jax.sampling.verification import verifier
 
 
-@flax.struct.dataclass
-class SpeculativeState:
+class SpeculativeState(flax.struct.PyTreeNode):
   """State of the speculative loop. Rows advance at their own speed.
 
   Attributes:

@@ -21,8 +21,7 @@ from distillspec_jax.core import errors
 _MAX_STATES = 2**15  # states that int16 can number
 
 
-@flax.struct.dataclass
-class Automaton:
+class Automaton(flax.struct.PyTreeNode):
   """Which tokens complete a stop string, after which others.
 
   Attributes:
@@ -102,9 +101,9 @@ def automaton(
   final = np.arange(complete, complete + len(shortest))
   moves = np.concatenate([moves, np.zeros((1 + len(shortest), 256), int)])
   moves[final] = final[:, None]
-  for state, string in enumerate(ends):
-    if string >= 0:
-      moves[moves == state] = final[string]
+  for state, number in enumerate(ends):
+    if number >= 0:
+      moves[moves == state] = final[number]
   table = _token_moves(moves, later)
   if first is None:
     table[:, begin] = table[:, 0]
@@ -113,7 +112,7 @@ def automaton(
     table[:, begin] = _token_moves(moves, texts)[:, 0]
     table[[surface is None for surface in first], begin] = begin
   reached = _reachable(table, 0) | _reachable(table, begin)
-  for string, state in zip(shortest, final):
+  for string, state in zip(shortest, final.tolist()):
     if state not in reached:
       raise errors.UserError(
           f'The stop string {string!r} can never occur: no tokens of the'
@@ -183,7 +182,7 @@ def _token_moves(moves: np.ndarray, surfaces: Sequence[bytes]) -> np.ndarray:
   state = np.tile(np.arange(len(moves)), (len(surfaces), 1))
   for position in range(int(lengths.max(initial=0))):
     longer = np.flatnonzero(lengths > position)
-    byte = np.array([surfaces[i][position] for i in longer])
+    byte = np.array([surfaces[int(i)][position] for i in longer])
     state[longer] = moves[state[longer], byte[:, None]]
   return state
 

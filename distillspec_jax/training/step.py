@@ -29,8 +29,7 @@ from distillspec_jax.training import rollouts
 Metrics = dict[str, types.Mean]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """All that a run needs to continue, except the data position.
 
   Attributes:

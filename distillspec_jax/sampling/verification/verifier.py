@@ -142,9 +142,9 @@ def proposal_at(
     lengths: int32[B]; default: G.
   """
   size = q.shape[1]
-  lengths = size if lengths is None else lengths
+  is_drafted = position < (size if lengths is None else lengths)
   q_at = at(q, jnp.minimum(position, size - 1))
-  return jnp.where((position < lengths)[:, None], q_at, 0.0)
+  return jnp.where(is_drafted[:, None], q_at, 0.0)
 
 
 def at(array: jax.Array, position: jax.Array) -> jax.Array:
