@@ -6,10 +6,11 @@ configuration, seed, device, time). Tables, figures and the report are drawn
 from these lines alone. Keys of `decoding` are those of `Decoding.describe`:
 
   temperature, top_k, top_p, max_new_tokens, batch_size
-  draft_length   tokens drafted per target call; None if autoregressive
+  block_length   tokens drafted per target call; None if autoregressive
   paths          drafted side by side
   adaptive       None, or the rule that ends a draft early: 'confidence(0.4)'
   verifier       'token', 'block', 'lenient(linear, 0.5)'; None likewise
+  lossless       whether the verifier is; None likewise
   model          of task quality: 'target', the draft's name, or 'pair' for
                  speculative decoding
 """

@@ -33,21 +33,21 @@ def sections(study: measurements.Study) -> list[Section]:
 
 def _acceptance(study):
   measured = headlines.acceptance(study)
-  length = headlines.draft_length(measured)
-  here = measurements.select(measured, draft_length=length)
+  length = headlines.block_length(measured)
+  here = measurements.select(measured, block_length=length)
   series = _by_draft(here, 'acceptance_rate', _sampling, 'bars')
   yield drawing.Panel(
       'acceptance', 'Acceptance rate', series, 'acceptance rate', limits=(0, 1)
   )
   series = _by_draft(here, 'block_efficiency', _sampling, 'bars')
-  title = f'Block efficiency, draft length {length}'
+  title = f'Block efficiency, block length {length}'
   yield drawing.Panel('block_efficiency', title, series, _TOKENS)
 
 
 def _by_position(study):
   measured = headlines.acceptance(study)
-  length = max(measurements.values_of(measured, 'draft_length'), default=0)
-  for sampling, slug, here in _by_temperature(measured, draft_length=length):
+  length = max(measurements.values_of(measured, 'block_length'), default=0)
+  for sampling, slug, here in _by_temperature(measured, block_length=length):
     series = []
     names = measurements.draft_names(here)
     for one in sorted(here, key=lambda one: names.index(one.draft)):
@@ -63,9 +63,9 @@ def _by_position(study):
     )  # fmt: skip
 
 
-def _by_draft_length(study):
+def _by_block_length(study):
   measured = headlines.acceptance(study)
-  longest = max(measurements.values_of(measured, 'draft_length'), default=0)
+  longest = max(measurements.values_of(measured, 'block_length'), default=0)
   for sampling, slug, here in _by_temperature(measured):
     here.sort(key=_length)
     series = _by_draft(here, 'block_efficiency', _length, 'points')
@@ -78,8 +78,8 @@ def _by_draft_length(study):
       ]
       series.append(drawing.Series('predicted', points, 'dashed', one.label))
     yield drawing.Panel(
-        f'block_efficiency_by_draft_length_{slug}', sampling.capitalize(),
-        series, _TOKENS, 'draft length', limits=(1, None), shift=True,
+        f'block_efficiency_by_block_length_{slug}', sampling.capitalize(),
+        series, _TOKENS, 'block length', limits=(1, None), shift=True,
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def _verifier(one, measured):
   family, _, parameters = one.decoding['verifier'].partition('(')
   parts = [one.draft] if len(measurements.draft_names(measured)) > 1 else []
   parts.append(family)
-  for name in ('draft_length', 'paths', 'adaptive'):
+  for name in ('block_length', 'paths', 'adaptive'):
     if len({repr(other.decoding.get(name)) for other in measured}) > 1:
       parts.append(f'{name.replace("_", " ")} {one.decoding[name]}')
   return ', '.join(parts), parameters.removesuffix(')')
@@ -258,13 +258,13 @@ def _sampling(one):
 
 def _group(one):
   batch = one.decoding.get('batch_size') or 0
-  length = one.decoding.get('draft_length') or 0
+  length = one.decoding.get('block_length') or 0
   what = f'length {length}' if length else 'no draft'
   return (batch, length), f'batch {batch}\n{what}'
 
 
 def _length(one):
-  return one.decoding['draft_length']
+  return one.decoding['block_length']
 
 
 _SECTIONS = (
@@ -282,10 +282,10 @@ _SECTIONS = (
         _by_position,
     ),
     (
-        'Block efficiency by draft length',
+        'Block efficiency by block length',
         'Points: measured, with one standard error. Dashed: predicted from the'
         ' acceptance rate, assuming that tokens are accepted independently.',
-        _by_draft_length,
+        _by_block_length,
     ),
     (
         'Lossy verification',

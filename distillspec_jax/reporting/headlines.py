@@ -58,7 +58,7 @@ class Card(NamedTuple):
 def acceptance(study: measurements.Study) -> list[measurements.Measurement]:
   """The measurements of acceptance that figures and headlines show."""
   return measurements.comparable(
-      _speculative(study, 'acceptance'), ('temperature', 'draft_length')
+      _speculative(study, 'acceptance'), ('temperature', 'block_length')
   )
 
 
@@ -66,13 +66,13 @@ def latency(study: measurements.Study) -> list[measurements.Measurement]:
   """The measurements of speculative decoding's speed that figures show."""
   return measurements.comparable(
       _speculative(study, 'latency', 'measured_speedup'),
-      ('temperature', 'draft_length', 'batch_size'),
+      ('temperature', 'block_length', 'batch_size'),
   )
 
 
-def draft_length(measured: Sequence[measurements.Measurement]) -> int | None:
-  """The draft length of the headlines: 5 if measured, else the largest."""
-  lengths = measurements.values_of(measured, 'draft_length')
+def block_length(measured: Sequence[measurements.Measurement]) -> int | None:
+  """The block length of the headlines: 5 if measured, else the largest."""
+  lengths = measurements.values_of(measured, 'block_length')
   return 5 if 5 in lengths else max(lengths, default=None)
 
 
@@ -170,12 +170,12 @@ def sentences(study: measurements.Study) -> list[str]:
 def _block_efficiency(study):
   """(name of the sampling, settings, draft -> measurement) of headlines."""
   measured = acceptance(study)
-  length = draft_length(measured)
+  length = block_length(measured)
   for temperature in measurements.values_of(measured, 'temperature'):
     here = {
         one.draft: one
         for one in measurements.select(
-            measured, temperature=temperature, draft_length=length
+            measured, temperature=temperature, block_length=length
         )
         if one.value('block_efficiency')
     }
@@ -244,7 +244,7 @@ def _speculative(study, kind, metric=None):
   return [
       one
       for one in study.measurements(kind)
-      if one.draft and one.decoding.get('draft_length')
+      if one.draft and one.decoding.get('block_length')
       if metric is None or one.value(metric)
   ]
 

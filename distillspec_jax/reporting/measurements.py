@@ -26,8 +26,6 @@ DEFAULTS = {
     'paths': 1,
     'adaptive': None,
 }
-# What earlier versions called them.
-_FORMER_NAMES = {'block_length': 'draft_length', 'verification': 'verifier'}
 
 
 class Value(NamedTuple):
@@ -219,8 +217,9 @@ def trade_off(study: Study) -> list[Measurement]:
     if metrics and efficiency:
       metrics = {'block_efficiency': efficiency, **metrics}
       merged.append(dataclasses.replace(one, metrics=metrics))
-  families = {key(one, 'verifier') for one in merged if is_lossy(one.decoding)}
-  return [one for one in merged if key(one, 'verifier') in families]
+  rule = ('verifier', 'lossless')
+  families = {key(one, *rule) for one in merged if is_lossy(one.decoding)}
+  return [one for one in merged if key(one, *rule) in families]
 
 
 def qualities(measured: Iterable[Measurement]) -> list[str]:
@@ -254,8 +253,8 @@ def describe(decoding: dict[str, Any]) -> str:
     parts.append(f'batch {decoding["batch_size"]}')
   if decoding.get('temperature') is not None:
     parts.append(sampling_name(decoding['temperature']))
-  if decoding.get('draft_length') is not None:
-    parts.append(f'draft length {decoding["draft_length"]}')
+  if decoding.get('block_length') is not None:
+    parts.append(f'block length {decoding["block_length"]}')
   parts += [
       f'{name.replace("_", "-")} {decoding[name]}'
       for name, default in DEFAULTS.items()
@@ -264,15 +263,9 @@ def describe(decoding: dict[str, Any]) -> str:
   return ', '.join(parts)
 
 
-def settings(decoding: dict[str, Any] | None) -> dict[str, Any]:
-  """The settings by their present names."""
-  named = (decoding or {}).items()
-  return {_FORMER_NAMES.get(name, name): value for name, value in named}
-
-
 def is_lossy(decoding: dict[str, Any]) -> bool:
   """Whether outputs may depart from the target's distribution."""
-  return decoding.get('verifier') not in (None, 'token', 'block')
+  return decoding.get('lossless') is False
 
 
 def short_name(path: str) -> str:
@@ -282,7 +275,7 @@ def short_name(path: str) -> str:
 
 def _setting(line: Line) -> tuple[Any, ...]:
   """Lines with equal settings are one measurement."""
-  decoding = settings(line['decoding'])
+  decoding = line['decoding'] or {}
   items = sorted((name, repr(value)) for name, value in decoding.items())
   # The quality of the target does not depend on the draft it is paired with.
   draft = None if decoding.get('model') == 'target' else line['draft']
@@ -303,7 +296,7 @@ def _measurement(lines: Sequence[Line], average: bool) -> Measurement:
       values[name].append(value)
   return Measurement(
       draft=lines[0]['draft'],
-      decoding=settings(lines[0]['decoding']),
+      decoding=lines[0]['decoding'] or {},
       metrics={name: over_seeds(each) for name, each in values.items()},
       by_seed=metrics,
   )

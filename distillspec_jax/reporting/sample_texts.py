@@ -72,13 +72,13 @@ def _text(entry: dict[str, Any]) -> Text:
   counts = f'{tokens} tokens in {calls} target calls'
   if calls:
     counts += f', {tokens / calls:.2f} per call'
-  decoding = {**measurements.settings(entry['decoding']), 'batch_size': None}
+  decoding = {**entry['decoding'], 'batch_size': None}
   return Text(entry['draft'], measurements.describe(decoding), counts, pieces)
 
 
 def _note(group: list[dict[str, Any]]) -> str:
   """Whether greedy texts agree, as they must with a lossless verifier."""
-  settings = [measurements.settings(entry['decoding']) for entry in group]
+  settings = [entry['decoding'] for entry in group]
   is_exact = all(
       one.get('temperature') == 0 and not measurements.is_lossy(one)
       for one in settings

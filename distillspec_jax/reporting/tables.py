@@ -162,7 +162,7 @@ def _in_order(measured):
   def key(one):
     # The batch size matters to times alone.
     is_timed = 'tokens_per_second' in one.metrics
-    settings = ['batch_size'] * is_timed + ['temperature', 'draft_length']
+    settings = ['batch_size'] * is_timed + ['temperature', 'block_length']
     return *(one.decoding.get(x) or 0 for x in settings), names.index(one.draft)
 
   return sorted(measured, key=key)
@@ -173,7 +173,7 @@ def _decoding(measured: Sequence[measurements.Measurement]) -> list[tuple]:
   columns = [
       ('draft', lambda one: one.draft or 'autoregressive'),
       ('sampling', _sampling),
-      ('draft length', 'draft_length'),
+      ('block length', 'block_length'),
   ]
   for name in (*measurements.DEFAULTS, 'max_new_tokens'):
     values = {one.decoding.get(name) for one in measured if one.draft} - {None}
@@ -257,7 +257,7 @@ _MEANINGS = {
     ' over tokens that follow the target’s distribution.',
     'tokens per target call': 'block efficiency, measured: emitted tokens per'
     ' call of the target, including its correction or bonus token; between 1'
-    ' and draft length + 1.',
+    ' and block length + 1.',
     'predicted': 'block efficiency if tokens were accepted independently'
     ' at the acceptance rate α: 1 + α + α² + … + α^γ, where γ is the draft'
     ' length. They are not, so the measured number may differ.',
@@ -278,7 +278,7 @@ _MEANINGS = {
     ' each position of a block (in a run with the longest drafts), the'
     ' lengths of the outputs, the slowest sequence of a batch, and the measured'
     ' costs of single steps and of the encoders.',
-    'planned': 'the draft length that the planner chooses for this draft, batch'
+    'planned': 'the block length that the planner chooses for this draft, batch'
     ' and decoding, and the speed-up it predicts; none: do not speculate.',
     'c': 'time of a draft step relative to a target step.',
     'v': 'time of a target call on a whole block relative to a single token.',

@@ -172,6 +172,7 @@ class Decoding:
         'paths': drafting.paths if speculative else None,
         'adaptive': adaptive if speculative else None,
         'verifier': self.verifier.describe() if speculative else None,
+        'lossless': self.verifier.is_lossless if speculative else None,
         'batch_size': batch_size,
         'max_new_tokens': self.output_length,
     }

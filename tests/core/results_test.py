@@ -20,7 +20,7 @@ def add(path, kind='acceptance', **metrics):
       draft='distilled',
       task='toy',
       split='validation',
-      decoding={'temperature': 0.0, 'draft_length': 5},
+      decoding={'temperature': 0.0, 'block_length': 5},
       metrics=metrics,
       seed=3,
   )

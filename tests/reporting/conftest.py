@@ -48,15 +48,17 @@ def line(kind, metrics, *, draft=None, decoding=None, seed=0, **more):
   }
 
 
-def decoding(temperature, draft_length, batch_size=8, **more):
+def decoding(temperature, block_length, batch_size=8, **more):
+  verifier = None if block_length is None else more.get('verifier', 'token')
   return {
       'temperature': temperature,
       'top_k': 0,
       'top_p': 1.0,
-      'draft_length': draft_length,
-      'paths': None if draft_length is None else 1,
+      'block_length': block_length,
+      'paths': None if block_length is None else 1,
       'adaptive': None,
-      'verifier': None if draft_length is None else 'token',
+      'verifier': verifier,
+      'lossless': None if verifier is None else verifier in ('token', 'block'),
       'batch_size': batch_size,
       'max_new_tokens': 64,
       **more,

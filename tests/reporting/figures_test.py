@@ -32,7 +32,7 @@ def test_all_figures_are_drawn(lines):
   assert [section.title for section in drawn] == [
       'Acceptance rate and block efficiency',
       'Acceptance by position',
-      'Block efficiency by draft length',
+      'Block efficiency by block length',
       'Lossy verification',
       'Wall clock',
       'Training',
@@ -42,8 +42,8 @@ def test_all_figures_are_drawn(lines):
       'block_efficiency',
       'acceptance_by_position_greedy',
       'acceptance_by_position_temperature_1',
-      'block_efficiency_by_draft_length_greedy',
-      'block_efficiency_by_draft_length_temperature_1',
+      'block_efficiency_by_block_length_greedy',
+      'block_efficiency_by_block_length_temperature_1',
       'trade_off_exact_match_greedy',
       'speedup_greedy',
       'tokens_per_second_greedy',
@@ -72,7 +72,7 @@ def test_bars_have_the_measured_values(made_up):
         line['decoding']['temperature']: line['metrics']['acceptance_rate']
         for line in lines
         if line['draft'] == series.label
-        and line['decoding']['draft_length'] == 5
+        and line['decoding']['block_length'] == 5
     }
     assert [point.at for point in series.points] == [
         (0.0, 'greedy'), (1.0, 'T = 1'),
@@ -98,7 +98,7 @@ def test_acceptance_is_shown_at_every_position(made_up):
 def test_block_efficiency_is_shown_with_its_prediction(made_up):
   lines = made_up['acceptance']((0,), ['distilled'])
   measured, predicted = panel(
-      lines, 'block_efficiency_by_draft_length_greedy'
+      lines, 'block_efficiency_by_block_length_greedy'
   ).series
   assert [point.at for point in measured.points] == [1, 2, 3, 5, 8]
   assert (predicted.style, predicted.owner) == ('dashed', 'distilled')
@@ -129,13 +129,13 @@ def test_the_trade_off_has_one_point_per_decoding(lines):
 def test_drafts_and_lengths_are_separate_series_of_the_trade_off(made_up):
   lines = [*made_up['lossy'](), *made_up['lossy']('fine-tuned')]
   for line in made_up['lossy']():
-    line['decoding']['draft_length'] = 3
+    line['decoding']['block_length'] = 3
     lines.append(line)
   labels = [
       one.label for one in panel(lines, 'trade_off_exact_match_greedy').series
   ]
   assert sorted(set(labels)) == sorted(
-      f'{draft}, {verifier}, draft length {length}'
+      f'{draft}, {verifier}, block length {length}'
       for draft, length in (
           ('distilled', 3), ('distilled', 5), ('fine-tuned', 5),
       )

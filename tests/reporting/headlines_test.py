@@ -72,7 +72,7 @@ def test_cards_show_before_and_after_and_the_best_speed(lines):
   assert sampled.what == 'Block efficiency, T = 1'
   assert '→' in greedy.number and greedy.badge.startswith('+')
   assert greedy.tone == 'good'
-  assert 'draft length 5' in greedy.detail
+  assert 'block length 5' in greedy.detail
   assert speed.badge == 'faster' and speed.tone == 'good'
   assert 'best of 8' in speed.detail
 
@@ -82,9 +82,9 @@ def test_one_draft_alone_has_a_card_without_a_gain(made_up):
   assert [card.badge for card in cards] == ['distilled', 'distilled']
 
 
-def test_cards_take_the_largest_draft_length_if_5_is_absent(made_up):
+def test_cards_take_the_largest_block_length_if_5_is_absent(made_up):
   lines = made_up['acceptance']((0,), ['distilled'], lengths=(2, 3))
-  assert 'draft length 3' in headlines.cards(study(lines))[0].detail
+  assert 'block length 3' in headlines.cards(study(lines))[0].detail
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_one_slow_setting_is_not_called_the_best(made_up):
 def test_the_control_follows_the_gain(lines, made_up):
   texts = headlines.sentences(study(lines))
   assert texts[0].startswith(
-      'Distillation changes block efficiency at draft length 5 by +'
+      'Distillation changes block efficiency at block length 5 by +'
   )
   assert texts[1].startswith('The control')
   few = study(made_up['acceptance']((0,), ('fine-tuned', 'distilled')))
@@ -136,7 +136,7 @@ def test_the_best_speed_up_is_lossless_and_names_its_settings(made_up):
       (line for line in lines if line['draft']),
       key=lambda line: -line['metrics']['measured_speedup']['value'],
   )[:2]
-  fastest['decoding'] |= {'verifier': 'typical(0.3, 0.5)'}
+  fastest['decoding'] |= {'verifier': 'typical(0.3, 0.5)', 'lossless': False}
   second['decoding'] |= {'verifier': 'block', 'paths': 1}
   (card,) = headlines.cards(study(lines))
   speedup = second['metrics']['measured_speedup']['value']
@@ -150,4 +150,4 @@ def test_cards_name_a_verifier_that_is_not_the_default(made_up):
   for line in lines:
     line['decoding']['verifier'] = 'block'
   for card in headlines.cards(study(lines)):
-    assert 'at draft length 5, verifier block' in card.detail
+    assert 'at block length 5, verifier block' in card.detail

@@ -77,7 +77,7 @@ def test_each_decoding_is_a_measurement(made_up):
   ]
   measured = measurements.measurements(lines, 'acceptance')
   assert len(measured) == 4
-  assert measurements.values_of(measured, 'draft_length') == [2, 5]
+  assert measurements.values_of(measured, 'block_length') == [2, 5]
   assert (
       len(measurements.select(measured, temperature=1.0, draft='distilled'))
       == 2
@@ -152,7 +152,7 @@ def test_figures_show_the_most_common_setting(made_up):
       acceptance(made_up, 0.5, decoding=made_up['decoding'](1.0, 5)),
   ]
   measured = measurements.measurements(lines, 'acceptance')
-  shown = measurements.comparable(measured, ('temperature', 'draft_length'))
+  shown = measurements.comparable(measured, ('temperature', 'block_length'))
   assert [one.decoding['top_k'] for one in shown] == [0, 0]
   assert measurements.comparable([], ()) == []
 
@@ -204,10 +204,10 @@ def test_lossless_greedy_decoding_has_the_quality_of_the_target(made_up):
   lines = [*made_up['lossy'](), *made_up['quality'](['distilled'])]
   lines += made_up['acceptance']((0,), ['distilled', 'fine-tuned'])
   joined = trade_off(lines)
-  # Other draft lengths, drafts and temperatures have nothing to compare with.
+  # Other block lengths, drafts and temperatures have nothing to compare with.
   assert len(joined) == 6
   (token,) = measurements.select(joined, verifier='token')
-  assert token.draft == 'distilled' and token.decoding['draft_length'] == 5
+  assert token.draft == 'distilled' and token.decoding['block_length'] == 5
   assert token.metrics['exact_match'].value == 0.41
 
 
@@ -217,36 +217,22 @@ def test_without_a_lossy_verifier_there_is_no_trade_off(made_up):
   assert trade_off(lines) == []
 
 
-def test_former_names_of_settings_are_understood(made_up):
-  decoding = made_up['decoding'](0.0, 5)
-  former = {k: decoding[k] for k in decoding if k in ('temperature', 'top_k')}
-  former |= {'block_length': 5, 'verification': 'block'}
-  (one,) = measurements.measurements(
-      [acceptance(made_up, 0.5, decoding=former)], 'acceptance'
-  )
-  assert one.decoding['draft_length'] == 5
-  assert one.decoding['verifier'] == 'block'
-
-
 def test_settings_in_words(made_up):
   decoding = made_up['decoding']
   assert measurements.describe(decoding(0.0, 5)) == (
-      'batch 8, greedy, draft length 5'
+      'batch 8, greedy, block length 5'
   )
   settings = decoding(
       0.7, 5, batch_size=None, verifier='block', paths=2,
       adaptive='confidence(0.4)', top_k=40,
   )  # fmt: skip
   assert measurements.describe(settings) == (
-      'T = 0.7, draft length 5, top-k 40, verifier block, paths 2, adaptive'
+      'T = 0.7, block length 5, top-k 40, verifier block, paths 2, adaptive'
       ' confidence(0.4)'
   )
   assert measurements.describe(decoding(1.0, None, None)) == 'T = 1'
 
 
-@pytest.mark.parametrize(
-    'verifier, is_lossy',
-    [(None, False), ('token', False), ('block', False), ('simulated(1)', True)],
-)
-def test_which_verifiers_are_lossy(verifier, is_lossy):
-  assert measurements.is_lossy({'verifier': verifier}) == is_lossy
+@pytest.mark.parametrize('lossless', [None, True, False])
+def test_what_is_lossy_says_so(lossless):
+  assert measurements.is_lossy({'lossless': lossless}) == (lossless is False)

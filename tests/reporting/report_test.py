@@ -103,7 +103,7 @@ def test_a_name_that_is_markup_is_shown_as_text(tmp_path, made_up):
 
 def test_markdown_has_the_tables_and_their_definitions(reported):
   text = (reported / 'report.md').read_text(encoding='utf-8')
-  assert '| draft | sampling | draft length |' in text
+  assert '| draft | sampling | block length |' in text
   assert '- tokens per target call: block efficiency, measured' in text
   assert '**Block efficiency, greedy**' in text
   rows = [

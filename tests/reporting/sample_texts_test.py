@@ -24,7 +24,7 @@ def test_texts_for_one_input_are_grouped(tmp_path, samples):
       'fine-tuned', 'distilled',
   ]  # fmt: skip
   first = sample.texts[0]
-  assert first.decoding == 'greedy, draft length 5'
+  assert first.decoding == 'greedy, block length 5'
   assert first.counts == '24 tokens in 9 target calls, 2.67 per call'
   assert first.pieces[3].lines == ['values."""', '']
 
@@ -33,7 +33,7 @@ def test_greedy_texts_are_compared(tmp_path, samples):
   assert 'same text' in read(tmp_path, samples)[0].note
   samples[0]['pieces'][0]['text'] = 'else'
   assert 'differ' in read(tmp_path, samples)[0].note
-  for name, value in (('temperature', 1.0), ('verifier', 'typical(0.1, 0.3)')):
+  for name, value in (('temperature', 1.0), ('lossless', False)):
     changed = {
         **samples[0],
         'decoding': {**samples[0]['decoding'], name: value},

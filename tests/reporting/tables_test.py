@@ -41,7 +41,7 @@ def test_drafts_under_the_same_setting_are_adjacent(lines):
   assert column(table, 'draft')[:3] == [
       'fine-tuned', 'fine-tuned longer', 'distilled',
   ]  # fmt: skip
-  assert column(table, 'draft length')[:4] == ['1', '1', '1', '2']
+  assert column(table, 'block length')[:4] == ['1', '1', '1', '2']
   assert table.body[0][-2:] == ['3', '128']
 
 
@@ -62,7 +62,7 @@ def test_empty_columns_are_left_out_with_their_definitions(made_up):
   assert terms[-1] == '±'
 
 
-def test_the_plan_is_shown_with_every_draft_length(made_up):
+def test_the_plan_is_shown_with_every_block_length(made_up):
   lines = list(made_up['latency'](['distilled']))
   assert 'planned' not in draw(lines)['Wall clock'].header
   metric = made_up['metric']
@@ -108,6 +108,7 @@ def test_a_setting_that_all_share_is_shown_unless_it_is_the_default(made_up):
   for line in lines:
     if line['draft']:
       line['decoding']['verifier'] = 'lenient(linear, 0.5)'
+      line['decoding']['lossless'] = False
   cells = column(draw(lines)['Wall clock'], 'verifier')
   assert set(cells) == {'–', 'lenient(linear, 0.5)'}
 
@@ -142,7 +143,7 @@ def test_the_time_of_a_block_is_broken_down(made_up):
       ['draft steps', '1.000', '25 %'],
       ['prefill target', '2.000', '50 %'],
   ]
-  assert body[0][0] == 'distilled draft, batch 1, greedy, draft length 2'
+  assert body[0][0] == 'distilled draft, batch 1, greedy, block length 2'
 
 
 def test_certificates_are_listed(made_up):
