@@ -1,0 +1,259 @@
+"""Measured numbers, from a run to the documentation.
+
+  python benchmarks/publish.py store quickstart --run=runs/quickstart
+      --command='make quickstart' --seconds=215
+  python benchmarks/publish.py render
+
+`store` copies the lines of a run's results into benchmarks/results/NAME.json.
+`render` writes what those files say into every block of README, docs and gin
+files that is marked '<!-- measured: NAME -->' ... '<!-- end -->', or, in a gin
+file, '# measured: NAME' ... '# end'. A test fails where a block differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+import json
+import os
+import pathlib
+import platform
+import re
+from typing import Any
+
+from distillspec_jax.core import results
+from distillspec_jax.reporting import headlines
+from distillspec_jax.reporting import measurements
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
+_KINDS = ('acceptance', 'task_quality', 'latency')
+_LENGTH = 5  # the block length that is shown
+_EXPERIMENTS = {
+    'quickstart': 'Quickstart (Python source code)',
+    'english_german': 'English-German (Multi30k)',
+    'gsm8k': 'GSM8K',
+}
+_BLOCK = re.compile(
+    r'(?P<start>^(?P<mark><!--|#) measured: (?P<name>\w+)(?: -->)?\n)'
+    r'(?P<body>.*?)(?P<end>^(?:<!--|#) end(?: -->)?$)',
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def store(name: str, run: str, command: str, seconds: float) -> None:
+  """Writes benchmarks/results/NAME.json from the results under `run`."""
+  lines = [
+      line
+      for path in sorted(pathlib.Path(run).rglob(results.FILE))
+      for line in results.read(path)
+      if line['kind'] in _KINDS
+  ]
+  if not lines:
+    raise SystemExit(f'There are no measurements under {run}.')
+  RESULTS.mkdir(exist_ok=True)
+  content = {
+      'command': command,
+      'seconds': round(seconds),
+      'machine': f'{os.cpu_count()} CPU cores, Python'
+      f' {platform.python_version()}, jax {lines[0]["provenance"]["jax"]}',
+      'lines': lines,
+  }
+  text = json.dumps(content, indent=0)
+  (RESULTS / f'{name}.json').write_text(text + '\n')
+
+
+def documents() -> Iterator[pathlib.Path]:
+  """The files that may have blocks."""
+  yield ROOT / 'README.md'
+  yield from sorted((ROOT / 'docs').rglob('*.md'))
+  yield from sorted((ROOT / 'gin_configs').rglob('*.gin'))
+
+
+def rendered(text: str) -> str:
+  """The text of a file with its blocks as the results say."""
+
+  def fill(match: re.Match[str]) -> str:
+    body = _VIEWS[match['name']]()
+    if match['mark'] == '#':
+      body = ''.join(f'# {line}\n' for line in body.splitlines())
+    return match['start'] + body + match['end']
+
+  return _BLOCK.sub(fill, text)
+
+
+def _load(name: str) -> dict[str, Any] | None:
+  path = RESULTS / f'{name}.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def _study(name: str) -> measurements.Study:
+  (study,) = measurements.studies(_load(name)['lines'])
+  return study
+
+
+def _of(
+    study: measurements.Study, draft: str, temperature: float
+) -> measurements.Measurement | None:
+  """The acceptance of a draft with token verification, block length 5."""
+  chosen = measurements.select(
+      study.measurements('acceptance'),
+      temperature=temperature,
+      block_length=_LENGTH,
+      verifier='token',
+      paths=1,
+      adaptive=None,
+  )
+  return next((one for one in chosen if one.draft == draft), None)
+
+
+def _cell(study, draft: str, temperature: float) -> str:
+  """Block efficiency and its gain over the fine-tuned draft."""
+  one = _of(study, draft, temperature)
+  if one is None:
+    return '–'
+  text = one.metrics['block_efficiency'].text(2)
+  before = _of(study, headlines.BEFORE, temperature)
+  change = headlines.gain(before, one, 'block_efficiency')
+  if draft == headlines.BEFORE or change is None:
+    return text
+  return f'{text} ({change.text()})'
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+  lines = [header, ['---'] * len(header), *rows]
+  return ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
+
+
+def _quickstart() -> str:
+  """Block efficiency of the three drafts, and the best speed-up."""
+  study = _study('quickstart')
+  drafts = (headlines.BEFORE, headlines.CONTROL, headlines.AFTER)
+  rows = [
+      [draft, _cell(study, draft, 0.0), _cell(study, draft, 1.0)]
+      for draft in drafts
+  ]
+  header = ['draft', 'tokens per target call, greedy', 'temperature 1']
+  text = _table(header, rows)
+  speed = [
+      card for card in headlines.cards(study) if card.what.startswith('Speed')
+  ]
+  text += (
+      f'\nBlock length {_LENGTH}, {_examples(study)} held-out inputs, one seed;'
+      ' in brackets the gain over the fine-tuned draft.'
+  )
+  if speed:
+    text += (
+        f' Best speed-up over autoregressive decoding here: {speed[0].number}.'
+    )
+  return text + '\n'
+
+
+def _examples(study: measurements.Study) -> int:
+  (one,) = {
+      line['metrics']['block_efficiency']['count']
+      for line in study.lines
+      if line['kind'] == 'acceptance'
+  }
+  return one
+
+
+def _experiments() -> str:
+  """Before and after distillation, one row for each experiment."""
+  rows = []
+  for name, title in _EXPERIMENTS.items():
+    content = _load(name)
+    if content is None:
+      continue
+    study = _study(name)
+    seeds = {line['provenance']['seed'] for line in study.lines}
+    cells = [
+        f'{_cell(study, headlines.BEFORE, t)} → '
+        f'{_cell(study, headlines.AFTER, t)}'
+        for t in (0.0, 1.0)
+    ]
+    rows.append([title, str(len(seeds)), _minutes(content), *cells])
+  header = [
+      'experiment', 'seeds', 'time', 'tokens per target call, greedy',
+      'temperature 1',
+  ]  # fmt: skip
+  return _table(header, rows) + (
+      f'\nFine-tuned → distilled draft, block length {_LENGTH}, held-out'
+      f' inputs, {_load("quickstart")["machine"]}.\n'
+  )
+
+
+def _minutes(content: dict[str, Any]) -> str:
+  minutes, seconds = divmod(content['seconds'], 60)
+  return f'{minutes} min {seconds} s'
+
+
+def _commands() -> str:
+  """The command, time and machine of each results file."""
+  rows = []
+  for path in sorted(RESULTS.glob('*.json')):
+    content = json.loads(path.read_text())
+    provenance = content['lines'][-1]['provenance']
+    rows.append(
+        [
+            path.stem,
+            f'`{content["command"]}`',
+            _minutes(content),
+            content['machine'],
+            provenance['time_utc'][:10],
+        ]
+    )
+  return _table(['results', 'command', 'time', 'machine', 'date'], rows)
+
+
+def _header(name: str) -> Callable[[], str]:
+  """The record in the header of an experiment's gin file."""
+
+  def text() -> str:
+    content = _load(name)
+    if content is None:
+      return 'Not measured by the present code.\n'
+    study = _study(name)
+    lines = [f'{content["machine"]}: {_minutes(content)}.']
+    lines += [
+        f'{draft}: greedy {_cell(study, draft, 0.0)}, temperature 1'
+        f' {_cell(study, draft, 1.0)}'
+        for draft in (headlines.BEFORE, headlines.CONTROL, headlines.AFTER)
+        if _of(study, draft, 0.0)
+    ]
+    return '\n'.join(lines) + '\n'
+
+  return text
+
+
+_VIEWS: dict[str, Callable[[], str]] = {
+    'quickstart': _quickstart,
+    'experiments': _experiments,
+    'commands': _commands,
+    **{f'header_{name}': _header(name) for name in _EXPERIMENTS},
+}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  commands = parser.add_subparsers(dest='action', required=True)
+  stored = commands.add_parser('store', help='a run -> a results file')
+  stored.add_argument('name')
+  stored.add_argument('--run', required=True)
+  stored.add_argument('--command', required=True)
+  stored.add_argument('--seconds', required=True, type=float)
+  commands.add_parser('render', help='results files -> the documentation')
+  options = parser.parse_args()
+  if options.action == 'store':
+    store(options.name, options.run, options.command, options.seconds)
+    return
+  for path in documents():
+    text = path.read_text()
+    new = rendered(text)
+    if new != text:
+      path.write_text(new)
+      print(path.relative_to(ROOT))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,58 @@
+"""Numbers in README, docs and gin headers are those of the results files."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+_SPEC = importlib.util.spec_from_file_location(
+    'publish', ROOT / 'benchmarks' / 'publish.py'
+)
+publish = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(publish)
+
+# What a measured number looks like in prose.
+MEASURED = re.compile(
+    r'±|tokens/s|\d [x×]\b|\d\.\d+ times|\d(?:\.\d+)? ms\b|GB/s|\d min \d+ s'
+)
+
+
+@pytest.mark.parametrize(
+    'path', list(publish.documents()), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_blocks_are_those_of_the_results(path):
+  text = path.read_text()
+  assert publish.rendered(text) == text, 'run benchmarks/publish.py render'
+
+
+@pytest.mark.parametrize(
+    'path', list(publish.documents()), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_numbers_are_in_blocks(path):
+  prose = publish._BLOCK.sub('', path.read_text())
+  prose = re.sub(r'^```.*?^```', '', prose, flags=re.MULTILINE | re.DOTALL)
+  found = [
+      line for line in prose.splitlines()
+      if MEASURED.search(line) and 'standard error' not in line
+  ]  # fmt: skip
+  assert not found, 'measured numbers belong into a block'
+
+
+def test_a_changed_number_is_noticed():
+  text = (ROOT / 'README.md').read_text()
+  match = publish._BLOCK.search(text)
+  number = re.search(r'\d\.\d\d', match['body'])
+  assert number, 'the README shows measured numbers'
+  changed = text.replace(number[0], '9.99', 1)
+  assert publish.rendered(changed) != changed
+
+
+def test_every_block_has_a_view():
+  names = {
+      match['name']
+      for path in publish.documents()
+      for match in publish._BLOCK.finditer(path.read_text())
+  }
+  assert names and names <= set(publish._VIEWS)
