@@ -15,12 +15,12 @@ BIN := $(VENV)/bin
 LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test lint format lock wheel clean \
+.PHONY: help install quickstart test lint format lock docs wheel clean \
   check-hugging-face benchmark-peers benchmark-t5x
 
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
-	@echo 'make install | lint | format | lock | wheel | clean'
+	@echo 'make install | lint | format | docs | lock | wheel | clean'
 	@echo 'make check-hugging-face: do exported models load in transformers?'
 	@echo 'make benchmark-peers: decoding, speculation and training beside' \
 	  'transformers, into runs/peers'
@@ -53,6 +53,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/pyink --check --quiet .
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR .ci/run \
 	  tpu_scripts/*.sh tpu_scripts/gke/*.sh
 
@@ -68,6 +69,10 @@ lock:
 	    --output-file requirements/lock-$$version.txt setup.py \
 	    requirements/build.in; \
 	done
+
+# The site, into site/; warnings are errors.
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
