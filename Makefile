@@ -72,7 +72,7 @@ lock:
 
 # The site, into site/; warnings are errors.
 docs: install
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
