@@ -1,9 +1,9 @@
-"""The one error that a user is meant to read.
+"""The errors that users are meant to read.
 
 Everything that can be wrong with arguments, configuration, files or data is
-found before work starts and raised as `UserError`. The command line prints it
-as one line and exits with code 2; any other exception is a failure of ours and
-keeps its traceback.
+checked before work starts and raised as `UserError`. The command line prints it
+as one line and exits with code 2; any other exception is a bug and keeps its
+traceback.
 """
 
 
@@ -16,4 +16,4 @@ class Terminated(KeyboardInterrupt):
 
 
 class Failed(RuntimeError):
-  """The work was done, and what it found is not right: exit code 1."""
+  """The work was done, but its outcome is bad: exit code 1."""

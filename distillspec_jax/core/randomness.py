@@ -1,9 +1,9 @@
-"""Named random streams: one key for a purpose, one key for a row.
+"""Named random streams: one key for each purpose, one key for each row.
 
-A key is never made from chance or stored twice. `stream` derives an
+Keys come from seeds alone and are never used twice. `stream` derives an
 independent key for a purpose from its name; `row_keys` gives each row of a
-batch a key of its own, so that what a row draws does not depend on the rows
-beside it, on the batch size or on the mesh.
+batch a key of its own, so that what a row draws does not depend on the other
+rows, the batch size or the mesh.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-# Of a vocabulary; about its square root, and what the sizes of vocabularies and
-# of a mesh have in common, so that pieces stay on their devices.
+# Pieces of a vocabulary in `categorical`: about its square root, and a common
+# divisor of vocabulary sizes, a multiple of mesh sizes, so that no piece is
+# split over devices.
 _PIECES = 128
 
 
@@ -24,7 +25,7 @@ def stream(key: jax.Array, name: str) -> jax.Array:
 
 
 def row_keys(key: jax.Array, rows: int | jax.Array) -> jax.Array:
-  """One key a row.
+  """One key for each row.
 
   Args:
     key: a single PRNG key.
@@ -46,8 +47,8 @@ def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
   """int32[B] drawn from softmax(logits float[B, V]), row by row.
 
   The distribution function is inverted in two steps, a piece of the vocabulary
-  and a token in it, which takes two random numbers where Gumbel's way takes V.
-  A token whose logit is -inf is never drawn.
+  and a token in it, which takes two random numbers where the Gumbel trick takes
+  V. A token whose logit is -inf is never drawn.
   """
 
   def one(key, logits):
@@ -63,10 +64,10 @@ def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def _invert(weights: jax.Array, u: jax.Array) -> jax.Array:
-  """int32[]: where the running sum of weights float32[N] passes u of it all."""
+  """int32[]: where the cumulative sum of weights float32[N] exceeds u * sum."""
   sums = jnp.cumsum(weights)
   index = jnp.sum(sums <= u * sums[-1], dtype=jnp.int32)
-  # Rounding may make the product the whole sum.
+  # Rounding may make the product equal the sum.
   last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0.0)
   return jnp.minimum(index, last.astype(jnp.int32))
 

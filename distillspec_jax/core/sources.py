@@ -90,7 +90,7 @@ def _from_hub(name: str) -> epath.Path:
     import huggingface_hub
   except ImportError as error:
     raise errors.UserError(
-        f"{looked} To download it, pip install 'distillspec_jax[hub]'.{fetch}"
+        f"{looked} To download it, pip install -e '.[hub]'.{fetch}"
     ) from error
   try:
     return epath.Path(

@@ -1,8 +1,8 @@
-"""The processes of a run on several hosts: found, started, stopped together.
+"""The processes of a run on several hosts: detected, started, stopped together.
 
-`main.py` starts them before anything touches a device; everything after that is
-one program that all of them run. Only process 0 prints and writes files, but
-for checkpoints, which all write.
+The command line starts them before anything touches a device; everything after
+that is one program that all of them run. Only process 0 prints and writes
+files, except checkpoints, which all write.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from distillspec_jax.core import errors
 from distillspec_jax.distributed import liveness
 from distillspec_jax.distributed import rendezvous
 
-# An error of JAX may be that of a lost host, which is known a little later.
+# An error of JAX may be due to a lost host, which is known a little later.
 _SECOND_THOUGHT_S = 2.0
 
-# The first process may have work when the others are done; if it dies
-# meanwhile they are told.
-_FOR_THE_LAST_S = 24 * 3600
+# Process 0 may still be working when the others are done; if it dies in the
+# meantime they are told.
+_SHUTDOWN_S = 24 * 3600
 
 _watch: liveness.Watch | None = None
 
 
 class Place(NamedTuple):
-  """Where a process stands among those of a run.
+  """The place of a process among those of a run.
 
   Attributes:
     coordinator: 'HOST:PORT' of process 0.
-    count: of processes.
+    count: number of processes.
     index: of this one.
-    local_devices: numbers of the devices that are its own; None: all it sees.
+    local_devices: ids of its own devices; None: all it sees.
   """
 
   coordinator: str
@@ -56,17 +56,17 @@ def find(
   """The place of this process; None where it is the only one.
 
   What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, and else as JAX finds it: on TPU slices, under Slurm and Open
-  MPI, and in an indexed Job of Kubernetes.
+  JAX_PROCESS_ID, or else detected as JAX does: on TPU slices, under Slurm and
+  Open MPI, and in an indexed Job of Kubernetes.
 
   Args:
     coordinator: 'HOST:PORT' of process 0.
-    process_count: of the run; 1 looks no further.
+    process_count: number of processes of the run; 1 detects nothing.
     process_index: from 0.
-    start_timeout: seconds that looking may take.
+    start_timeout: seconds that detection may take.
 
   Raises:
-    UserError: some are given and others are not, or they make no sense.
+    UserError: some are given and others are not, or they are out of range.
   """
   coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
   count = _number('process_count', process_count, 'JAX_NUM_PROCESSES')
@@ -97,18 +97,18 @@ def find(
       raise errors.UserError(
           f'{" and ".join(there)} {"is" if len(there) == 1 else "are"} given,'
           f' but {" and ".join(absent)} {"is" if len(absent) == 1 else "are"}'
-          ' not; give all three. This is no TPU slice and no job of Slurm or'
-          ' Open MPI, where they would be known.'
+          ' not; give all three. They are detected only on TPU slices and under'
+          ' Slurm or Open MPI.'
       )
   if not 0 <= index < count:
     raise errors.UserError(
         f'--process_index is {index} and --process_count {count}; the index'
-        ' must be from 0 to the count less 1.'
+        ' must lie in [0, count).'
     )
   name, _, port = coordinator.rpartition(':')
   if not name or not port.isdigit() or not 0 < int(port) < 2**16:
     raise errors.UserError(
-        f'--coordinator is {coordinator!r}; it must be HOST:PORT, of process'
+        f'--coordinator is {coordinator!r}; it must be HOST:PORT of process'
         ' 0, such as 10.0.0.2:8476.'
     )
   return Place(coordinator, count, index, local_devices)
@@ -132,8 +132,9 @@ def _detected(
     index: int | None,
     start_timeout: float,
 ) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-  """What is known, and what JAX knows of the cluster that this runs in."""
-  # JAX tells nobody but `initialize`, which is too late for a roll call.
+  """The arguments, completed by what JAX detects of the cluster."""
+  # JAX has no public function for this but `initialize`, which is too late for
+  # the rendezvous.
   from jax._src import cloud_tpu_init
   from jax._src import clusters
 
@@ -151,7 +152,8 @@ def _detected(
   except Exception as error:  # of many kinds: network, rights, no such name
     reason = ' '.join(str(error).split())[:200]
     raise errors.UserError(
-        f'Which of how many hosts this is could not be found out: {reason}.'
+        f'The number of hosts and the index of this one were not detected:'
+        f' {reason}.'
         ' Give --coordinator, --process_count and --process_index, or'
         ' --process_count=1 for this host alone.'
     ) from error
@@ -160,7 +162,7 @@ def _detected(
 def start(
     place: Place, start_timeout: float = 300, heartbeat_timeout: float = 100
 ) -> None:
-  """Waits for all hosts and starts JAX on them; once, and before any device.
+  """Waits for all hosts and starts JAX on them; once, before any device.
 
   Args:
     place: of this process.
@@ -169,7 +171,7 @@ def start(
       others end with exit code `liveness.LOST`.
 
   Raises:
-    UserError: the hosts have different configurations, or the like.
+    UserError: the hosts have different configurations, or claim the same index.
     Failed: a host did not come, or the coordinator does not answer.
   """
   global _watch
@@ -188,7 +190,7 @@ def start(
       place.coordinator, me, start_timeout, heartbeat_timeout
   )
   liveness.delay_aborts()
-  # SIGTERM is ours, see `stop_here`: JAX's service would swallow it.
+  # SIGTERM is handled in `stop_here`; JAX's service would swallow it.
   jax.config.update('jax_enable_preemption_service', False)
   left = start_timeout - (time.monotonic() - began)
   jax.distributed.initialize(
@@ -198,9 +200,9 @@ def start(
       place.local_devices,
       cluster_detection_method='deactivate',
       initialization_timeout=max(int(left), 30),
-      # A silent host is to be found by us, who say which one it is.
+      # Our own check comes first, because it names the silent host.
       heartbeat_timeout_seconds=2 * int(heartbeat_timeout) + 10,
-      shutdown_timeout_seconds=_FOR_THE_LAST_S,
+      shutdown_timeout_seconds=_SHUTDOWN_S,
   )
 
 
@@ -210,33 +212,33 @@ def is_first() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-  """Returns when all processes are here; `name` says where that is."""
+  """Returns when all processes have called it; `name` identifies the call."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def stop_here(asked: bool) -> bool:
-  """Whether to stop now: at the same call on all hosts, once one is asked."""
+  """Whether to stop now: at the same call on all hosts, once one was asked."""
   return asked if _watch is None else _watch.stop_here(asked)
 
 
 def prefix() -> str:
-  """'host 1 (NAME): ' before what one of several says, else ''."""
+  """'host 1 (NAME): ' for messages of one of several hosts, else ''."""
   return '' if _watch is None else f'host {_watch.name}: '
 
 
 def await_reason() -> None:
-  """Where an error may be that of a lost host: gives way to saying so."""
+  """Waits a moment where an error may be due to a lost host, to report that."""
   if _watch is not None:
     time.sleep(_SECOND_THOUGHT_S)
 
 
 def leave(code: int, why: str = '') -> None:
-  """The end of this process; where it failed, of all, with its exit code.
+  """Ends this process for the others; if it failed, ends them with its code.
 
   Args:
-    code: 0, or of what went wrong. If all were asked to stop, they have.
-    why: for the others to say.
+    code: exit code. If all were asked to stop, all stop by themselves.
+    why: the reason that the others print.
   """
   global _watch
   if _watch is None:

@@ -1,10 +1,9 @@
-"""The hosts of a run stay in touch, and end together.
+"""Liveness: the hosts of a run notice when one is lost, and end together.
 
-Between process 0 and each of the others is a connection. A process that dies
-closes its own, which the others see at once, however JAX or its collectives
-would have taken it; they end with `LOST`, the reason being the last line that
-they print. JAX's own service and Gloo would end them by SIGABRT, and name no
-host.
+Process 0 has a connection to each of the others. A process that dies closes its
+connection, which the others notice at once, before JAX's collectives do; they
+end with exit code `LOST`, and the last line that they print is the reason.
+JAX's own service and Gloo would end them by SIGABRT, and name no host.
 """
 
 from __future__ import annotations
@@ -20,20 +19,21 @@ import time
 from typing import Any, NoReturn
 
 LOST = 69  # exit code: a host was lost
-_BEATS = 4  # heartbeats in the time after which a silent host is lost
-_PARTING_S = 3.0  # for the others to end before process 0 and JAX's service do
+_BEATS = 4  # heartbeats within the timeout
+_PARTING_S = 3.0  # for the others to end before process 0 and JAX's service
 
 
 def delay_aborts() -> None:
-  """Lets a thread that aborts sleep first, for the six seconds of SIGABRT.
+  """Makes a thread that aborts sleep first, for six seconds.
 
   Gloo and JAX's service abort a process from threads of their own soon after
-  another is lost, often before it is known here which one was. The others go
-  on meanwhile, and an abort that is not about that is one after the sleep. (The
-  signal from outside, without abort(), is no more than the sleep.)
+  another is lost, often before it is known here which one. Other threads run
+  during the sleep, report the lost host and end the process; an abort for
+  another reason happens after it. (A SIGABRT from outside, without abort(), is
+  no more than the sleep.)
 
-  The handler is the C library's own `sleep`, which is called with the signal's
-  number: Python's handlers wait for the main thread, which abort() does not.
+  The handler is the C library's own `sleep`, called with the signal's number,
+  6: Python's handlers wait for the main thread, which abort() does not.
   """
   library = ctypes.CDLL(None)
   library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -44,7 +44,7 @@ def delay_aborts() -> None:
 
 
 class Link:
-  """A connection that carries JSON objects, one a line, of any thread."""
+  """A connection that carries JSON objects, one per line; thread-safe."""
 
   def __init__(self, connection: socket.socket):
     self._socket = connection
@@ -52,7 +52,7 @@ class Link:
     self._writing = threading.Lock()
 
   def send(self, **message: Any) -> None:
-    """Sends it, unless nobody is there any more: the reader notices that."""
+    """Sends a message; that nobody is there any more the reader notices."""
     try:
       with self._writing:
         self._socket.sendall(json.dumps(message).encode() + b'\n')
@@ -65,7 +65,7 @@ class Link:
     Raises:
       TimeoutError: there was none.
       OSError: the other side is gone.
-      ValueError: it speaks another language.
+      ValueError: what came is not a message.
     """
     self._socket.settimeout(timeout)
     line = self._lines.readline()
@@ -82,10 +82,10 @@ class Link:
 
 
 class Watch:
-  """What this process knows of the others, kept by threads of its own.
+  """What this process knows of the others, kept up to date by threads.
 
-  Process 0 has a link to each of the others, which have one to it; what one
-  has to say to all goes by process 0.
+  Process 0 has a link to each of the others, which have one to it; messages to
+  all go through process 0.
   """
 
   def __init__(
@@ -101,10 +101,10 @@ class Watch:
     self._links = links
     self._timeout = heartbeat_timeout
     self._parted = False
-    self._over: set[int] = set()  # that said so
-    self._gone: set[int] = set()  # whose link is closed
+    self._over: set[int] = set()  # peers that have announced their end
+    self._gone: set[int] = set()  # peers whose link is closed
     self._ending = threading.Lock()
-    # Of stopping together, see `stop_here`.
+    # For stopping together, see `stop_here`.
     self._changed = threading.Condition()
     self._calls = 0
     self._asked = self._halting = False
@@ -117,12 +117,12 @@ class Watch:
   def stop_here(self, asked: bool) -> bool:
     """Whether to stop at this call; it is the same call on all hosts.
 
-    Costs nothing until one is asked. Then each says how many calls it has
-    made and waits in its next one, until process 0 knows the largest number:
-    all stop one after that.
+    Costs nothing until one host is asked to stop. Then each reports how many
+    calls it has made and waits in its next one, until process 0 knows the
+    largest number: all stop one call after that.
 
     Args:
-      asked: whether this process was.
+      asked: whether this process was asked to stop.
     """
     with self._changed:
       self._calls += 1
@@ -139,13 +139,13 @@ class Watch:
     return self._stop_at is not None and self._calls >= self._stop_at
 
   def part(self) -> None:
-    """Says that this process is done, which is not to be lost."""
+    """Announces that this process is done and not lost."""
     self._tell_all(ended=0)
-    self._parted = True  # not before: then a link may be closed at any time
+    self._parted = True  # only now: from here on links may close at any time
 
   def fail(self, code: int, why: str) -> NoReturn:
-    """Ends this process, which has said why, and all others, with the code."""
-    self._end(code, f'host {self.name} ended: {why}', is_said=True)
+    """Ends this process, which has printed why, and all others."""
+    self._end(code, f'host {self.name} ended: {why}', is_printed=True)
 
   def _beat(self) -> None:
     while len(self._gone) < len(self._links):
@@ -153,22 +153,22 @@ class Watch:
       self._tell_all(beat=True)
 
   def _read(self, peer: int) -> None:
-    """Takes what a peer sends, for as long as it lives."""
+    """Handles what a peer sends, for as long as it lives."""
     why = ''
     while not (why or self._parted and peer in self._over):
       try:
         self._take(peer, self._links[peer].receive(self._timeout))
       except TimeoutError:
-        why = f'nothing was heard of it for {self._timeout:g} s'
+        why = f'no sign of life for {self._timeout:g} s'
       except (OSError, ValueError):
-        why = 'its process ended without a word'
+        why = 'its process ended without notice'
     self._links[peer].close()
     self._gone.add(peer)
     if peer not in self._over:
       self._end(
           LOST,
           f'host {self._names[peer]} was lost: {why}. Start all hosts again: a'
-          ' run goes on from its last checkpoint.',
+          ' run resumes from its last checkpoint.',
       )
 
   def _take(self, peer: int, message: dict[str, Any]) -> None:
@@ -213,12 +213,12 @@ class Watch:
     for link in self._links.values():
       link.send(**message)
 
-  def _end(self, code: int, why: str, is_said: bool = False) -> NoReturn:
-    with self._ending:  # for good: the first reason is the one that counts
-      if not is_said:
+  def _end(self, code: int, why: str, is_printed: bool = False) -> NoReturn:
+    with self._ending:  # never released: the first reason counts
+      if not is_printed:
         print(f'distillspec: {why}', file=sys.stderr)
       self._tell_all(ended=code, why=why)
-      # Process 0 goes last: JAX's service goes with it.
+      # Process 0 ends last, because JAX's service ends with it.
       until = time.monotonic() + _PARTING_S
       while (
           not self._index

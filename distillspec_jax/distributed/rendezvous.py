@@ -1,7 +1,7 @@
-"""The hosts of a run call each other, before JAX starts.
+"""Rendezvous: the hosts of a run meet before JAX starts.
 
-Process 0 listens at the coordinator's address until all have come, compares
-what they are about to do, and tells all of them the same: go, or why not. The
+Process 0 listens at the coordinator's address until all others have connected,
+compares their configurations, and tells all of them to start, or why not. The
 connections stay open, see `liveness.py`.
 
 JAX's own service, which listens there next, ends a process by SIGABRT when a
@@ -19,16 +19,16 @@ from typing import NamedTuple
 from distillspec_jax.core import errors
 from distillspec_jax.distributed import liveness
 
-_GREETING_S = 10.0  # for one that has connected to say who it is
+_GREETING_S = 10.0  # for a connected process to introduce itself
 _RETRY_S = 0.3
 
 
 class Host(NamedTuple):
-  """What a process says of itself.
+  """How a process introduces itself.
 
   Attributes:
     index: of the process, from 0.
-    count: of processes, as it was told.
+    count: number of processes, as it was told.
     name: of the machine.
     hash: of the configuration.
     text: the configuration.
@@ -47,18 +47,18 @@ class Host(NamedTuple):
 def meet(
     address: str, me: Host, start_timeout: float, heartbeat_timeout: float
 ) -> liveness.Watch:
-  """Returns when all hosts are there and are about to do the same.
+  """Returns when all hosts have connected and have the same configuration.
 
   Args:
     address: 'HOST:PORT' of process 0.
     me: this process.
     start_timeout: seconds to wait for the others.
-    heartbeat_timeout: seconds of silence after which a host is lost.
+    heartbeat_timeout: seconds of silence after which a host counts as lost.
 
   Raises:
     UserError: the hosts have different configurations, or do not agree on who
       they are, or process 0 cannot listen.
-    Failed: a host did not come, or process 0 does not answer.
+    Failed: a host did not connect, or process 0 does not answer.
   """
   deadline = time.monotonic() + start_timeout
   if me.index == 0:
@@ -74,7 +74,7 @@ def meet(
 def _call(
     port: int, me: Host, start_timeout: float, deadline: float
 ) -> tuple[dict[int, liveness.Link], list[Host]]:
-  """Process 0: a link to each of the others, once all have come."""
+  """Process 0: a link to each of the others, once all have connected."""
   came: dict[int, Host] = {0: me}
   links: dict[int, liveness.Link] = {}
   with _listen(port) as server:
@@ -89,7 +89,7 @@ def _call(
       try:
         host = Host(**link.receive(_GREETING_S))
       except (OSError, TypeError, ValueError):
-        link.close()  # not one of ours
+        link.close()  # not a process of this run
         continue
       if host.count != me.count or host.index in came:
         links[-1] = link
@@ -116,7 +116,7 @@ def _listen(port: int) -> socket.socket:
     return socket.create_server(('', port))
   except OSError as error:
     raise errors.UserError(
-        f'Process 0 cannot listen at port {port}: {error.strerror}. Name'
+        f'Process 0 cannot listen at port {port}: {error.strerror}. Choose'
         ' another port in --coordinator, on all hosts.'
     ) from error
 
@@ -136,7 +136,7 @@ def _answer(
           )
       )
       link.send(**me._asdict())
-      # Its time may have begun when ours ended.
+      # Process 0 may have started when our time was nearly over.
       verdict = link.receive(start_timeout + _GREETING_S)
       break
     except (OSError, ValueError) as error:
@@ -188,13 +188,13 @@ def _confused(me: Host, twin: Host | None, host: Host) -> errors.UserError:
 
 
 def _different(hosts: list[Host]) -> errors.UserError | None:
-  """The error of hosts that are about to do different things."""
+  """The error of hosts with different configurations, if they are."""
   groups: dict[str, list[Host]] = {}
   for host in sorted(hosts):
     groups.setdefault(host.text, []).append(host)
   if len(groups) < 2:
     return None
-  said = [
+  described = [
       f'{group[0].hash} of host{"s" * (len(group) > 1)}'
       f' {", ".join(map(str, group))}'
       for group in groups.values()
@@ -208,7 +208,7 @@ def _different(hosts: list[Host]) -> errors.UserError | None:
       if line[:2] not in ('--', '++', '@@')
   ]
   return errors.UserError(
-      f'The hosts have different configurations: {" and ".join(said)}. The'
+      f'The hosts have different configurations: {" and ".join(described)}. The'
       f' first two differ in: {"; ".join(apart[:8])}. Give all hosts the same'
       ' flags and files.'
   )

@@ -83,18 +83,18 @@ def _pieces(
     vocabulary: Any, tokens: np.ndarray, origins: np.ndarray
 ) -> list[dict[str, str]]:
   """Runs of tokens of one origin, with the text that each adds."""
-  whole = generation.detokenize(vocabulary, tokens)
+  complete = generation.detokenize(vocabulary, tokens)
   pieces, end, before = [], 0, 0
   for origin, run in itertools.groupby(origins):
     end += len(list(run))
-    # Half a character decodes to something else than the whole one, so only
-    # what the full text begins with counts; the rest is the next piece's.
+    # Part of a character decodes to something else than all of it, so only
+    # the prefix of the complete text counts; the rest is the next piece's.
     text = generation.detokenize(vocabulary, tokens[:end])
-    after = len(os.path.commonprefix([text, whole]))
-    after = len(whole) if end == len(tokens) else max(before, after)
+    after = len(os.path.commonprefix([text, complete]))
+    after = len(complete) if end == len(tokens) else max(before, after)
     pieces.append(
         {
-            'text': whole[before:after],
+            'text': complete[before:after],
             'source': _SOURCES[samples_lib.Origin(int(origin))],
         }
     )

@@ -1,15 +1,15 @@
-"""Weights held as int8 with a float32 scale a channel: a quarter of the bytes.
+"""Weights stored as int8 with a float32 scale per channel: a quarter the bytes.
 
 A kernel float[..., in, out] becomes `kernel` int8 of that shape and
 `kernel_scale` float32[..., 1, out]; an embedding float[V, D] becomes
 `embedding` int8[V, D] and `embedding_scale` float32[V, 1]. Symmetric: the
-largest magnitude of a channel becomes 127 or -128. What else there is stays as
-it is. Rounding and integer products are qwix's,
+largest magnitude of a channel becomes 127 or -128. Other parameters stay as
+they are. Rounding and integer products are qwix's,
 https://github.com/google/qwix.
 
-In 'int8' what is multiplied with a weight is made int8, too, by the largest
-magnitude of each token, and the products are added up in int32. In
-'int8_weight_only' the weight is made float where it is used.
+With 'int8' activations are quantised, too, by the largest magnitude of each
+token, and products are summed in int32. With 'int8_weight_only' the weight is
+converted to float where it is used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from distillspec_jax.core import errors
 
 KINDS = ('float', 'int8', 'int8_weight_only')
 SCALE = '_scale'  # after the name of what it belongs to
-# The axis that is summed over in products, and shares a scale.
+# The axis that is summed over in products, along which a scale is shared.
 _SUMMED = {'kernel': -2, 'embedding': -1}
-# With a single row XLA's product on CPU is a loop, ten times slower.
+# With fewer rows XLA's product on CPU is a scalar loop, ten times slower.
 _ROWS = 4
 
 
@@ -42,14 +42,14 @@ def library() -> ModuleType:
     import qwix
   except ImportError as error:
     raise errors.UserError(
-        'int8 weights need qwix, which is not installed. Run: pip install'
-        " 'distillspec_jax[int8]'."
+        'int8 weights need qwix, which is not installed. Run, in a'
+        " checkout: pip install -e '.[int8]'."
     ) from error
   return qwix
 
 
 def check(weights: str) -> None:
-  """Raises UserError unless models can be held so, here."""
+  """Raises UserError for an unknown kind, or where qwix is not installed."""
   if weights not in KINDS:
     raise errors.UserError(
         f'weights is {weights!r}; it must be one of {KINDS}, or left out.'
@@ -59,7 +59,7 @@ def check(weights: str) -> None:
 
 
 def named(name: str, weights: str) -> str:
-  """What a model that is held so is called in results: 'NAME (int8)'."""
+  """The name of a model with such weights in results: 'NAME (int8)'."""
   return name if weights == 'float' else f'{name} ({weights})'
 
 
@@ -68,12 +68,12 @@ def quantize(
     array: jax.Array,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> dict[str, jax.Array]:
-  """What one float parameter becomes: path -> array.
+  """The quantised form of a float parameter: path -> array.
 
   Args:
     path: its names, joined by '/'.
     array: its values.
-    shardings: path -> where to put what it becomes; None: where it is.
+    shardings: path -> sharding of the result; None: as the parameter.
   """
   axis = _SUMMED.get(path.rpartition('/')[2])
   if axis is None:
@@ -83,16 +83,16 @@ def quantize(
   return dict(zip(paths, _quantizer(axis, layout)(array)))
 
 
-@functools.lru_cache(64)  # else each call of a new function would compile
+@functools.lru_cache(64)  # each new function would compile anew
 def _quantizer(axis: int, layout: tuple[jax.sharding.Sharding, ...] | None):
   qwix = library()
 
   def values_and_scale(array):
     channels = sorted(set(range(array.ndim)) - {axis % array.ndim})
-    made = qwix.quantize(
+    quantized = qwix.quantize(
         array.astype(jnp.float32), jnp.int8, channelwise_axes=channels
     )
-    return made.qvalue, made.scale
+    return quantized.qvalue, quantized.scale
 
   return jax.jit(values_and_scale, out_shardings=layout)
 
@@ -115,20 +115,20 @@ def dot(
   """
   summed = (((x.ndim - 1,), (axis,)), ((), ()))
   if weights == 'int8_weight_only':
-    made = jax.lax.dot_general(
+    product = jax.lax.dot_general(
         x,
         values.astype(x.dtype),  # exact: bfloat16 has all integers up to 256
         summed,
         preferred_element_type=jnp.float32,
     )
-    return made * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+    return product * scale.reshape((1,) * (x.ndim - 1) + (-1,))
   rows = math.prod(x.shape[:-1])
   if rows < _ROWS:
     padded = jnp.pad(
         x.reshape(1, rows, -1), ((0, 0), (0, _ROWS - rows), (0, 0))
     )
-    made = dot(padded, values, scale, axis, weights)[:, :rows]
-    return made.reshape(*x.shape[:-1], -1)
+    product = dot(padded, values, scale, axis, weights)[:, :rows]
+    return product.reshape(*x.shape[:-1], -1)
   qwix = library()
   tokens = qwix.quantize(
       x.astype(jnp.float32),

@@ -382,8 +382,9 @@ class T5(nn.Module):
       logits = self.decoder.logits_dense(hidden)
     if self.config.scale_logits:
       logits = logits * self.config.emb_dim**-0.5
-    # By no rules of this model's own: one that is whole makes columns for each
-    # device, which moves nothing, so that no other model's need be gathered.
+    # Not in this model's own layout: also a replicated model computes each
+    # device's share of the vocabulary, which moves nothing, so that another
+    # model's sharded logits need not be gathered to be compared with these.
     return layouts.constrain(
         logits, ('batch', 'length', 'vocab'), layouts.SHARDED
     )

@@ -1,7 +1,7 @@
 """Optimizers and their schedule: warm-up, constant, cosine cool-down.
 
-Adafactor steps as t5x does, to rounding, and its state can be taken over from
-t5x and given back: `with_adafactor_moments` and `adafactor_moments`.
+Adafactor makes t5x's steps, up to rounding, and its state can be imported from
+t5x and exported: `with_adafactor_moments` and `adafactor_moments`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distillspec_jax.core import errors
 from distillspec_jax.training import schedules
 
 _OF_OUR_SCHEDULE = ('warmup_steps', 'cooldown_from', 'final_fraction')
-# What stands in t5x for a statistic that is not kept.
+# What t5x stores for a statistic that is not used.
 _UNUSED = np.zeros((1,), np.float32)
 
 
@@ -47,7 +47,7 @@ class Optimizer:
   Attributes:
     name: 'adafactor' (Shazeer and Stern 2018, as T5 is trained) or 'adamw'.
     learning_rate: at its highest; or a schedule in the words of t5x, which
-      then stands instead of the one above.
+      which then replaces the one above.
     warmup_steps: until it is reached.
     cooldown_from: share of the steps after which it falls, in [0, 1].
     final_fraction: of the learning rate, at the last step.
@@ -152,9 +152,9 @@ class Optimizer:
 
 
 def with_adafactor_moments(state: Any, moments: Moments) -> Any:
-  """The state in which a run of t5x goes on.
+  """The optimizer state with Adafactor's statistics from a t5x checkpoint.
 
-  Its next update is the one that t5x would make: the decay of the statistics
+  The next update is the one that t5x would make: the decay of the statistics
   and the learning rate are those of `moments.step`. Layers must not be
   scanned; t5x's gradients are of the sum over tokens, so ours must be, too.
 
@@ -241,13 +241,13 @@ def _check_moments(
       for path in sorted(set(moments.by_path) - paths)
   ]
   for path in sorted(paths & set(moments.by_path)):
-    found = moments.by_path[path]
-    if np.shape(found['m']) != _UNUSED.shape:
+    statistics = moments.by_path[path]
+    if np.shape(statistics['m']) != _UNUSED.shape:
       wrong.append(f'{path} has momentum (beta1), which is not supported')
     for name, leaves in kept.items():
-      if np.shape(found[name]) != tuple(leaves[path].shape):
+      if np.shape(statistics[name]) != tuple(leaves[path].shape):
         wrong.append(
-            f'{name} of {path} is {np.shape(found[name])} but should be'
+            f'{name} of {path} is {np.shape(statistics[name])} but should be'
             f' {tuple(leaves[path].shape)}'
         )
   if wrong:

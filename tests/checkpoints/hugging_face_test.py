@@ -103,7 +103,7 @@ def test_shards_come_back_byte_for_byte(tmp_path, dtype, shard_bytes):
 def test_shards_are_files_that_the_formats_own_package_reads(tmp_path, dtype):
   official = pytest.importorskip(
       'safetensors',
-      reason="needs safetensors: pip install 'distillspec_jax[test]'",
+      reason="needs safetensors: pip install -e '.[test]'",
   )
   _, tensors = save(tmp_path, np.dtype(dtype), shard_bytes=2000)
   index = json.loads((tmp_path / 'model.safetensors.index.json').read_text())

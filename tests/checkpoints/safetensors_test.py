@@ -51,7 +51,7 @@ def test_what_is_written_is_read(tmp_path, dtype):
 def test_files_are_those_of_the_formats_own_package(tmp_path, dtype):
   official = pytest.importorskip(
       'safetensors.numpy',
-      reason="needs safetensors: pip install 'distillspec_jax[test]'",
+      reason="needs safetensors: pip install -e '.[test]'",
   )
   arrays = some_arrays(dtype)
   save(tmp_path / 'ours', arrays)
@@ -159,7 +159,7 @@ def test_tensors_may_lie_in_any_order(tmp_path):
 def test_the_formats_own_package_refuses_it_too(tmp_path, header, data):
   official = pytest.importorskip(
       'safetensors',
-      reason="needs safetensors: pip install 'distillspec_jax[test]'",
+      reason="needs safetensors: pip install -e '.[test]'",
   )
   with_header(tmp_path / 'x', header, data)
   with pytest.raises(errors.UserError):

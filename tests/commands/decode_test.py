@@ -71,9 +71,7 @@ def test_answers_are_those_of_generate_in_order(pair, tmp_path, capsys):
 
 
 def test_int8_models_decode_and_are_named(pair, tmp_path, capsys):
-  pytest.importorskip(
-      'qwix', reason="needs qwix: pip install 'distillspec_jax[int8]'"
-  )
+  pytest.importorskip('qwix', reason="needs qwix: pip install -e '.[int8]'")
   out = tmp_path / 'out.jsonl'
   code, _ = run(
       capsys, pair, *TEXTS, f'--draft={pair["draft"]}', f'--out={out}',

@@ -80,7 +80,7 @@ def test_what_is_not_cached_is_said_with_the_way_to_fetch_it(hub):
     sources.resolve(NAME)
   message = str(raised.value)
   assert f'{hub} holds no such model' in message
-  assert "pip install 'distillspec_jax[hub]'" in message
+  assert "pip install -e '.[hub]'" in message
   assert f'hf download {NAME}' in message
 
 

@@ -70,7 +70,7 @@ time.sleep(60)
             2,
             2,
             liveness.LOST,
-            'host 2 (h2) was lost: nothing was heard of it',
+            'host 2 (h2) was lost: no sign of life',
         ),
     ],
 )

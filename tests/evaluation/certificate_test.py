@@ -356,7 +356,7 @@ def test_a_certificate_that_fails_is_exit_code_1(
 
 int8 = pytest.mark.skipif(
     importlib.util.find_spec('qwix') is None,
-    reason="needs qwix: pip install 'distillspec_jax[int8]'",
+    reason="needs qwix: pip install -e '.[int8]'",
 )
 
 

@@ -23,7 +23,7 @@ from tests import tiny
 
 needs_qwix = pytest.mark.skipif(
     importlib.util.find_spec('qwix') is None,
-    reason="needs qwix: pip install 'distillspec_jax[int8]'",
+    reason="needs qwix: pip install -e '.[int8]'",
 )
 QUANTIZED = int8.KINDS[1:]
 SHAPES = {

@@ -15,9 +15,7 @@ from tests import tiny
 from tests.sampling import laws
 from tests.sampling import pairs
 
-pytest.importorskip(
-    'qwix', reason="needs qwix: pip install 'distillspec_jax[int8]'"
-)
+pytest.importorskip('qwix', reason="needs qwix: pip install -e '.[int8]'")
 B, L = pairs.B, pairs.L
 QUANTIZED = int8.KINDS[1:]
 

@@ -1,8 +1,8 @@
-"""How long one step of a loop takes, free of whatever comes before the loop.
+"""How long one step of a loop takes, without what comes before the loop.
 
 A program that does few steps and one that does many take turns; the difference
-of their times is of the additional steps alone. Steps run inside one program,
-as they do in decoding, so that nothing is said of how fast calls are made.
+of their times is that of the additional steps. Steps run inside one program, as
+they do in decoding, so that the time of a call from the host is not included.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 _LAPS = (7, 21, 63, 126)
 _FEW_LAPS, _LONG_S = 3, 2.0  # enough for a slow step
-_MOST_LAPS, _SHORT_S = 126, 0.2  # short programs, which all disturbs
-_STEPS, _MOST_STEPS, _SEEN_S = 16, 1 << 14, 0.02
+_MAX_LAPS, _SHORT_S = 126, 0.2  # short programs, which are easily disturbed
+_STEPS, _MAX_STEPS, _MEASURABLE_S = 16, 1 << 14, 0.02
 
 Name = TypeVar('Name')
 
@@ -25,7 +25,7 @@ Name = TypeVar('Name')
 class Stopwatch:
   """Times of two programs that differ in how many steps they do.
 
-  Both are called once when it is made, so that they are compiled.
+  Both are called once at first, so that they are compiled.
 
   Attributes:
     laps: float[n, 2] seconds of either program.
@@ -34,7 +34,7 @@ class Stopwatch:
   def __init__(
       self, few: Callable[[], Any], many: Callable[[], Any], steps: int
   ):
-    """Makes and warms it up.
+    """Creates and warms up the stopwatch.
 
     Args:
       few: calls a program and returns its arrays.
@@ -53,13 +53,13 @@ class Stopwatch:
     return (many - few) / self._steps
 
   def seconds(self) -> float:
-    """Seconds of a step, by the least times so far; may not be above 0."""
+    """Seconds of a step, by the shortest times so far; may be 0 or negative."""
     few, many = np.min(self.laps, axis=0)
     return float(many - few) / self._steps
 
 
 def once(call: Callable[[], Any]) -> Stopwatch:
-  """A stopwatch of a whole program."""
+  """A stopwatch of a program as such."""
   return Stopwatch(lambda: (), call, 1)
 
 
@@ -68,13 +68,13 @@ def loop(
 ) -> Stopwatch:
   """A stopwatch of `carry = step(arguments, carry, number)`.
 
-  A step whose result does not hang on the carry would be done once, before the
-  loop, and seem to take no time. There are so many steps that a clock sees
-  them.
+  A step whose result does not depend on the carry would be computed once,
+  before the loop, and seem to take no time. There are enough steps for the
+  clock to measure them.
 
   Args:
     step: traced once; steps are numbered from 0.
-    arguments: what steps read: parameters, for instance.
+    arguments: what steps read, such as parameters.
     carry: before the first step.
   """
 
@@ -91,8 +91,8 @@ def loop(
 
   many = _STEPS
   jax.block_until_ready(program(1)())  # compiles
-  # The best of several: a busy machine makes any one of them slow.
-  while many < _MOST_STEPS and _SEEN_S > min(
+  # The fastest of several: a busy machine slows down any one of them.
+  while many < _MAX_STEPS and _MEASURABLE_S > min(
       _seconds(program(many)) for _ in range(5)
   ):
     many *= 4
@@ -101,13 +101,13 @@ def loop(
 
 
 def read(watches: Mapping[Name, Stopwatch]) -> dict[Name, float]:
-  """Seconds of a step of each; they take turns.
+  """Seconds of a step of each stopwatch; they take turns.
 
   Raises:
-    RuntimeError: the clock sees no difference.
+    RuntimeError: the clock measures no difference.
   """
   for laps in _LAPS:
-    for _ in range(_MOST_LAPS):
+    for _ in range(_MAX_LAPS):
       for watch in watches.values():
         if not _is_enough(watch, laps):
           watch.lap()
@@ -121,11 +121,11 @@ def read(watches: Mapping[Name, Stopwatch]) -> dict[Name, float]:
 
 
 def _is_enough(watch: Stopwatch, laps: int) -> bool:
-  """Whether a step has been timed often enough, or `laps` times and clearly."""
+  """Whether a step has been timed long enough, or `laps` times and clearly."""
   number, spent = len(watch.laps), np.sum(watch.laps)
   if number >= _FEW_LAPS and spent > _LONG_S and watch.seconds() > 0:
     return True
-  return number >= laps and (spent > _SHORT_S or number >= _MOST_LAPS)
+  return number >= laps and (spent > _SHORT_S or number >= _MAX_LAPS)
 
 
 def _seconds(program: Callable[[], Any]) -> float:
