@@ -54,7 +54,7 @@ def test_the_verifier_works_and_is_exact(tmp_path):
 
 
 def test_a_wrong_verifier_is_not_exact(tmp_path):
-  """As the one above, but what a rejected token is replaced by is the draft's."""
+  """The one above, but rejected tokens are replaced by the draft's."""
   wrong = FILE.replace('p_logits[:, :2]', 'q_logits[:, [0, 0]]')
   assert wrong != FILE
   done = run(tmp_path, wrong)
