@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import importlib
+import numbers
 import os
 import re
 import sys
@@ -66,7 +67,9 @@ def describe(instance: Any) -> str:
     if value == field.default:
       is_skipped = True
       continue
-    text = f'{value:g}' if isinstance(value, float) else str(value)
+    # 2 and 2.0 are equal, and so is their text.
+    is_number = isinstance(value, numbers.Real)
+    text = str(value).removesuffix('.0') if is_number else str(value)
     parts.append(f'{field.name}={text}' if is_skipped else text)
   name = type(instance).__name__.lower()
   return f'{name}({", ".join(parts)})' if parts else name
@@ -112,7 +115,8 @@ def _imported(name: str, known: Mapping[str, Any], kind: str) -> Any:
 
 
 def _value(text: str) -> Any:
+  text = text.strip()
   try:
-    return ast.literal_eval(text.strip())
+    return ast.literal_eval(text)
   except (SyntaxError, ValueError):
-    return text.strip()
+    return float(text) if text in ('inf', '-inf') else text

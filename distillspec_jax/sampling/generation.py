@@ -262,7 +262,10 @@ def _first(out: samples_lib.Samples, rows: int) -> samples_lib.Samples:
 
 def _refuse_both(**values: tuple[Any, Any]) -> None:
   """Raises for given arguments, name -> (value, default), of `decoding`."""
-  given = [n for n, (value, default) in values.items() if value != default]
+  given = [  # values may be arrays
+      n for n, (value, default) in values.items()
+      if not np.array_equal(value, default)
+  ]  # fmt: skip
   if given:
     raise errors.UserError(
         f'{", ".join(given)} and decoding are both given; set'

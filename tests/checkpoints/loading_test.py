@@ -1,5 +1,7 @@
 """Models are loaded from every kind of folder, onto any mesh."""
 
+import dataclasses
+
 from etils import epath
 import jax
 import jax.numpy as jnp
@@ -13,18 +15,20 @@ from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
-from distillspec_jax.data import vocabularies
+from distillspec_jax.core import types
+from distillspec_jax.distributed import layouts
 from distillspec_jax.distributed import mesh as mesh_lib
-from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.models import model as model_lib
+from distillspec_jax.models import transformer
+from tests import tiny
 
-CONFIG = config_lib.published('test', vocab_size=384)
+CONFIG = tiny.config(tiny.BYTES)
 TOKENS = np.arange(2, 14).reshape(2, 6)
 
 
 @pytest.fixture(name='params', scope='module')
 def _params():
-  return transformer_lib.Transformer(CONFIG).init(jax.random.key(0))
+  return tiny.random_params(CONFIG)
 
 
 def flat(params):
@@ -35,13 +39,8 @@ def flat(params):
 
 
 def save_own(folder, params, config=CONFIG):
-  model_folder.save_model(
-      folder,
-      config.to_dict(),
-      params,
-      step=3,
-      also=lambda path: vocabularies.save(vocabularies.load('bytes'), path),
-  )
+  model = model_lib.Model(params, tiny.network(config))
+  tiny.save(folder, model, 'bytes', step=3)
 
 
 def save_run(folder, params):
@@ -60,36 +59,46 @@ def save_t5x(folder, params):
 KINDS = [save_own, save_run, save_hugging_face, save_t5x]
 
 
-def assert_same(found, params):
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+def assert_same(loaded, params):
+  leaves = jax.tree.leaves(loaded.model), jax.tree.leaves(params)
+  for a, b in zip(*leaves, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize('save', KINDS)
 def test_every_kind_of_folder(tmp_path, params, save):
   save(tmp_path / 'm', params)
-  model = loading.load(tmp_path / 'm')
-  assert jax.tree.structure(model.params) == jax.tree.structure(params)
-  assert_same(model.params, params)
-  expected = loading.Model(transformer_lib.Transformer(CONFIG), params)
-  np.testing.assert_array_equal(
-      model.logits(TOKENS, TOKENS), expected.logits(TOKENS, TOKENS)
-  )
-  assert (model.vocabulary is None) == (save in KINDS[2:])
+  loaded = loading.load(tmp_path / 'm')
+  assert loaded.model.network == tiny.network(CONFIG)
+  assert jax.tree.structure(loaded.model.params) == jax.tree.structure(params)
+  assert_same(loaded, params)
+  assert (loaded.vocabulary is None) == (save in KINDS[2:])
+  assert loaded.name == str(tmp_path / 'm')
 
 
 @pytest.mark.parametrize('save', KINDS)
 def test_parameters_are_laid_out_on_the_mesh(tmp_path, params, save):
   save(tmp_path / 'm', params)
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
-  model = loading.load(tmp_path / 'm', mesh=mesh)
-  assert_same(model.params, params)
-  layout = model.transformer.shardings(mesh)
-  found = jax.tree.map(lambda x: x.sharding, model.params)
-  assert jax.tree.leaves(found) == jax.tree.leaves(layout)
-  kernel = model.params['encoder']['layers_0']['mlp']['wo']['kernel']
-  whole = int(np.prod(kernel.shape))
-  assert kernel.addressable_shards[0].data.size == whole // 4
+  loaded = loading.load(tmp_path / 'm', mesh=mesh)
+  assert_same(loaded, params)
+  shardings = [x.sharding for x in jax.tree.leaves(loaded.model)]
+  assert shardings == jax.tree.leaves(loaded.model.network.shardings(mesh))
+  kernel = loaded.model.params['encoder']['layers_0']['mlp']['wo']['kernel']
+  assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def test_the_current_mesh_and_a_layout_are_taken(tmp_path, params):
+  save_own(tmp_path / 'm', params)
+  layout = layouts.rules('replicated')
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
+  with jax.set_mesh(mesh):
+    loaded = loading.load(tmp_path / 'm', layout=layout)
+  assert loaded.model.network == transformer.Transformer(CONFIG, layout)
+  assert all(
+      x.sharding.is_fully_replicated and len(x.sharding.device_set) == 8
+      for x in jax.tree.leaves(loaded.model)
+  )
 
 
 def test_a_step_of_a_run(tmp_path, params):
@@ -98,8 +107,8 @@ def test_a_step_of_a_run(tmp_path, params):
   other = jax.tree.map(lambda x: x + 1, params)
   with store.Store(tmp_path / 'run' / 'checkpoints') as checkpoints:
     checkpoints.save(20, {'params': other, 'step': jnp.int32(20)}, {})
-  assert_same(loading.load(tmp_path / 'run', step=20).params, other)
-  assert_same(loading.load(tmp_path / 'run').params, params)
+  assert_same(loading.load(tmp_path / 'run', step=20), other)
+  assert_same(loading.load(tmp_path / 'run'), params)
   with pytest.raises(errors.UserError, match='of step 7; it has 20'):
     loading.load(tmp_path / 'run', step=7)
 
@@ -108,28 +117,30 @@ def test_a_step_of_t5x(tmp_path, params):
   t5x.write(epath.Path(tmp_path), flat(params), 5)
   other = jax.tree.map(lambda x: x + 1, params)
   t5x.write(epath.Path(tmp_path), flat(other), 10)
-  assert_same(loading.load(tmp_path, step=5).params, params)
-  assert_same(loading.load(tmp_path).params, other)
-  assert_same(loading.load(tmp_path / 'checkpoint_5').params, params)
+  assert_same(loading.load(tmp_path, step=5), params)
+  assert_same(loading.load(tmp_path), other)
+  assert_same(loading.load(tmp_path / 'checkpoint_5'), params)
 
 
 def test_hugging_face_has_no_steps(tmp_path, params):
   save_hugging_face(tmp_path / 'm', params)
-  with pytest.raises(errors.UserError, match='has no steps, but step is 3'):
+  with pytest.raises(
+      errors.UserError, match='step is 3, but .*, which has no ste'
+  ):
     loading.load(tmp_path / 'm', step=3)
 
 
 def test_dtypes_of_parameters_and_of_computing(tmp_path, params):
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   save_own(tmp_path / 'm', half)
-  model = loading.load(tmp_path / 'm')
-  assert model.config.dtype == 'float32'
-  assert {x.dtype for x in jax.tree.leaves(model.params)} == {
+  loaded = loading.load(tmp_path / 'm')
+  assert loaded.config.dtype == 'float32'
+  assert {x.dtype for x in jax.tree.leaves(loaded.model)} == {
       jnp.dtype('bfloat16')
   }
   wide = loading.load(tmp_path / 'm', param_dtype='float32')
   np.testing.assert_array_equal(  # computed in float32 either way
-      model.logits(TOKENS, TOKENS), wide.logits(TOKENS, TOKENS)
+      loaded.logits(TOKENS, TOKENS), wide.logits(TOKENS, TOKENS)
   )
   coarse = loading.load(tmp_path / 'm', dtype='bfloat16')
   assert coarse.config.dtype == 'bfloat16'
@@ -143,7 +154,7 @@ def test_dtypes_of_parameters_and_of_computing(tmp_path, params):
 def test_other_dtypes_of_parameters_are_refused(tmp_path, params, dtype):
   save_own(tmp_path / 'm', params)
   with pytest.raises(
-      errors.UserError, match=f"param_dtype is '{dtype}'; it must be 'float32'"
+      errors.UserError, match=f"param_dtype is '{dtype}'; .* None, 'float32', "
   ):
     loading.load(tmp_path / 'm', param_dtype=dtype)
   with pytest.raises(errors.UserError, match=f"dtype is '{dtype}'"):
@@ -151,22 +162,21 @@ def test_other_dtypes_of_parameters_are_refused(tmp_path, params, dtype):
 
 
 def test_what_to_compute_in_is_as_saved(tmp_path, params):
-  config = config_lib.published('test', vocab_size=384, dtype='bfloat16')
+  config = dataclasses.replace(CONFIG, dtype='bfloat16')
   save_own(tmp_path / 'm', params, config)
   assert loading.load(tmp_path / 'm').config.dtype == 'bfloat16'
-  model = loading.load(tmp_path / 'm', dtype='float32')
-  assert model.config == CONFIG
+  assert loading.load(tmp_path / 'm', dtype='float32').config == CONFIG
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_a_mesh_and_a_dtype_at_once(tmp_path, params, dtype):
   save_hugging_face(tmp_path / 'm', params)
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
-  model = loading.load(tmp_path / 'm', mesh=mesh, param_dtype=dtype)
-  layout = jax.tree.leaves(model.transformer.shardings(mesh))
-  for found, sharding in zip(jax.tree.leaves(model.params), layout):
-    assert found.sharding.is_equivalent_to(sharding, found.ndim)
-  assert_same(model.params, jax.tree.map(lambda x: x.astype(dtype), params))
+  loaded = loading.load(tmp_path / 'm', mesh=mesh, param_dtype=dtype)
+  shardings = jax.tree.leaves(loaded.model.network.shardings(mesh))
+  for leaf, sharding in zip(jax.tree.leaves(loaded.model), shardings):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+  assert_same(loaded, jax.tree.map(lambda x: x.astype(dtype), params))
 
 
 def test_a_repository_of_the_hubs_cache(tmp_path, params, monkeypatch):
@@ -177,29 +187,28 @@ def test_a_repository_of_the_hubs_cache(tmp_path, params, monkeypatch):
   (repository / 'refs' / 'main').write_text('abc')
   (repository / 'snapshots').mkdir()
   save_hugging_face(repository / 'snapshots' / 'abc', params)
-  model = loading.load('someone/tiny')
-  assert model.name == 'someone/tiny'
-  assert_same(model.params, params)
+  loaded = loading.load('someone/tiny')
+  assert loaded.name == 'someone/tiny'
+  assert_same(loaded, params)
 
 
 def test_scanned_layers_stay_scanned(tmp_path):
-  config = config_lib.published('test', vocab_size=384, scan_layers=True)
-  params = transformer_lib.Transformer(config).init(jax.random.key(0))
-  save_own(tmp_path / 'm', params, config)
-  model = loading.load(tmp_path / 'm')
-  assert model.config.scan_layers
-  assert_same(model.params, params)
+  model = tiny.model(tiny.BYTES, scan_layers=True)
+  save_own(tmp_path / 'm', model.params, model.config)
+  loaded = loading.load(tmp_path / 'm')
+  assert loaded.config.scan_layers
+  assert_same(loaded, model.params)
 
 
 def test_a_vocabulary_can_be_given(tmp_path, params):
   save_t5x(tmp_path / 'm', params)
-  model = loading.load(tmp_path / 'm', vocabulary='bytes')
-  assert model.vocabulary.encode('ab') == [100, 101]
+  loaded = loading.load(tmp_path / 'm', vocabulary='bytes')
+  assert loaded.vocabulary.encode('ab') == [100, 101]
 
 
 def test_all_that_does_not_fit_is_listed_at_once(tmp_path, params):
   save_own(tmp_path / 'm', {**params, 'more': jnp.ones(2)})
-  config = config_lib.published('test', vocab_size=384, mlp_dim=7)
+  config = dataclasses.replace(CONFIG, mlp_dim=7)
   model_folder.write_config(tmp_path / 'm', config.to_dict())
   with pytest.raises(errors.UserError) as raised:
     loading.load(tmp_path / 'm')
@@ -219,24 +228,26 @@ def test_nan_is_refused_with_its_path(tmp_path, params, save):
   save(tmp_path / 'm', params)
   with pytest.raises(errors.UserError, match='m: NaN or .* token_embedder'):
     loading.load(tmp_path / 'm')
-  model = loading.load(tmp_path / 'm', allow_nonfinite=True)
+  model = loading.load(tmp_path / 'm', allow_nonfinite=True).model
   assert np.isnan(model.params['token_embedder']['embedding']).all()
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 @pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_not_finite_in_any_dtype_of_theirs(tmp_path, params, dtype, value):
+def test_non_finite_values_are_seen_in_every_dtype_of_theirs(
+    tmp_path, params, dtype, value
+):
   scale = params['decoder']['decoder_norm']['scale'].at[2].set(value)
   decoder = {**params['decoder'], 'decoder_norm': {'scale': scale}}
-  spoilt = jax.tree.map(
+  changed = jax.tree.map(
       lambda x: x.astype(dtype), {**params, 'decoder': decoder}
   )
-  save_hugging_face(tmp_path / 'm', spoilt)
+  save_hugging_face(tmp_path / 'm', changed)
   with pytest.raises(
       errors.UserError, match=r'in decoder/decoder_norm/scale \(1\)\. The'
   ):
     loading.load(tmp_path / 'm')
-  model = loading.load(tmp_path / 'm', allow_nonfinite=True)
+  model = loading.load(tmp_path / 'm', allow_nonfinite=True).model
   assert model.params['decoder']['decoder_norm']['scale'].dtype == dtype
 
 
@@ -282,7 +293,7 @@ def test_pickles_are_refused_with_the_way_out(tmp_path, params):
     loading.load(tmp_path / 'm')
 
 
-def test_what_was_looked_for_is_said(tmp_path):
+def test_what_was_looked_for_is_listed(tmp_path):
   with pytest.raises(errors.UserError) as raised:
     loading.load(tmp_path)
   message = str(raised.value)
@@ -303,8 +314,77 @@ def test_a_folder_without_rights_is_named(tmp_path, params, monkeypatch):
 
 
 def test_a_given_vocabulary_that_is_too_large_is_refused(tmp_path):
-  config = config_lib.published('test', vocab_size=40)
-  params = transformer_lib.Transformer(config).init(jax.random.key(0))
-  model_folder.save_model(tmp_path / 'm', config.to_dict(), params, 0)
+  tiny.save(tmp_path / 'm', tiny.model(40))
   with pytest.raises(errors.UserError, match='bytes has 259 pieces.*only 40'):
     loading.load(tmp_path / 'm', vocabulary='bytes')
+
+
+# Logits of what was loaded.
+
+
+def loaded(model, name='m'):
+  return loading.Loaded(model, name=name)
+
+
+def test_padding_of_the_inputs_is_not_read():
+  whole = loaded(tiny.model())
+  inputs = np.array([[5, 7, 0, 0], [3, 4, 9, 8]])
+  decoder_inputs = np.array([[0, 6, 2], [0, 9, 9]])
+  logits = whole.logits(inputs, decoder_inputs)
+  assert logits.shape == (2, 3, tiny.V) and logits.dtype == jnp.float32
+  shorter = whole.logits(inputs[:1, :2], decoder_inputs[:1])
+  np.testing.assert_allclose(logits[:1], shorter, atol=1e-5)
+  # Unless a mask says that 0 is a token like any other.
+  masked = whole.logits(inputs, decoder_inputs, inputs_mask=inputs > -1)
+  assert np.abs(masked[0] - logits[0]).max() > 1e-3
+  np.testing.assert_allclose(masked[1], logits[1], atol=1e-5)
+
+
+def test_a_draft_that_shares_an_encoder_is_given_its_output():
+  model = tiny.model()
+  draft = loaded(tiny.sharing(model))
+  inputs, decoder_inputs = np.array([[5, 7, 3]]), np.array([[0, 6]])
+  encoded = model.encode(types.Prompt(inputs, np.ones_like(inputs)))
+  np.testing.assert_allclose(
+      draft.logits(inputs, decoder_inputs, encoded=encoded),
+      loaded(model).logits(inputs, decoder_inputs),
+      atol=1e-5,
+  )
+  with pytest.raises(errors.UserError, match='it cannot be used alone'):
+    draft.logits(inputs, decoder_inputs)
+
+
+# Pairs.
+
+ENCODER_DECODER = tiny.model()
+DECODER_ONLY = tiny.model(num_encoder_layers=0)
+SHARING = tiny.sharing(ENCODER_DECODER)
+
+
+@pytest.mark.parametrize(
+    'target, draft, message',
+    [
+        (SHARING, SHARING, 'The target t has no encoder of its own'),
+        (DECODER_ONLY, SHARING, 'but the target t is decoder-only'),
+        (
+            tiny.model(emb_dim=8),
+            SHARING,
+            'output of width 16, but that of the target t is 8 wide',
+        ),
+        (ENCODER_DECODER, DECODER_ONLY, 'One of t and d is decoder-only'),
+        (
+            ENCODER_DECODER,
+            tiny.model(129),
+            'The target t has 40 tokens and the draft d has 129',
+        ),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(target, draft, message):
+  with pytest.raises(errors.UserError, match=message):
+    loading.check_pair(loaded(target, 't'), loaded(draft, 'd'))
+
+
+def test_pairs_that_fit_are_accepted():
+  for draft in (ENCODER_DECODER, SHARING, tiny.model(128)):
+    loading.check_pair(loaded(ENCODER_DECODER), loaded(draft))
+  loading.check_pair(loaded(DECODER_ONLY), loaded(DECODER_ONLY))

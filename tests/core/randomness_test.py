@@ -71,12 +71,12 @@ def test_rows_draw_the_same_alone_and_together():
 
 
 def test_categorical_follows_its_logits_over_rows():
-  law = np.array([0.4, 0.3, 0.2, 0.1, 0.0])
-  logits = jnp.log(jnp.broadcast_to(jnp.array(law), (N, V)))
+  p = np.array([0.4, 0.3, 0.2, 0.1, 0.0])
+  logits = jnp.log(jnp.broadcast_to(jnp.array(p), (N, V)))
   keys = randomness.row_keys(jax.random.key(5), N)
   observed = np.bincount(randomness.categorical(keys, logits), minlength=V)
   assert observed[-1] == 0  # -inf is never drawn
-  p_value = stats.chisquare(observed[:-1], N * law[:-1]).pvalue
+  p_value = stats.chisquare(observed[:-1], N * p[:-1]).pvalue
   assert p_value > FALSE_ALARM
 
 

@@ -18,7 +18,7 @@ def mean(values):
     strategies.lists(strategies.integers(-100, 100), max_size=20),
     strategies.lists(strategies.integers(-100, 100), max_size=20),
 )
-def test_merged_parts_are_the_mean_of_the_whole(first, second):
+def test_merged_parts_are_the_mean_of_all(first, second):
   merged = mean(first).merge(mean(second))
   assert merged == mean(first + second)
   if first + second:
@@ -37,3 +37,12 @@ def test_a_batch_is_a_pytree_with_named_leaves():
   np.testing.assert_array_equal(doubled.labels, 2 * row)
   with pytest.raises(AttributeError):
     batch.labels = row
+
+
+def test_the_prompt_of_a_batch_is_its_inputs():
+  row = np.ones((2, 3), np.int32)
+  batch = types.Batch(row, 2 * row, 3 * row, 4 * row, row > 0)
+  assert len(jax.tree.leaves(batch.prompt)) == 2  # nothing is encoded yet
+  np.testing.assert_array_equal(batch.prompt.tokens, row)
+  np.testing.assert_array_equal(batch.prompt.segments, 2 * row)
+  assert batch.prompt.encoded is None

@@ -153,7 +153,7 @@ def test_acceptance_is_one_minus_total_variation():
 
 
 @pytest.mark.parametrize('name', [*ALL, 'minus_log_acceptance'])
-def test_columns_of_minus_infinity_in_both_are_absent(name):
+def test_tokens_of_minus_infinity_in_both_are_absent(name):
   function = ALL.get(name, minus_log_acceptance)
   p, q = np.random.default_rng(4).normal(size=(2, 6, 7)).astype(np.float32)
   padded = np.full((2, 6, 10), -np.inf, np.float32)
@@ -229,7 +229,7 @@ def test_cross_entropy_matches_t5x(shared, z_loss, label_smoothing):
 
 
 @pytest.mark.parametrize('label_smoothing', [0.0, 0.1])
-def test_cross_entropy_leaves_out_columns_of_minus_infinity(label_smoothing):
+def test_cross_entropy_leaves_out_tokens_of_minus_infinity(label_smoothing):
   logits = np.random.default_rng(7).normal(size=(4, 7)).astype(np.float32)
   padded = np.pad(logits, ((0, 0), (0, 3)), constant_values=-np.inf)
   labels = np.int32([0, 3, 6, 2])

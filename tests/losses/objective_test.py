@@ -277,15 +277,15 @@ def test_garbage_outside_the_mask_leaves_no_trace(name, bad):
         lambda hidden, head: loss(hidden, head)['loss'].total, (0, 1)
     )(q_hidden, batch['q_head'])
 
-  def spoil(hidden):
+  def with_garbage(hidden):
     return jnp.where(batch['mask'][..., None], hidden, bad)
 
   clean = value_and_gradients(batch['p_hidden'], batch['q_hidden'])
-  spoilt = value_and_gradients(
-      spoil(batch['p_hidden']), spoil(batch['q_hidden'])
+  garbage = value_and_gradients(
+      with_garbage(batch['p_hidden']), with_garbage(batch['q_hidden'])
   )
-  jax.tree.map(np.testing.assert_array_equal, spoilt, clean)
-  hidden_gradient = np.asarray(spoilt[1][0])
+  jax.tree.map(np.testing.assert_array_equal, garbage, clean)
+  hidden_gradient = np.asarray(garbage[1][0])
   np.testing.assert_array_equal(hidden_gradient[~np.asarray(batch['mask'])], 0)
 
 
@@ -320,7 +320,7 @@ def test_a_head_that_fails_outside_the_mask_leaves_no_trace():
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_padded_vocabulary_columns_change_nothing(name):
+def test_padding_of_the_vocabulary_changes_nothing(name):
   batch = make_batch()
   p_logits = batch['p_hidden'] @ batch['p_head']
   q_logits = batch['q_hidden'] @ batch['q_head']

@@ -1,6 +1,6 @@
-"""Objectives of a draft with columns for some tokens: the full-width formulas.
+"""Objectives of a draft with a trimmed vocabulary: those of the full one.
 
-The reference spreads q to all tokens, 0 where it has no column, and writes the
+The reference expands q to all tokens, 0 where they are trimmed, and writes the
 formulas down in float64.
 """
 
@@ -18,7 +18,7 @@ from distillspec_jax.losses import objective
 B, T, V = 3, 7, 13
 TOKENS = (0, 1, 4, 5, 9, 12)
 INSIDE = np.array(TOKENS)
-COLUMNS = trimmed_vocabulary.Columns(TOKENS, V)
+TRIMMED = trimmed_vocabulary.TrimmedVocabulary(TOKENS, V)
 NAMES = {
     'forward_kl': None,
     'reverse_kl': None,
@@ -44,7 +44,7 @@ def make_batch(seed=0):
   }
 
 
-def distil(name, batch, q_logits, chunk=3, columns=COLUMNS):
+def distil(name, batch, q_logits, chunk=3, vocabulary=TRIMMED):
   return objective.distillation(
       identity,
       identity,
@@ -54,7 +54,7 @@ def distil(name, batch, q_logits, chunk=3, columns=COLUMNS):
       batch['mask'],
       divergences.named(name, NAMES[name], covered=True),
       chunk,
-      columns,
+      vocabulary,
   )
 
 
@@ -127,7 +127,7 @@ def test_value_and_gradient_are_those_of_all_tokens(name, chunk):
   assert np.abs(np.delete(expected, INSIDE, -1)).max() == 0.0
 
 
-def test_leaving_out_what_q_cannot_say_is_caught():
+def test_leaving_out_what_q_cannot_emit_is_caught():
   # The twin: p renormalised over q's tokens is another distance.
   batch = make_batch()
   value = distil('total_variation', batch, batch['q_logits'])['loss'].total
@@ -162,22 +162,28 @@ def test_metrics_are_those_of_all_tokens():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_columns_for_all_tokens_are_the_whole_layer(name):
+def test_a_vocabulary_trimmed_of_nothing_is_the_full_one(name):
   batch = make_batch()
   q_logits = jnp.roll(batch['p_logits'], 1, axis=-1)
-  every = trimmed_vocabulary.Columns(tuple(range(V)), V)
-  value_and_grad = lambda columns: jax.value_and_grad(
-      lambda q: distil(name, batch, q, columns=columns)['loss'].total
-  )(q_logits)
-  found, expected = value_and_grad(every), value_and_grad(None)
-  np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
-  np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+  every = trimmed_vocabulary.TrimmedVocabulary(tuple(range(V)), V)
+
+  def value_and_grad(vocabulary):
+    def loss(q_logits):
+      means = distil(name, batch, q_logits, vocabulary=vocabulary)
+      return means['loss'].total
+
+    return jax.jit(jax.value_and_grad(loss))(q_logits)
+
+  value, gradient = value_and_grad(every)
+  expected_value, expected_gradient = value_and_grad(None)
+  np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+  np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_nothing_is_nan_where_p_has_next_to_nothing_of_q(name):
   batch = make_batch()
-  # All of p is on a token without a column; or p rules tokens out.
+  # All of p is on a trimmed token; or p rules tokens out.
   sharp = np.full((B, T, V), -200.0, np.float32)
   sharp[..., 2] = 200.0
   for p_logits in (sharp, np.where(np.arange(V) % 3 == 0, -1e30, 0.0)):
@@ -196,22 +202,20 @@ def supervise(batch, q_logits, labels, chunk=3, **options):
       labels,
       batch['mask'],
       chunk=chunk,
-      columns=COLUMNS,
+      vocabulary=TRIMMED,
       **options,
   )
 
 
-def test_labels_without_a_column_are_left_out_and_counted():
+def test_trimmed_labels_are_left_out_and_counted():
   batch = make_batch()
   labels = batch['labels']
   options = {'z_loss': 1e-2, 'label_smoothing': 0.1}
   means = supervise(batch, batch['q_logits'], labels, **options)
-  columns, known = COLUMNS.of(labels)
-  kept = np.asarray(known & batch['mask'])
-  plain = functools.partial(
-      divergences.cross_entropy, batch['q_logits'], columns
-  )
-  right = np.argmax(batch['q_logits'], -1) == np.asarray(columns)
+  index, is_kept = TRIMMED.to_indices(labels)
+  kept = np.asarray(is_kept & batch['mask'])
+  plain = functools.partial(divergences.cross_entropy, batch['q_logits'], index)
+  right = np.argmax(batch['q_logits'], -1) == np.asarray(index)
   expected = {
       'loss': (np.asarray(plain(1e-2, 0.1))[kept].mean(), kept.sum()),
       'cross_entropy': (np.asarray(plain())[kept].mean(), kept.sum()),
@@ -230,10 +234,10 @@ def test_only_known_labels_have_a_gradient():
   gradient = jax.grad(
       lambda q: supervise(batch, q, batch['labels'])['loss'].total
   )(batch['q_logits'])
-  columns, known = COLUMNS.of(batch['labels'])
-  kept = np.asarray(known & batch['mask'])
+  index, is_kept = TRIMMED.to_indices(batch['labels'])
+  kept = np.asarray(is_kept & batch['mask'])
   q = softmax(np.asarray(batch['q_logits'], np.float64))
-  expected = q - np.eye(len(TOKENS))[np.asarray(columns)]
+  expected = q - np.eye(len(TOKENS))[np.asarray(index)]
   np.testing.assert_allclose(gradient[kept], expected[kept], atol=1e-6)
   assert (np.asarray(gradient)[~kept] == 0).all()
 
@@ -249,13 +253,13 @@ def test_labels_that_are_all_unknown_cost_nothing():
   assert means['uncovered'].value() == 1 and means['accuracy'].value() == 0
 
 
-def test_no_array_of_the_whole_vocabulary_is_made_for_the_draft():
+def test_no_array_of_the_full_vocabulary_is_allocated_for_the_draft():
   # Beside p's logits, their gather and the target's head: of V, nothing more.
   b, t, v, kept = 4, 32, 8192, 1024
-  columns = trimmed_vocabulary.Columns(tuple(range(kept)), v)
+  trimmed = trimmed_vocabulary.TrimmedVocabulary(tuple(range(kept)), v)
   struct = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
-  def temporary(columns, width):
+  def temporary(vocabulary, width):
     def loss(q, p, labels, mask):
       return objective.distillation(
           identity,
@@ -266,7 +270,7 @@ def test_no_array_of_the_whole_vocabulary_is_made_for_the_draft():
           mask,
           divergences.jsd,
           8,
-          columns,
+          vocabulary,
       )['loss'].total
 
     compiled = (
@@ -281,4 +285,4 @@ def test_no_array_of_the_whole_vocabulary_is_made_for_the_draft():
     )
     return compiled.memory_analysis().temp_size_in_bytes
 
-  assert temporary(columns, kept) < 0.6 * temporary(None, v)
+  assert temporary(trimmed, kept) < 0.6 * temporary(None, v)

@@ -30,7 +30,7 @@ SHAPES = {
     'plain': {},
     'scanned': {'scan_layers': True},
     'by embedding': {'logits_via_embedding': True},
-    'some tokens': {'output_tokens': (0, 1, 5, 7, 9, 11)},
+    'trimmed': {'trimmed_vocabulary': (0, 1, 5, 7, 9, 11)},
     'decoder-only': {'num_encoder_layers': 0},
     'in bfloat16': {'dtype': 'bfloat16'},
 }
@@ -43,8 +43,8 @@ def saved(folder, **changes):
   return tiny.save(folder, tiny.model(256, **sizes, **changes))
 
 
-def nbytes(model):
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+def nbytes(loaded):
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.model))
 
 
 def shapes(params):
@@ -64,14 +64,14 @@ def spread_of_errors(a, b):
 @pytest.mark.parametrize('shape', SHAPES)
 def test_logits_are_near_those_of_the_float_model(tmp_path, shape, weights):
   folder = saved(tmp_path / 'm', **SHAPES[shape])
-  whole = loading.load(folder)
-  model = loading.load(folder, weights=weights)
-  wanted = shapes(model.transformer.abstract())
-  assert shapes(model.params) == wanted
+  exact = loading.load(folder)
+  approximate = loading.load(folder, weights=weights)
+  model = approximate.model
+  assert shapes(model.params) == shapes(model.network.abstract())
   # Each of some ten roundings is off by half a step of 127 at most, that is
   # 0.3 % of the largest of a channel and about 1 % of its spread.
   error = spread_of_errors(
-      whole.logits(TOKENS, LABELS), model.logits(TOKENS, LABELS)
+      exact.logits(TOKENS, LABELS), approximate.logits(TOKENS, LABELS)
   )
   assert 1e-3 < error < 0.06
 
@@ -79,16 +79,16 @@ def test_logits_are_near_those_of_the_float_model(tmp_path, shape, weights):
 @needs_qwix
 def test_kernels_and_the_embedding_are_int8_and_the_rest_is_not(tmp_path):
   folder = saved(tmp_path / 'm')
-  whole = loading.load(folder)
-  model = loading.load(folder, weights='int8')
-  before = tensors.flatten(whole.params)
-  after = tensors.flatten(model.params)
-  held = {path for path, leaf in after.items() if leaf.dtype == jnp.int8}
-  assert held == {
+  exact = loading.load(folder)
+  approximate = loading.load(folder, weights='int8')
+  before = tensors.flatten(exact.model.params)
+  after = tensors.flatten(approximate.model.params)
+  quantized = {path for path, leaf in after.items() if leaf.dtype == jnp.int8}
+  assert quantized == {
       path for path in before if path.endswith(('/kernel', '/embedding'))
   }
   for path, array in before.items():
-    if path not in held:
+    if path not in quantized:
       np.testing.assert_array_equal(after[path], array)
       continue
     axis = 1 if path.endswith('embedding') else 0
@@ -98,8 +98,8 @@ def test_kernels_and_the_embedding_are_int8_and_the_rest_is_not(tmp_path):
     assert (np.abs(values).max(axis) >= 127).all()  # of every channel
     apart = np.abs(values * scale - array)
     assert (apart <= 0.5001 * np.asarray(scale)).all()
-  assert set(after) - set(before) == {path + '_scale' for path in held}
-  assert nbytes(model) < 0.28 * nbytes(whole)
+  assert set(after) - set(before) == {path + '_scale' for path in quantized}
+  assert nbytes(approximate) < 0.28 * nbytes(exact)
 
 
 @needs_qwix
@@ -108,19 +108,19 @@ def test_a_channel_of_zeros_stays_zero(weights):
   kernel = jnp.ones((8, 4)).at[:, 2].set(0.0)
   held = int8.quantize('a/kernel', kernel)
   x = jnp.ones((1, 2, 8)).at[0, 1].set(0.0)  # and a token of zeros
-  made = int8.dot(x, held['a/kernel'], held['a/kernel_scale'], 0, weights)
+  product = int8.dot(x, held['a/kernel'], held['a/kernel_scale'], 0, weights)
   expected = [[[8.0, 8.0, 0.0, 8.0], [0.0] * 4]]
-  np.testing.assert_allclose(made, expected, rtol=0.01)  # half a step each
+  np.testing.assert_allclose(product, expected, rtol=0.01)  # half a step each
 
 
 @needs_qwix
 @pytest.mark.parametrize('weights', QUANTIZED)
-def test_numbers_that_are_none_stay_so_in_their_row(weights):
+def test_non_finite_values_stay_in_their_row(weights):
   held = int8.quantize('a/kernel', jnp.ones((8, 4)))
   for bad in (np.nan, np.inf):
     x = jnp.ones((2, 1, 8)).at[0, 0, 3].set(bad)
-    made = int8.dot(x, held['a/kernel'], held['a/kernel_scale'], 0, weights)
-    assert not np.isfinite(made[0]).any() and np.isfinite(made[1]).all()
+    y = int8.dot(x, held['a/kernel'], held['a/kernel_scale'], 0, weights)
+    assert not np.isfinite(y[0]).any() and np.isfinite(y[1]).all()
 
 
 @needs_qwix
@@ -132,10 +132,10 @@ def test_few_rows_are_those_of_many():
   product = lambda x: int8.dot(
       x, held['a/kernel'], held['a/kernel_scale'], 0, 'int8'
   )
-  whole = product(x)
+  of_all = product(x)
   for rows, tokens in ((1, 1), (1, 3), (2, 1), (2, 2), (1, 6)):
     np.testing.assert_array_equal(
-        product(x[:rows, :tokens]), whole[:rows, :tokens]
+        product(x[:rows, :tokens]), of_all[:rows, :tokens]
     )
 
 
@@ -145,13 +145,13 @@ def test_parameters_are_laid_out_on_the_mesh(tmp_path, shape):
   folder = saved(tmp_path / 'm', **SHAPES[shape])
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   alone = loading.load(folder, weights='int8')
-  model = loading.load(folder, weights='int8', mesh=mesh)
-  jax.tree.map(np.testing.assert_array_equal, model.params, alone.params)
-  layout = model.transformer.shardings(mesh)
-  found = jax.tree.map(lambda x: x.sharding, model.params)
-  assert jax.tree.leaves(found) == jax.tree.leaves(layout)
+  loaded = loading.load(folder, weights='int8', mesh=mesh)
+  jax.tree.map(np.testing.assert_array_equal, loaded.model, alone.model)
+  assert [x.sharding for x in jax.tree.leaves(loaded.model)] == (
+      jax.tree.leaves(loaded.model.network.shardings(mesh))
+  )
   assert spread_of_errors(
-      alone.logits(TOKENS, LABELS), model.logits(TOKENS, LABELS)
+      alone.logits(TOKENS, LABELS), loaded.logits(TOKENS, LABELS)
   ) < 0.02  # fmt: skip
 
 
@@ -170,16 +170,14 @@ def test_a_draft_that_shares_an_encoder(tmp_path):
 
 @needs_qwix
 def test_it_can_be_neither_saved_nor_trained(tmp_path):
-  model = loading.load(saved(tmp_path / 'm'), weights='int8')
-  with pytest.raises(errors.UserError, match='cannot be saved; take the one'):
-    model.config.to_dict()
-  with pytest.raises(errors.UserError, match='cannot be trained or made new'):
-    model.transformer.init(jax.random.key(0))
+  loaded = loading.load(saved(tmp_path / 'm'), weights='int8')
+  with pytest.raises(errors.UserError, match='cannot be saved; load it withou'):
+    loaded.config.to_dict()
   with pytest.raises(errors.UserError, match="='int8' cannot be trained"):
-    step.make_step(method.Method(), optax.sgd(0.1), model.transformer)
-  whole = loading.load(tmp_path / 'm')
+    step.make_step(method.Method(), optax.sgd(0.1), loaded.model.network)
+  target = loading.load(tmp_path / 'm')
   with pytest.raises(errors.UserError, match="='int8' cannot be trained"):
-    shared_encoder.from_draft(model, whole, [])
+    shared_encoder.from_draft(loaded, target, [])
 
 
 def test_what_is_saved_does_not_name_weights():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distillspec_jax.core import types
 from distillspec_jax.models import path_slots
 from tests import tiny
 
@@ -34,37 +35,34 @@ def make(name):
 
 @functools.cache
 def batch():
-  """Inputs, segments, common tokens, paths int32[B, G, K], what follows."""
+  """A prompt, common tokens, paths int32[B, G, K], and what follows them."""
   rng = np.random.default_rng(1)
   segments = np.arange(S) < np.array([S, 3, 1, 5, 0])[:, None]
   draw = lambda *shape: rng.integers(2, V, (B, *shape)).astype(np.int32)
   inputs = draw(S) * segments
   return (
-      inputs,
-      segments.astype(np.int32),
+      types.Prompt(inputs, segments.astype(np.int32)),
       draw(COMMON.max()),
       draw(G, K),
       draw(AFTER),
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def common_state(model, params):
+@jax.jit
+def common_state(model):
   """The state after all common tokens but the last, and the last."""
-  inputs, segments, common, _, _ = batch()
-  state, prefix = model.prefill(
-      params, inputs, segments, COMMON.max() + 1 + G * K + AFTER
-  )
-  last = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
-  _, state = model.extend(params, state, jnp.concatenate([last, common], 1))
+  prompt, common, _, _ = batch()
+  state, context = model.prefill(prompt, COMMON.max() + 1 + G * K + AFTER)
+  last = jnp.take_along_axis(context.tokens, context.length[:, None] - 1, 1)
+  _, state = model.extend(state, jnp.concatenate([last, common], 1))
   last = np.take_along_axis(common, COMMON[:, None] - 1, 1)
-  return model.rollback(state, prefix.length + COMMON - 1), last
+  return model.rollback(state, context.length + COMMON - 1), last
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def append(model, params, state, tokens):
-  hidden, state = model.extend(params, state, tokens)
-  return model.unembed(params, hidden), state
+@jax.jit
+def append(model, state, tokens):
+  hidden, state = model.extend(state, tokens)
+  return model.unembed(hidden), state
 
 
 @functools.cache
@@ -74,45 +72,46 @@ def alone(name):
   Returns:
     float32[K, B, 1 + G + AFTER, V] and the caches.
   """
-  model, params = make(name)
+  model = make(name)
   *_, paths, later = batch()
-  state, last = common_state(model, params)
+  state, last = common_state(model)
   logits, caches = [], []
   for k in range(K):
     tokens = np.concatenate([last, paths[..., k], later], axis=1)
-    own_logits, own = append(model, params, state, tokens)
+    own_logits, own = append(model, state, tokens)
     logits.append(own_logits)
     caches.append(own.cache)
   return np.stack(logits), caches
 
 
-PATH = np.array([2, 0, 1, 1, 0], np.int32)  # of each row, the one that goes on
+PATH = np.array([2, 0, 1, 1, 0], np.int32)  # of each row, the one that is kept
 
 
 def together(name, by_depth=False):
-  """All paths in one cache, then one of them goes on.
+  """All paths in one cache, then one of them continues.
 
   Returns:
     Logits float32[B, 1 + G * K, V] of the block, float32[B, AFTER, V] of what
     follows, and the state before that.
   """
-  model, params = make(name)
+  model = make(name)
   *_, paths, later = batch()
 
-  @jax.jit  # afresh, so that nothing compiled before is used again
-  def run(params, state, last):
-    fork = path_slots.Fork(state.length + 1, K)
+  @jax.jit  # a new function, so that no program compiled before is reused
+  def run(model, state, last):
+    slots = path_slots.PathSlots(state.length + 1, K)
     blocks = [jnp.concatenate([last, paths.reshape(B, G * K)], axis=1)]
     if by_depth:
       blocks = [last, *np.swapaxes(paths, 0, 1)]
     logits = []
     for tokens in blocks:
-      hidden, state = model.extend(params, state, tokens, fork)
-      logits.append(model.unembed(params, hidden))
-    return jnp.concatenate(logits, 1), model.keep(state, fork, PATH, G)
+      hidden, state = model.extend(state, tokens, slots)
+      logits.append(model.unembed(hidden))
+    kept = model.keep_path(state, slots, PATH, G)
+    return jnp.concatenate(logits, 1), kept
 
-  block, state = run(params, *common_state(model, params))
-  return block, append(model, params, state, later)[0], state
+  block, state = run(model, *common_state(model))
+  return block, append(model, state, later)[0], state
 
 
 def as_in_a_block(logits):
@@ -158,23 +157,25 @@ def test_what_is_kept_is_the_cache_of_the_path_alone(name):
 
 
 def positions_by_slot(monkeypatch):
-  monkeypatch.setattr(path_slots.Fork, 'positions', lambda fork, slots: slots)
-
-
-def all_that_is_before_is_seen(monkeypatch):
   monkeypatch.setattr(
-      path_slots.Fork,
+      path_slots.PathSlots, 'positions', lambda self, slots: slots
+  )
+
+
+def other_paths_are_visible(monkeypatch):
+  monkeypatch.setattr(
+      path_slots.PathSlots,
       'visible',
-      lambda fork, queries, keys: keys[:, None, :] <= queries[:, :, None],
+      lambda self, queries, keys: keys[:, None, :] <= queries[:, :, None],
   )
 
 
 def the_first_path_is_kept(monkeypatch):
-  slots = path_slots.Fork.slots
+  slots = path_slots.PathSlots.slots
   monkeypatch.setattr(
-      path_slots.Fork,
+      path_slots.PathSlots,
       'slots',
-      lambda fork, path, size: slots(fork, 0 * path, size),
+      lambda self, path, size: slots(self, 0 * path, size),
   )
 
 
@@ -182,25 +183,25 @@ def the_first_path_is_kept(monkeypatch):
     'mutate, is_in_block',
     [
         (positions_by_slot, True),
-        (all_that_is_before_is_seen, True),
+        (other_paths_are_visible, True),
         (the_first_path_is_kept, False),
     ],
 )
-def test_a_mutated_fork_has_other_logits(mutate, is_in_block, monkeypatch):
+def test_mutated_slots_give_other_logits(mutate, is_in_block, monkeypatch):
   mutate(monkeypatch)
   block, later = differences('decoder_only')
   assert (block > 0.01) == is_in_block
   assert later > 0.01
 
 
-def test_one_path_is_no_fork():
-  fork = path_slots.Fork(jnp.array([3, 5]), 1)
+def test_one_path_takes_consecutive_slots():
+  one = path_slots.PathSlots(jnp.array([3, 5]), 1)
   slots = jnp.array([[2, 3, 4], [5, 6, 7]])
   keys = jnp.arange(9)[None]
-  np.testing.assert_array_equal(fork.positions(slots), slots)
+  np.testing.assert_array_equal(one.positions(slots), slots)
   np.testing.assert_array_equal(
-      fork.visible(slots, keys), keys[:, None] <= slots[:, :, None]
+      one.visible(slots, keys), keys[:, None] <= slots[:, :, None]
   )
   np.testing.assert_array_equal(
-      fork.slots(jnp.zeros(2, jnp.int32), 3), [[3, 4, 5], [5, 6, 7]]
+      one.slots(jnp.zeros(2, jnp.int32), 3), [[3, 4, 5], [5, 6, 7]]
   )

@@ -9,33 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distillspec_jax.core import types
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import t5
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 
 NAMES = ['t5v11_tiny', 't5v11_mid']
-compute_logits = jax.jit(
-    lambda model, params, *batch: model.logits(params, *batch),
-    static_argnums=0,
-)
+compute_logits = jax.jit(lambda model, *batch: model.logits(*batch))
 
 
 @functools.cache
 def golden(folder, name):
-  """The model, its parameters and a function that loads its arrays."""
+  """The model, and a function that loads its recorded arrays."""
   folder = folder / 'golden/t5x'
   values = json.loads((folder / 'configs.json').read_text())[name]
   with np.load(folder / f'{name}.params.npz') as arrays:
     flat = {tuple(key.split('/')): arrays[key] for key in arrays}
   params = flax.traverse_util.unflatten_dict(flat)
-  model = transformer.Transformer(config_lib.T5Config.from_dict(values))
-  return model, params, lambda part: np.load(folder / f'{name}.{part}.npz')
+  network = transformer.Transformer(config_lib.T5Config.from_dict(values))
+  return (
+      model_lib.Model(params, network),
+      lambda part: np.load(folder / f'{name}.{part}.npz'),
+  )
 
 
 def arguments(forward, part):
-  """Inputs of the model, from a batch in t5x's form."""
+  """Prompt, decoder inputs and segments, of a batch in t5x's form."""
   inputs = forward[f'{part}/encoder_input_tokens']
   if part == 'packed':
     input_segments = forward['packed/encoder_segment_ids']
@@ -45,8 +47,7 @@ def arguments(forward, part):
     segments = forward['batch/decoder_target_tokens'] > 0
     segments = segments.astype(np.int32)
   return (
-      inputs,
-      input_segments,
+      types.Prompt(inputs, input_segments),
       forward[f'{part}/decoder_input_tokens'],
       segments,
   )
@@ -55,10 +56,10 @@ def arguments(forward, part):
 @pytest.mark.parametrize('part', ['batch', 'packed'])
 @pytest.mark.parametrize('name', NAMES)
 def test_logits_are_those_of_t5x(shared, name, part):
-  model, params, load = golden(shared, name)
+  model, load = golden(shared, name)
   forward = load('forward')
   batch = arguments(forward, part)
-  logits = compute_logits(model, params, *batch)
+  logits = compute_logits(model, *batch)
   real = batch[-1] > 0
   expected = forward['logits' if part == 'batch' else 'logits_packed']
   assert logits.dtype == jnp.float32
@@ -67,12 +68,13 @@ def test_logits_are_those_of_t5x(shared, name, part):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_bfloat16_logits_are_near_those_of_t5x(shared, name):
-  model, params, load = golden(shared, name)
+  model, load = golden(shared, name)
   values = {**model.config.to_dict(), 'dtype': 'bfloat16'}
-  model = transformer.Transformer(config_lib.T5Config.from_dict(values))
+  network = transformer.Transformer(config_lib.T5Config.from_dict(values))
+  model = model_lib.Model(model.params, network)
   forward = load('forward')
   batch = arguments(forward, 'batch')
-  logits = compute_logits(model, params, *batch)
+  logits = compute_logits(model, *batch)
   assert logits.dtype == jnp.float32
   real = batch[-1] > 0
   logits, theirs, exact = (
@@ -92,9 +94,9 @@ def test_bfloat16_logits_are_near_those_of_t5x(shared, name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_scores_of_sequences_are_those_of_t5x(shared, name):
-  model, params, load = golden(shared, name)
+  model, load = golden(shared, name)
   forward = load('forward')
-  logits = compute_logits(model, params, *arguments(forward, 'batch'))
+  logits = compute_logits(model, *arguments(forward, 'batch'))
   log_p = np.asarray(jax.nn.log_softmax(logits))
   labels = forward['batch/decoder_target_tokens']
   picked = np.take_along_axis(log_p, labels[..., None], -1)[..., 0]
@@ -104,27 +106,23 @@ def test_scores_of_sequences_are_those_of_t5x(shared, name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_encoder_outputs_are_those_of_t5x(shared, name):
-  model, params, load = golden(shared, name)
+  model, load = golden(shared, name)
   forward = load('forward')
-  inputs, segments = arguments(forward, 'batch')[:2]
-  encode = functools.partial(t5.T5(model.config).apply, method='encode')
-  encoded = jax.jit(encode)({'params': params}, inputs, segments)
-  np.testing.assert_allclose(
-      encoded[inputs > 0], forward['encoded'][inputs > 0], atol=1e-4
-  )
+  prompt, *_ = arguments(forward, 'batch')
+  encoded = jax.jit(lambda model, prompt: model.encode(prompt))(model, prompt)
+  real = prompt.tokens > 0
+  np.testing.assert_allclose(encoded[real], forward['encoded'][real], atol=1e-4)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_greedy_decoding_gives_the_tokens_of_t5x(shared, name):
-  model, params, load = golden(shared, name)
+  model, load = golden(shared, name)
   decode = load('decode')
   inputs = decode['batch/encoder_input_tokens']
   expected = decode['greedy/tokens']
   samples = autoregressive.generate(
       model,
-      params,
-      inputs,
-      (inputs > 0).astype(np.int32),
+      types.Prompt(inputs, (inputs > 0).astype(np.int32)),
       jax.random.split(jax.random.key(0), len(inputs)),
       decoding_lib.Decoding(max_new_tokens=expected.shape[1]),
   )
@@ -133,39 +131,39 @@ def test_greedy_decoding_gives_the_tokens_of_t5x(shared, name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_parameters_have_the_paths_and_shapes_of_t5x(shared, name):
-  model, params, _ = golden(shared, name)
+  model, _ = golden(shared, name)
 
   def shapes(tree):
     flat = flax.traverse_util.flatten_dict(tree, sep='/')
     return {path: (leaf.shape, leaf.dtype) for path, leaf in flat.items()}
 
-  assert shapes(model.abstract()) == shapes(params)
+  assert shapes(model.network.abstract()) == shapes(model.params)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_parameters_have_the_logical_axes_of_t5x(shared, name):
-  model, _, _ = golden(shared, name)
+  model, _ = golden(shared, name)
   path = shared / f'golden/t5x/{name}.param_axes.json'
-  axes = flax.traverse_util.flatten_dict(model.logical_axes(), sep='/')
+  axes = flax.traverse_util.flatten_dict(model.network.logical_axes(), sep='/')
   assert {path: list(spec) for path, spec in axes.items()} == json.loads(
       path.read_text()
   )
 
 
 def test_gradients_are_those_of_t5x(shared):
-  model, params, load = golden(shared, 't5v11_tiny')
+  model, load = golden(shared, 't5v11_tiny')
   batch = arguments(load('forward'), 'batch')
   labels = load('forward')['batch/decoder_target_tokens']
   weights = (labels > 0).astype(np.float32)
 
-  def loss(params):  # t5x's default: a sum over tokens, with z-loss
-    logits = model.logits(params, *batch)
+  def loss(model):  # t5x's default: a sum over tokens, with z-loss
+    logits = model.logits(*batch)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
     return jnp.sum(weights * (log_z - picked + 1e-4 * log_z**2))
 
   gradients = flax.traverse_util.flatten_dict(
-      jax.jit(jax.grad(loss))(params), sep='/'
+      jax.jit(jax.grad(loss))(model).params, sep='/'
   )
   with load('grads_z1e-4') as expected:
     names = {key.removeprefix('grads/'): key for key in expected}

@@ -1,452 +1,89 @@
-"""The pure functions of a model: caches, packing, scanning, gradients."""
+"""A network without parameters: names, axes, initialisation, equality."""
 
 import functools
 
-import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.models import layers
+from distillspec_jax.core import errors
+from distillspec_jax.distributed import layouts
+from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import transformer
+from tests import meshes
 from tests import tiny
 
-V, B, S = tiny.V, 5, 7
-BLOCKS = (1, 2, 3, 4, 5, 6, 7, 8)
-LONG = 144  # tokens, past the largest distance, 128
-
-CONFIGS = {
-    'encoder_decoder': {},
-    'decoder_only': {'num_encoder_layers': 0},
-    'v1_0': {'mlp_activations': ('relu',), 'logits_via_embedding': True},
-    'scanned': {'scan_layers': True},
-    'scanned_decoder_only': {'scan_layers': True, 'num_encoder_layers': 0},
-    'unequal_depths': {'num_encoder_layers': 1, 'num_decoder_layers': 3},
-}
-
-
-def make(name, **changes):
-  """A model and parameters; `changes` do not change the parameters."""
-  layers = {'num_encoder_layers': 2, 'num_decoder_layers': 2}
-  return tiny.model(V, **layers | CONFIGS[name] | changes)
+CONFIGS = {'unrolled': {}, 'scanned': {'scan_layers': True}}
 
 
 @functools.cache
-def ragged_batch(length):
-  """Inputs and labels of different lengths; the last row has no input."""
-  rng = np.random.default_rng(1)
-  input_segments = np.arange(S) < np.array([S, 3, 1, 5, 0])[:, None]
-  inputs = rng.integers(2, V, (B, S)) * input_segments
-  labels = rng.integers(2, V, (B, length))
-  return tuple(
-      jnp.asarray(array, jnp.int32)
-      for array in (inputs, input_segments, labels, np.ones_like(labels))
-  )
+def network(name, **changes):
+  sizes = {'num_encoder_layers': 2, 'num_decoder_layers': 2}
+  return tiny.network(tiny.config(**sizes | CONFIGS[name] | changes))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def teacher_forced(
-    model, params, inputs, input_segments, labels, segments, dropout_key=None
-):
-  decoder_inputs = transformer.shift_right(labels, segments)
-  return model.logits(
-      params, inputs, input_segments, decoder_inputs, segments, dropout_key
-  )
+@functools.cache
+def initial(name):
+  return network(name).init(jax.random.key(0))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def incremental(model, params, inputs, input_segments, labels, blocks):
-  """Logits of all positions through the cache, in blocks of these sizes."""
-  rows, length = labels.shape
-  state, prefix = model.prefill(params, inputs, input_segments, length)
-  last = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
-  tokens = jnp.concatenate([last, labels[:, :-1]], axis=1)
-
-  def cycle(state, tokens):
-    logits, start = [], 0
-    for block in blocks:
-      hidden, state = model.extend(
-          params, state, tokens[:, start : start + block]
-      )
-      logits.append(model.unembed(params, hidden))
-      start += block
-    return state, jnp.concatenate(logits, axis=1)
-
-  tokens = tokens.reshape(rows, -1, sum(blocks)).swapaxes(0, 1)
-  state, logits = jax.lax.scan(cycle, state, tokens)
-  return logits.swapaxes(0, 1).reshape(rows, length, -1), state
+def test_equal_configurations_and_layouts_make_equal_networks():
+  one, two = (config_lib.published('test', 50) for _ in range(2))
+  first, second = transformer.Transformer(one), transformer.Transformer(two)
+  assert first == second and hash(first) == hash(second)
+  assert first != transformer.Transformer(config_lib.published('test', 51))
+  assert first != transformer.Transformer(one, layouts.rules('replicated'))
+  assert first != one
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_incremental_logits_are_the_teacher_forced_ones(name):
-  model, params = make(name)
-  inputs, input_segments, labels, segments = ragged_batch(LONG)
-  expected = teacher_forced(
-      model, params, inputs, input_segments, labels, segments
-  )
-  logits, state = incremental(
-      model, params, inputs, input_segments, labels, (1, 8, 3)
-  )
-  np.testing.assert_allclose(logits, expected, atol=1e-4)
-  prompt = np.sum(input_segments, 1) if model.config.is_decoder_only else 0
-  np.testing.assert_array_equal(state.length, LONG + prompt)
-  assert np.asarray(expected).std() > 0.3  # the comparison compares something
-
-
-@pytest.mark.parametrize('block', BLOCKS)
-@pytest.mark.parametrize('name', ['scanned', 'scanned_decoder_only'])
-def test_every_block_size_agrees_at_every_position(name, block):
-  model, params = make(name)
-  inputs, input_segments, labels, segments = ragged_batch(80)
-  expected = teacher_forced(
-      model, params, inputs, input_segments, labels, segments
-  )
-  length = 10 * block
-  logits, _ = incremental(
-      model, params, inputs, input_segments, labels[:, :length], (block,)
-  )
-  np.testing.assert_allclose(logits, expected[:, :length], atol=1e-4)
-
-
-def test_a_prompt_of_no_columns_is_no_prompt():
-  model, params = make('decoder_only')
-  inputs, input_segments, labels, segments = ragged_batch(40)
-  without = teacher_forced(
-      model, params, inputs[:, :0], input_segments[:, :0], labels, segments
-  )
-  with_prompt = teacher_forced(
-      model, params, inputs, input_segments, labels, segments
-  )
-  np.testing.assert_allclose(with_prompt[-1], without[-1], atol=1e-5)
-  assert np.abs(with_prompt[0] - without[0]).max() > 0.1
-  logits, _ = incremental(
-      model, params, inputs[:, :0], input_segments[:, :0], labels, (8,)
-  )
-  np.testing.assert_allclose(logits, without, atol=1e-4)
-
-
-@pytest.mark.parametrize('name', ['encoder_decoder', 'decoder_only', 'scanned'])
-def test_rewinding_after_garbage_leaves_no_trace(name):
-  model, params = make(name)
-  inputs, input_segments, labels, segments = ragged_batch(24)
-  expected = teacher_forced(
-      model, params, inputs, input_segments, labels, segments
-  )
-  kept_of_block = jnp.array([0, 1, 3, 5, 2])  # each row keeps its own number
-
-  @jax.jit
-  def run(params, garbage):
-    state, prefix = model.prefill(params, inputs, input_segments, 24 + 6)
-    last = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
-    tokens = jnp.pad(
-        jnp.concatenate([last, labels[:, :-1]], axis=1), ((0, 0), (0, 6))
-    )
-    consumed = jnp.zeros(B, jnp.int32)
-    seen = jnp.zeros((B, 24 + 6, V))
-    for _ in range(4):
-      index = consumed[:, None] + jnp.arange(6)[None]
-      block = jnp.take_along_axis(tokens, index, 1)
-      wrong = jnp.arange(6)[None] > kept_of_block[:, None]
-      block = jnp.where(wrong, garbage, block)
-      before = state.length
-      hidden, state = model.extend(params, state, block)
-      logits = model.unembed(params, hidden)
-      seen = seen.at[jnp.arange(B)[:, None], index].set(logits)
-      state = model.rollback(state, before + kept_of_block + 1)
-      consumed = consumed + kept_of_block + 1
-    return seen, consumed
-
-  seen, consumed = run(params, 7)
-  other, _ = run(params, 23)
-  for row in range(B):
-    used = consumed[row]
-    np.testing.assert_allclose(
-        seen[row, :used], expected[row, :used], atol=1e-4
-    )
-    np.testing.assert_array_equal(seen[row, :used], other[row, :used])
-
-
-@pytest.mark.parametrize('name', ['encoder_decoder', 'decoder_only'])
-def test_packed_examples_are_as_if_alone(name):
-  model, params = make(name)
-  rng = np.random.default_rng(2)
-  sizes = [(3, 4), (2, 6), (4, 1)]  # (inputs, labels) of three examples
-  examples = [(rng.integers(2, V, s), rng.integers(2, V, t)) for s, t in sizes]
-  width, length = (11, 14)  # the row's end is padding
-
-  def pad(parts, to):
-    row = np.concatenate(parts)
-    return np.pad(row, (0, to - len(row))).astype(np.int32)[None]
-
-  def batch(inputs, input_segments, labels, segments):
-    if model.config.is_decoder_only:
-      inputs, input_segments = inputs[:, :0], input_segments[:, :0]
-    return inputs, input_segments, labels, segments
-
-  numbers = range(1, 4)
-  packed = batch(
-      pad([x for x, _ in examples], width),
-      pad([np.full(len(x), n) for n, (x, _) in zip(numbers, examples)], width),
-      pad([y for _, y in examples], length),
-      pad([np.full(len(y), n) for n, (_, y) in zip(numbers, examples)], length),
-  )
-  together = teacher_forced(model, params, *packed)
-  start = 0
-  for x, y in examples:
-    alone = teacher_forced(
-        model,
-        params,
-        *batch(
-            pad([x], width),
-            pad([np.ones_like(x)], width),
-            pad([y], length),
-            pad([np.ones_like(y)], length),
-        ),
-    )
-    np.testing.assert_allclose(
-        together[0, start : start + len(y)], alone[0, : len(y)], atol=1e-5
-    )
-    start += len(y)
-
-
-def test_shift_right_starts_every_segment_with_zero():
-  labels = jnp.array([[5, 6, 1, 7, 1, 0], [8, 1, 9, 1, 3, 1]])
-  segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 2, 2, 3, 3]])
-  np.testing.assert_array_equal(
-      transformer.shift_right(labels, segments),
-      [[0, 5, 6, 0, 7, 0], [0, 8, 0, 9, 0, 3]],
-  )
-
-
-def test_dropout_needs_a_key_and_repeats_with_it():
-  model, params = make('encoder_decoder', dropout_rate=0.3)
-  plain_model, _ = make('encoder_decoder')
-  batch = ragged_batch(8)
-  run = functools.partial(teacher_forced, model, params, *batch)
-  plain = teacher_forced(plain_model, params, *batch)
-  np.testing.assert_array_equal(run(), plain)
-  one, two = run(jax.random.key(1)), run(jax.random.key(2))
-  np.testing.assert_array_equal(one, run(jax.random.key(1)))
-  assert np.abs(one - plain).max() > 0.1
-  assert np.abs(one - two).max() > 0.1
-
-
-@pytest.mark.parametrize('name', ['encoder_decoder', 'decoder_only'])
-def test_no_two_places_share_a_dropout_key(name, monkeypatch):
-  model, params = make(name, dropout_rate=0.3)
-  batch = ragged_batch(8)
-  stream = layers.randomness.stream
-
-  @jax.jit
-  def run(key):
-    keys = []
-
-    def recorded(key, place):
-      keys.append(stream(key, place))
-      return keys[-1]
-
-    monkeypatch.setattr(layers.randomness, 'stream', recorded)
-    model.hidden(params, *batch, dropout_key=key)
-    return jnp.stack([jax.random.key_data(key) for key in keys])
-
-  keys = np.asarray(run(jax.random.key(0)))
-  config = model.config
-  # Each attention drops weights and output, each feed-forward hidden units and
-  # output, each stack what goes in and out.
-  expected = 6 * config.num_decoder_layers + 2
-  if config.is_decoder_only:
-    expected -= 2 * config.num_decoder_layers
-  else:
-    expected += 4 * config.num_encoder_layers + 2
-  assert len(keys) == expected
-  assert len({tuple(key) for key in keys}) == expected
-
-
-def stacked(params):
-  """Parameters of unrolled layers, as the scanned model names them."""
-  stacks = {}
-  for side, tree in params.items():
-    numbers = sorted(
-        int(name.removeprefix('layers_'))
-        for name in tree
-        if name.startswith('layers_')
-    )
-    stacks[side] = {
-        name: value
-        for name, value in tree.items()
-        if not name.startswith('layers_')
-    }
-    if numbers:
-      stacks[side]['layers'] = jax.tree.map(
-          lambda *leaves: jnp.stack(leaves),
-          *(tree[f'layers_{number}'] for number in numbers),
-      )
-  return stacks
-
-
-@pytest.mark.parametrize('name', ['encoder_decoder', 'decoder_only'])
-def test_scanned_layers_give_the_logits_of_unrolled_ones(name):
-  model, params = make(name, dropout_rate=0.3)
-  scanned, _ = make(name, dropout_rate=0.3, scan_layers=True)
-  batch = ragged_batch(12)
-  converted = stacked(params)
-  assert jax.tree.structure(converted) == jax.tree.structure(scanned.abstract())
-  key = jax.random.key(4)
-  np.testing.assert_allclose(
-      teacher_forced(scanned, converted, *batch, key),
-      teacher_forced(model, params, *batch, key),
-      atol=1e-5,
+def test_new_parameters_have_the_shapes_that_are_foretold(name):
+  shape = lambda leaf: (leaf.shape, leaf.dtype)
+  assert jax.tree.map(shape, initial(name)) == jax.tree.map(
+      shape, network(name).abstract()
   )
 
 
 def test_scanned_layers_begin_different_and_name_their_axis():
-  model, _ = make('scanned')
-  params = model.init(jax.random.key(0))
-  kernel = params['decoder']['layers']['mlp']['wo']['kernel']
+  kernel = initial('scanned')['decoder']['layers']['mlp']['wo']['kernel']
   assert np.abs(kernel[0] - kernel[1]).max() > 0.01
-  axes = model.logical_axes()['decoder']['layers']['mlp']['wo']['kernel']
+  axes = network('scanned').logical_axes()
+  axes = axes['decoder']['layers']['mlp']['wo']['kernel']
   assert tuple(axes) == ('layers', 'mlp', 'embed')
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def loss_and_gradient(model, params, batch, key):
-  inputs, input_segments, labels, segments = batch
-
-  def loss(params):
-    logits = model.logits(
-        params,
-        inputs,
-        input_segments,
-        transformer.shift_right(labels, segments),
-        segments,
-        key,
-    )
-    log_p = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
-    return -jnp.sum(picked, where=segments > 0)
-
-  return jax.value_and_grad(loss)(params)
+@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('remat', ['full', 'dots'])
+def test_parameters_keep_their_names_under_rematerialisation(name, remat):
+  assert network(name, remat=remat).abstract() == network(name).abstract()
 
 
-@pytest.mark.parametrize(
-    'name, remat',
-    [('decoder_only', 'full'), ('scanned', 'dots')],
-)
-def test_rematerialisation_changes_no_gradient(name, remat):
-  model, params = make(name, dropout_rate=0.1)
-  again, _ = make(name, dropout_rate=0.1, remat=remat)
-  batch, key = ragged_batch(12), jax.random.key(0)
-  value, gradient = loss_and_gradient(model, params, batch, key)
-  value_again, gradient_again = loss_and_gradient(again, params, batch, key)
-  np.testing.assert_allclose(value, value_again, rtol=1e-6)
+def test_parameters_are_created_on_the_mesh():
+  mesh = meshes.make((2, 2, 2))
+  own = network('unrolled')
+  params = own.init(jax.random.key(0), mesh)
   jax.tree.map(
-      functools.partial(np.testing.assert_allclose, atol=1e-4),
-      gradient,
-      gradient_again,
+      lambda leaf, sharding: np.testing.assert_equal(leaf.sharding, sharding),
+      params,
+      own.shardings(mesh),
+  )
+  # The same numbers as on one device.
+  jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6),
+      params,
+      initial('unrolled'),
   )
 
 
-def test_parameters_keep_their_names_under_rematerialisation():
-  for name in ('encoder_decoder', 'scanned'):
-    model, _ = make(name)
-    for remat in ('full', 'dots'):
-      again, _ = make(name, remat=remat)
-      assert again.abstract() == model.abstract()
+def test_a_head_is_not_split_over_devices():
+  # There are two heads for eight devices; other axes are sharded all the same.
+  specs = network('unrolled').shardings(meshes.make((1, 1, 8)))
+  layer = specs['decoder']['layers_0']
+  assert 'tensor' not in layer['self_attention']['query']['kernel'].spec
+  assert 'tensor' in layer['mlp']['wo']['kernel'].spec
 
 
-@pytest.mark.parametrize('name', ['encoder_decoder', 'decoder_only'])
-def test_gradients_are_finite_and_reach_every_parameter(name):
-  model, params = make(name)
-  inputs, input_segments, labels, segments = ragged_batch(12)
-  # A row of padding only, and rows with a padded end.
-  lengths = np.array([12, 5, 0, 1, 9])[:, None]
-  segments = jnp.asarray(np.arange(12) < lengths, jnp.int32)
-  batch = inputs, input_segments, labels * segments, segments
-  value, gradient = loss_and_gradient(model, params, batch, None)
-  assert np.isfinite(value)
-  for path, leaf in flax.traverse_util.flatten_dict(gradient, sep='/').items():
-    assert np.isfinite(leaf).all(), path
-    assert np.abs(leaf).max() > 0, path
-
-
-def test_padding_is_not_read():
-  for name in ('encoder_decoder', 'decoder_only'):
-    model, params = make(name)
-    inputs, input_segments, labels, segments = ragged_batch(12)
-    logits = teacher_forced(
-        model, params, inputs, input_segments, labels, segments
-    )
-    garbage = jnp.where(input_segments > 0, inputs, 9)
-    wider = teacher_forced(
-        model,
-        params,
-        jnp.pad(garbage, ((0, 0), (0, 4)), constant_values=9),
-        jnp.pad(input_segments, ((0, 0), (0, 4))),
-        labels,
-        segments,
-    )
-    # The last row has no input at all.
-    np.testing.assert_allclose(wider[:-1], logits[:-1], atol=1e-5)
-
-
-def test_bfloat16_computes_and_caches_in_bfloat16_with_float32_parameters():
-  model, params = make('encoder_decoder', dtype='bfloat16')
-  inputs, input_segments, labels, segments = ragged_batch(8)
-  logits, state = incremental(
-      model, params, inputs, input_segments, labels, (8,)
-  )
-  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
-      jnp.dtype('float32')
-  }
-  assert {leaf.dtype for leaf in jax.tree.leaves(state.cache)} == {
-      jnp.dtype('bfloat16')
-  }
-  expected = teacher_forced(
-      model, params, inputs, input_segments, labels, segments
-  )
-  np.testing.assert_allclose(
-      np.asarray(logits, np.float32), np.asarray(expected, np.float32), atol=0.1
-  )
-
-
-def test_arrays_that_disagree_are_named():
-  model, params = make('encoder_decoder')
-  inputs, input_segments, labels, segments = ragged_batch(8)
-  with pytest.raises(ValueError, match='Axis T is 8 in `decoder_inputs` but 7'):
-    model.hidden(params, inputs, input_segments, labels, segments[:, :7])
-  with pytest.raises(ValueError, match='Axis B is 5 in `inputs` but 4'):
-    model.prefill(params, inputs, input_segments[:4], 8)
-  begin = functools.partial(model.prefill, max_new_tokens=8)
-  state, _ = jax.eval_shape(begin, params, inputs, input_segments)
-  with pytest.raises(ValueError, match='Axis B is 2 in `tokens` but 5'):
-    model.extend(params, state, labels[:2])
-
-
-@pytest.mark.parametrize('name', ['decoder_only', 'scanned'])
-def test_a_block_without_room_is_refused(name):
-  model, params = make(name)
-  inputs, input_segments, *_ = ragged_batch(8)
-  begin = functools.partial(model.prefill, max_new_tokens=3)
-  state, prefix = jax.eval_shape(begin, params, inputs, input_segments)
-  slots = prefix.tokens.shape[1] + 3
-  state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
-  state = state.replace(length=jnp.full(B, slots - 4).at[2].set(slots - 3))
-
-  def extend(size, state=state):
-    tokens = jnp.zeros((B, size), jnp.int32)
-    return jax.eval_shape(lambda: model.extend(params, state, tokens))
-
-  extend(3)
-  used = f'cache has {slots} slots a row, of which {slots - 3} are in use'
-  with pytest.raises(ValueError, match=f'of 4 tokens does not fit.*{used}'):
-    extend(4)
-  # As far as is known while a program is compiled.
-  with pytest.raises(ValueError, match=f'block of {slots + 1} tokens'):
-    jax.eval_shape(lambda state: extend(slots + 1, state), state)
-
-
-def test_tokens_of_the_larger_vocabulary_are_not_shared():
-  sizes = [tiny.network(tiny.config(size)) for size in (V, V + 8)]
-  assert transformer.shared_vocabulary(*sizes) == V
-  assert transformer.shared_vocabulary(*sizes[::-1]) == V
+def test_int8_parameters_are_not_initialised():
+  int8 = network('unrolled', weights='int8_weight_only')
+  with pytest.raises(errors.UserError, match='cannot be trained or initial'):
+    int8.init(jax.random.key(0))

@@ -39,7 +39,7 @@ def test_inputs_of_similar_length_go_together():
 def test_a_window_bounds_the_wait():
   lengths = [3] * 100 + [50] * 100
   order = sum((b.numbers for b in batching.plan(lengths[::-1], 2)), [])
-  late = max(number - place for place, number in enumerate(order))
+  late = max(number - position for position, number in enumerate(order))
   assert late < 32
 
 
@@ -54,3 +54,18 @@ def test_what_is_done_is_left_out(start):
 def test_nothing_needs_no_batch():
   assert list(batching.plan([], 4)) == []
   assert list(batching.plan([0, 0], 4)) == [batching.Batch([0, 1], 0)]
+
+
+@pytest.mark.parametrize(
+    'length, width', [(0, 0), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32)]
+)
+def test_widths_are_powers_of_two(length, width):
+  assert batching.width(length) == width
+
+
+def test_padding_is_marked():
+  tokens, segments = batching.pad([[5, 6], [], [7]], 3)
+  np.testing.assert_array_equal(tokens, [[5, 6, 0], [0, 0, 0], [7, 0, 0]])
+  np.testing.assert_array_equal(segments, tokens != 0)
+  assert tokens.dtype == segments.dtype == np.int32
+  assert batching.pad([[1] * 9])[0].shape == (1, 16)

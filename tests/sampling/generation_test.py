@@ -1,5 +1,6 @@
 """Texts or tokens in, texts and tokens out."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,67 +8,73 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
+from distillspec_jax.core import types
+from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
+from distillspec_jax.sampling import sampler
+from distillspec_jax.sampling import verification
 from tests import tiny
 
 TEXTS = ['two words', 'a longer one', '']
 SAMPLED = {'temperature': 1.0, 'max_new_tokens': 6}
 
 
-@pytest.fixture(name='model', scope='module')
-def _model():
+@pytest.fixture(name='target', scope='module')
+def _target():
   model = tiny.model(tiny.BYTES, gain=2.0)
-  return tiny.loaded(model, vocabulary='bytes')
+  return tiny.loaded(model, 'the target', 'bytes')
 
 
-def test_texts_and_their_tokens_have_the_same_answers(model):
-  of_texts = generation.generate(model, TEXTS, **SAMPLED)
+@pytest.fixture(name='draft', scope='module')
+def _draft(target):
+  return tiny.loaded(tiny.noisy(target.model, 0.3), 'the draft')
+
+
+def test_texts_and_their_tokens_have_the_same_outputs(target):
+  of_texts = generation.generate(target, TEXTS, **SAMPLED)
   rows = [[*(ord(letter) + 3 for letter in text), 1] for text in TEXTS]
   tokens = np.zeros((3, 16), np.int32)
   for row, values in zip(tokens, rows):
     row[: len(values)] = values
-  of_tokens = generation.generate(model, tokens, **SAMPLED)
+  of_tokens = generation.generate(target, tokens, **SAMPLED)
   np.testing.assert_array_equal(of_texts.tokens, of_tokens.tokens)
   for text, row, length in zip(
       of_texts.text, of_texts.tokens, of_texts.lengths
   ):
-    assert text == model.vocabulary.decode([int(t) for t in row[:length]])
+    assert text == target.vocabulary.decode([int(t) for t in row[:length]])
     assert not row[length:].any()
 
 
-def test_a_row_draws_from_the_stream_of_its_number(model):
-  whole = generation.generate(model, TEXTS, seed=3, **SAMPLED)
-  decoding = decoding_lib.Decoding(**SAMPLED)
-  tokens, segments = batching.pad(
-      [generation.tokenize(model, text) for text in TEXTS]
+def test_an_input_draws_from_the_stream_of_its_number(target):
+  together = generation.generate(target, TEXTS, seed=3, **SAMPLED)
+  decoding = decoding_lib.Decoding().replace(**SAMPLED)
+  prompt = types.Prompt(
+      *batching.pad([generation.tokenize(target, text) for text in TEXTS])
   )
   order = np.array([2, 0, 1])
-  out = generation.sample(
-      model, None, tokens[order], segments[order], order, decoding, 3
-  )
-  np.testing.assert_array_equal(out.tokens, whole.tokens[order])
-  np.testing.assert_array_equal(out.lengths, whole.lengths[order])
-  other = generation.sample(
-      model, None, tokens[order], segments[order], order + 3, decoding, 3
-  )
+  permuted = types.Prompt(prompt.tokens[order], prompt.segments[order])
+  sample = functools.partial(generation.sample, target, None, permuted)
+  out = sample(order, decoding, 3)
+  np.testing.assert_array_equal(out.tokens, together.tokens[order])
+  np.testing.assert_array_equal(out.lengths, together.lengths[order])
+  other = sample(order + 3, decoding, 3)
   assert (other.tokens != out.tokens).any(axis=1).all()
 
 
-def test_without_a_vocabulary_there_is_no_text(model):
-  silent = loading.Model(model.transformer, model.params)
+def test_without_a_vocabulary_there_is_no_text(target):
+  silent = tiny.loaded(target.model, 'mute')
   out = generation.generate(silent, np.full((3, 16), 5), **SAMPLED)
   assert out.text == [] and out.tokens.shape == (3, 6)
-  with pytest.raises(errors.UserError, match='model has no vocabulary'):
+  with pytest.raises(errors.UserError, match='mute has no vocabulary, so it'):
     generation.generate(silent, TEXTS)
 
 
-def test_text_has_no_end_in_it(model):
+def test_text_has_no_eos_in_it(target):
   tokens = np.array([100, 101, 1])
-  assert generation.detokenize(model.vocabulary, tokens) == 'ab'
+  assert generation.detokenize(target.vocabulary, tokens) == 'ab'
 
 
 @pytest.mark.parametrize(
@@ -82,18 +89,24 @@ def test_text_has_no_end_in_it(model):
         (TEXTS, {'temperature': -1.0}, 'temperature is -1.0'),
         (TEXTS, {'seed': [1, 2]}, 'seed has 2 values for 3 inputs'),
         (TEXTS, {'eos_ids': 1}, r'eos_ids is 1; give tokens, .* or \(\) for'),
-        (TEXTS, {'eos_ids': (1, -2)}, 'eos_ids has -2; tokens are numbers'),
-        (TEXTS, {'eos_ids': (1.5,)}, 'eos_ids has 1.5; tokens are numbers'),
-        (TEXTS, {'eos_ids': (384,)}, 'eos_ids has 384, but .* 384 tokens'),
+        (TEXTS, {'eos_ids': (1, -2)}, 'eos_ids has -2; token ids are whole'),
+        (TEXTS, {'eos_ids': (1.5,)}, 'eos_ids has 1.5; token ids are whole'),
+        (
+            TEXTS,
+            {'eos_ids': (384,)},
+            'eos_ids has 384, but the target has 384 t',
+        ),
         (TEXTS, {'batch_size': 0}, 'batch_size is 0'),
+        (TEXTS, {'verifier': 'magic'}, "no verifier called 'magic'"),
+        (TEXTS, {'adaptive': 'luck'}, "no adaptive draft length called 'luck"),
     ],
 )
-def test_what_does_not_fit_is_named(model, inputs, changes, message):
+def test_bad_arguments_are_refused_by_name(target, inputs, changes, message):
   with pytest.raises(errors.UserError, match=message):
-    generation.generate(model, inputs, **changes)
+    generation.generate(target, inputs, **changes)
 
 
-# Settings of rows.
+# Settings of single sequences.
 
 ROWS = ['one', 'two words', 'a much longer line of words', '', 'x', 'y z']
 ROW_SETTINGS = {
@@ -104,17 +117,11 @@ ROW_SETTINGS = {
 }
 
 
-@pytest.fixture(name='draft', scope='module')
-def _draft(model):
-  params = tiny.with_noise(model.params, 0.3)
-  return loading.Model(model.transformer, params, None, 'the draft')
-
-
 @pytest.mark.parametrize('with_draft', [False, True])
-def test_without_an_eos_no_row_ends_early(model, draft, with_draft):
+def test_without_an_eos_no_sequence_ends_early(target, draft, with_draft):
   generate = functools.partial(
       generation.generate,
-      model,
+      target,
       TEXTS,
       draft=draft if with_draft else None,
       block_length=3,
@@ -127,17 +134,19 @@ def test_without_an_eos_no_row_ends_early(model, draft, with_draft):
 
 
 @pytest.mark.parametrize('with_draft', [False, True])
-def test_rows_of_several_settings_are_as_one_by_one(model, draft, with_draft):
-  # Also: texts of several lengths are batched, and come back in order.
+def test_sequences_of_several_settings_are_as_one_by_one(
+    target, draft, with_draft
+):
+  # Also: texts of several lengths are batched, and returned in order.
   draft = draft if with_draft else None
   together = generation.generate(
-      model, ROWS, draft=draft, block_length=3, batch_size=2, **ROW_SETTINGS
+      target, ROWS, draft=draft, block_length=3, batch_size=2, **ROW_SETTINGS
   )
   for row, text in enumerate(ROWS):
     own = {name: [values[row]] for name, values in ROW_SETTINGS.items()}
     own['seed'] = own['seed'][0]
     alone = generation.generate(
-        model, [text], draft=draft, block_length=3, **own
+        target, [text], draft=draft, block_length=3, **own
     )
     length = alone.lengths[0]
     assert together.text[row] == alone.text[0]
@@ -159,18 +168,18 @@ def test_rows_of_several_settings_are_as_one_by_one(model, draft, with_draft):
 
 
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
-def test_a_number_for_all_is_that_number_for_each(model, temperature):
+def test_a_number_for_all_is_that_number_for_each(target, temperature):
   one = generation.generate(
-      model, TEXTS, temperature=temperature, max_new_tokens=6, seed=3
+      target, TEXTS, temperature=temperature, max_new_tokens=6, seed=3
   )
   each = generation.generate(
-      model, TEXTS, temperature=[temperature] * 3, max_new_tokens=[6] * 3,
+      target, TEXTS, temperature=[temperature] * 3, max_new_tokens=[6] * 3,
       min_new_tokens=[0] * 3, seed=3,
   )  # fmt: skip
   np.testing.assert_array_equal(one.tokens, each.tokens)
 
 
-def spelt(out):
+def spelled(out):
   """The bytes of each row, whether they are characters or halves of them."""
   return [
       bytes(t - 3 for t in row[:length].tolist() if 3 <= t < 259)
@@ -179,33 +188,31 @@ def spelt(out):
 
 
 def most_common(rows, size):
-  """Letters that several rows say, and not as their last."""
+  """Letters that several rows have, and not as their last."""
   words = [row[i : i + size] for row in rows for i in range(1, len(row) - size)]
   words = sorted({word for word in words if word.isascii()})
   return max(words, key=lambda word: sum(word in row for row in rows)).decode()
 
 
 @pytest.mark.parametrize('with_draft', [False, True])
-def test_answers_end_before_stop_strings(model, draft, with_draft):
+def test_outputs_end_before_stop_strings(target, draft, with_draft):
   rows = [f'{word} {i}' for i in range(4) for word in ('one', 'two', 'x', 'y')]
   settings = {'temperature': 1.0, 'max_new_tokens': 12}
   settings['draft'] = draft if with_draft else None
-  free = generation.generate(model, rows, **settings)
-  texts = spelt(free)
+  free = generation.generate(target, rows, **settings)
+  texts = spelled(free)
   stop = [most_common(texts, 2), most_common(texts, 1)]
-  out = generation.generate(model, rows, stop=stop, **settings)
+  out = generation.generate(target, rows, stop=stop, **settings)
   ended = 0
-  for row, (text, whole) in enumerate(zip(texts, spelt(out))):
-    assert text.startswith(whole)
+  for row, (text, stopped) in enumerate(zip(texts, spelled(out))):
+    assert text.startswith(stopped)
     length = out.lengths[row]
     np.testing.assert_array_equal(
         out.tokens[row, :length], free.tokens[row, :length]
     )
-    places = [
-        text.find(s.encode()) + len(s) for s in stop if s.encode() in text
-    ]
-    if places:
-      assert len(whole) == min(places)
+    ends = [text.find(s.encode()) + len(s) for s in stop if s.encode() in text]
+    if ends:
+      assert len(stopped) == min(ends)
       ended += length < free.lengths[row]
     else:
       assert length == free.lengths[row]
@@ -218,33 +225,33 @@ def test_answers_end_before_stop_strings(model, draft, with_draft):
   assert ended > 2
 
 
-def test_a_prefix_is_read_and_is_in_the_text(model, draft):
+def test_a_prefix_is_read_and_is_in_the_text(target, draft):
   prefix = ['ab', '', 'é!']
   tokens = [[100, 101], [], [198, 172, 36]]
   settings = {'temperature': [0.0, 1.0, 1.0], 'max_new_tokens': 6}
-  one = generation.generate(model, TEXTS, prefix=prefix, **settings)
-  two = generation.generate(model, TEXTS, prefix=tokens, **settings)
+  one = generation.generate(target, TEXTS, prefix=prefix, **settings)
+  two = generation.generate(target, TEXTS, prefix=tokens, **settings)
   np.testing.assert_array_equal(one.tokens, two.tokens)
   assert one.text == two.text
   for row, (text, start) in enumerate(zip(one.text, prefix)):
     own = one.tokens[row, : one.lengths[row]].tolist()
     assert text.startswith(start)
-    assert text == model.vocabulary.decode(tokens[row] + own)
-  # A row without one is as in a batch without any.
-  plain = generation.generate(model, TEXTS, **settings)
+    assert text == target.vocabulary.decode(tokens[row] + own)
+  # A sequence without one is as in a batch without any.
+  plain = generation.generate(target, TEXTS, **settings)
   np.testing.assert_array_equal(one.tokens[1], plain.tokens[1])
   assert (one.tokens[0] != plain.tokens[0]).any()
   greedy = {'max_new_tokens': 6, 'prefix': prefix}
-  alone = generation.generate(model, TEXTS, **greedy)
-  with_draft = generation.generate(model, TEXTS, draft=draft, **greedy)
+  alone = generation.generate(target, TEXTS, **greedy)
+  with_draft = generation.generate(target, TEXTS, draft=draft, **greedy)
   np.testing.assert_array_equal(alone.tokens, with_draft.tokens)
   assert alone.text == with_draft.text
 
 
-def test_a_stop_string_in_a_prefix_does_not_count(model):
-  plain = generation.generate(model, TEXTS, prefix='ab', max_new_tokens=6)
+def test_a_stop_string_in_a_prefix_does_not_count(target):
+  plain = generation.generate(target, TEXTS, prefix='ab', max_new_tokens=6)
   out = generation.generate(
-      model, TEXTS, prefix='ab', stop='ab', max_new_tokens=6
+      target, TEXTS, prefix='ab', stop='ab', max_new_tokens=6
   )
   for row in range(3):
     assert 'ab' not in plain.text[row][2:]
@@ -252,32 +259,32 @@ def test_a_stop_string_in_a_prefix_does_not_count(model):
 
 
 @pytest.mark.parametrize('who', ['target', 'draft'])
-def test_logits_that_are_no_numbers_are_named(model, draft, who):
-  table = model.params['token_embedder']['embedding']
-  broken = {
-      **(model.params if who == 'target' else draft.params),
-      'token_embedder': {'embedding': table.at[3 + ord('q')].set(jnp.nan)},
-  }
-  pair = {'target': model, 'draft': draft}
-  name = {'target': 'model', 'draft': 'the draft'}[who]
-  spoilt = loading.Model(model.transformer, broken, pair[who].vocabulary, name)
-  pair[who] = spoilt
+def test_logits_that_are_not_finite_are_named(target, draft, who):
+  pair = {'target': target, 'draft': draft}
+  params = pair[who].model.params
+  table = params['token_embedder']['embedding']
+  table = table.at[3 + ord('q')].set(jnp.nan)
+  params = {**params, 'token_embedder': {'embedding': table}}
+  model = pair[who].model.replace(params=params)
+  pair[who] = dataclasses.replace(pair[who], model=model)
   with pytest.raises(
       errors.Failed,
-      match=f'The logits of {name} are not finite in row 1 after 0 new tokens',
+      match=f'logits of the {who} are not finite for input 1 after 0 new token',
   ):
     generation.generate(
         pair['target'], ['ab', 'aq', 'c'], draft=pair['draft'],
         max_new_tokens=6,
     )  # fmt: skip
   if who == 'target':
-    with pytest.raises(errors.Failed, match=r'row 0 .* \(and in 1 more rows\)'):
-      generation.generate(spoilt, ['q', 'a', 'qq'], max_new_tokens=6)
+    with pytest.raises(
+        errors.Failed, match=r'for input 0 .* \(and for 1 more inputs\)'
+    ):
+      generation.generate(pair[who], ['q', 'a', 'qq'], max_new_tokens=6)
 
 
-def test_log_probabilities_are_given_where_they_are_wanted(model):
-  assert generation.generate(model, TEXTS, **SAMPLED).log_probs is None
-  out = generation.generate(model, TEXTS, log_probs=True, **SAMPLED)
+def test_log_probabilities_are_returned_where_they_are_asked_for(target):
+  assert generation.generate(target, TEXTS, **SAMPLED).log_probs is None
+  out = generation.generate(target, TEXTS, log_probs=True, **SAMPLED)
   real = np.arange(6)[None] < out.lengths[:, None]
   assert out.log_probs.shape == (3, 6) and out.log_probs.dtype == np.float32
   assert (out.log_probs[real] < 0.0).all() and not out.log_probs[~real].any()
@@ -292,16 +299,101 @@ def test_seeds_beyond_the_limits_share_their_streams():
   assert bits[2**32] == bits[0] != bits[-1] == bits[2**32 - 1]
 
 
-@pytest.mark.parametrize(
-    'length, width', [(0, 0), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32)]
-)
-def test_widths_are_powers_of_two(length, width):
-  assert batching.width(length) == width
+# The decoding as one value.
+
+FLAT = {
+    'max_new_tokens': 6,
+    'temperature': 0.7,
+    'top_k': 50,
+    'top_p': 0.95,
+    'block_length': 3,
+    'paths': 2,
+    'adaptive': 'confidence(0.1)',
+    'eos_ids': (1, 7),
+    'log_probs': True,
+}
+ONE_PATH = {**FLAT, 'paths': 1, 'verifier': 'lenient(linear, 0.5)'}
 
 
-def test_padding_is_marked():
-  tokens, segments = batching.pad([[5, 6], [], [7]], 3)
-  np.testing.assert_array_equal(tokens, [[5, 6, 0], [0, 0, 0], [7, 0, 0]])
-  np.testing.assert_array_equal(segments, tokens != 0)
-  assert jnp.asarray(tokens).dtype == jnp.int32
-  assert batching.pad([[1] * 9])[0].shape == (1, 16)
+def as_decoding(flat):
+  settings = {'verifier': 'token', **flat}
+  return decoding_lib.Decoding().replace(
+      length=settings.pop('block_length'),
+      adaptive=adaptive_length.parse(settings.pop('adaptive')),
+      verifier=verification.parse(settings.pop('verifier')),
+      **settings,
+  )
+
+
+@pytest.mark.parametrize('flat', [FLAT, ONE_PATH])
+def test_a_decoding_is_what_its_flat_arguments_are(
+    target, draft, flat, monkeypatch
+):
+  seen = []
+  generate = sampler.generate
+
+  def spy(*args, **kwargs):
+    seen.append(args[3])
+    return generate(*args, **kwargs)
+
+  monkeypatch.setattr(sampler, 'generate', spy)
+  decoding = as_decoding(flat)
+  flat, one = (
+      generation.generate(target, TEXTS, draft=draft, seed=5, **settings)
+      for settings in (flat, {'decoding': decoding})
+  )
+  assert seen == [decoding, decoding]
+  assert flat.text == one.text
+  jax.tree.map(
+      np.testing.assert_array_equal,
+      [flat.tokens, flat.log_probs, flat.origins, flat.statistics],
+      [one.tokens, one.log_probs, one.origins, one.statistics],
+  )
+  assert one.statistics.accepted.sum() > 0
+
+
+def test_settings_of_single_sequences_stand_beside_a_decoding(target):
+  decoding = decoding_lib.Decoding(max_new_tokens=6)
+  flat, one = (
+      generation.generate(
+          target, TEXTS, min_new_tokens=[6, 0, 3], prefix='ab', seed=[1, 2, 3],
+          **settings,
+      )
+      for settings in ({'max_new_tokens': 6}, {'decoding': decoding})
+  )  # fmt: skip
+  np.testing.assert_array_equal(flat.tokens, one.tokens)
+  with pytest.raises(errors.UserError, match='min_new_tokens is 7; it must'):
+    generation.generate(target, TEXTS, decoding=decoding, min_new_tokens=7)
+
+
+@pytest.mark.parametrize('name', ONE_PATH)
+def test_a_decoding_and_its_flat_arguments_are_not_both_given(target, name):
+  value = {'paths': 2}.get(name, ONE_PATH[name])
+  with pytest.raises(
+      errors.UserError,
+      match=f'^{name} and decoding are both given; set it in decoding',
+  ):
+    generation.generate(
+        target, TEXTS, decoding=decoding_lib.Decoding(), **{name: value}
+    )
+
+
+def test_all_that_are_given_twice_are_named(target):
+  with pytest.raises(
+      errors.UserError,
+      match='temperature, paths and decoding are both given; set them in dec',
+  ):
+    generation.generate(
+        target, TEXTS, decoding=decoding_lib.Decoding(), paths=2,
+        temperature=np.array([0.0, 1.0, 0.0]),
+    )  # fmt: skip
+
+
+def test_a_pair_is_checked_before_anything_runs(target, draft):
+  with pytest.raises(errors.UserError, match='block_length is 9; it must lie'):
+    generation.generate(
+        target, TEXTS, draft=draft, block_length=9, max_new_tokens=8
+    )
+  other = tiny.loaded(tiny.model(1000), 'the other')
+  with pytest.raises(errors.UserError, match='the draft the other has 1000'):
+    generation.generate(target, TEXTS, draft=other)

@@ -1,8 +1,8 @@
 """Pairs for the tests of this folder, and what must hold of their samples.
 
-A draft that is the target with noise added makes rejections at every place of
-a block. A second, tiny pair has so few outputs that the law of all of them is
-known.
+A draft that is the target with noise added causes rejections at every position
+of a block. A second pair is so small that the distribution of all its outputs
+is known.
 """
 
 import functools
@@ -14,7 +14,8 @@ import numpy as np
 from scipy import stats
 
 from distillspec_jax.core import randomness
-from distillspec_jax.models import transformer
+from distillspec_jax.core import types
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
@@ -24,27 +25,40 @@ from tests import tiny
 
 V, B, S, L = tiny.V, 8, 6, 24
 KINDS = tiny.KINDS
-SAMPLED = decoding_lib.Decoding(
-    temperature=1.0, block_length=3, max_new_tokens=L
-)
 Origin = samples_lib.Origin
+
+
+def decoding(**settings):
+  """Up to L tokens; settings are flat, as of `Decoding.replace`."""
+  return decoding_lib.Decoding(max_new_tokens=L).replace(**settings)
+
+
+SAMPLED = decoding(temperature=1.0, length=3)
 
 
 def make(kind='encoder_decoder', vocabulary=V, seed=0, **changes):
   return tiny.model(vocabulary, seed=seed, **{**KINDS[kind], **changes})
 
 
-perturbed = tiny.with_noise
+@functools.cache
+def noisy(kind='encoder_decoder', scale=0.3):
+  """A draft: the model of this kind with noise."""
+  return tiny.noisy(make(kind), scale)
 
 
 @functools.cache
-def ragged_inputs(rows=B):
-  """Inputs of several lengths; the third row has none."""
+def prompt(rows=B):
+  """Prompts of several lengths; the third is empty."""
   rng = np.random.default_rng(3)
   lengths = np.array([S, 2, 0, 5, 1, 3, S, 4])[:rows, None]
   segments = (np.arange(S) < lengths).astype(np.int32)
-  inputs = rng.integers(2, V, (B, S))[:rows].astype(np.int32) * segments
-  return jnp.asarray(inputs), jnp.asarray(segments)
+  tokens = rng.integers(2, V, (B, S))[:rows].astype(np.int32) * segments
+  return types.Prompt(jnp.asarray(tokens), jnp.asarray(segments))
+
+
+def take(tree, rows):
+  """The rows with these numbers, of every array."""
+  return jax.tree.map(lambda array: array[rows], tree)
 
 
 def keys_of(rows=B, seed=0):
@@ -57,140 +71,147 @@ def check_statistics(samples, decoding, limit=None, may_stop=False):
   Args:
     samples: what was generated.
     decoding: how.
-    limit: int32[B] new tokens at most; default: that of `decoding`.
-    may_stop: rows may end by something else than EOS and their limit.
+    limit: int32[B] maximum number of new tokens; default: that of `decoding`.
+    may_stop: sequences may end otherwise than by EOS and their limit.
   """
   tokens, lengths = np.asarray(samples.tokens), np.asarray(samples.lengths)
   origins = np.asarray(samples.origins)
   counts = jax.tree.map(np.asarray, samples.statistics)
-  place = np.arange(decoding.max_new_tokens)[None]
-  real = place < lengths[:, None]
-  last = place == lengths[:, None] - 1
+  position = np.arange(decoding.output_length)[None]
+  is_real = position < lengths[:, None]
+  is_last = position == lengths[:, None] - 1
   is_eos = np.isin(tokens, decoding.eos_ids)
-  most = counts.blocks * decoding.num_drafts * decoding.block_length
-  limit = decoding.max_new_tokens if limit is None else np.asarray(limit)
+  drafting = decoding.drafting
+  max_drafted = counts.blocks * drafting.paths * drafting.length
+  limit = decoding.output_length if limit is None else np.asarray(limit)
 
   assert ((lengths >= 1) & (lengths <= limit)).all()
-  assert (tokens[~real] == 0).all()
-  assert not (is_eos & real & ~last).any()  # nothing is said after EOS
-  assert may_stop or ((is_eos & last).any(1) | (lengths == limit)).all()
+  assert (tokens[~is_real] == 0).all()
+  assert not (is_eos & is_real & ~is_last).any()  # nothing follows EOS
+  assert may_stop or ((is_eos & is_last).any(1) | (lengths == limit)).all()
 
   assert (counts.emitted == lengths).all()
-  if decoding.draft_stop is None:
-    assert (counts.drafted == most).all()
-  assert (counts.drafted <= most).all()
-  assert (counts.drafted >= counts.blocks * decoding.num_drafts).all()
+  if drafting.adaptive is None:
+    assert (counts.drafted == max_drafted).all()
+  assert (counts.drafted <= max_drafted).all()
+  assert (counts.drafted >= counts.blocks * drafting.paths).all()
   assert (counts.reached_at.sum(1) <= counts.drafted).all()
   assert (counts.accepted == counts.accepted_at.sum(1)).all()
   assert (counts.accepted_at <= counts.reached_at).all()
   assert (counts.reached_at[:, 0] == counts.blocks).all()
   assert (counts.reached_at[:, 1:] <= counts.accepted_at[:, :-1]).all()
 
-  assert (origins[~real] == Origin.PADDING).all()
-  own = [Origin.ACCEPTED, Origin.CORRECTED, Origin.BONUS]
-  assert np.isin(origins[real], own).all()
-  accepted, corrected, bonus = ((origins == kind).sum(1) for kind in own)
+  assert (origins[~is_real] == Origin.PADDING).all()
+  possible = [Origin.ACCEPTED, Origin.CORRECTED, Origin.BONUS]
+  assert np.isin(origins[is_real], possible).all()
+  accepted, corrected, bonus = ((origins == kind).sum(1) for kind in possible)
   assert (accepted == counts.accepted).all()
   assert (corrected == (counts.reached_at - counts.accepted_at).sum(1)).all()
-  if decoding.draft_stop is None:
+  if drafting.adaptive is None:
     assert (bonus <= counts.accepted_at[:, -1]).all()
-  # Only the last block of a row can end without the target's own token.
+  # Only the last block of a sequence can end without the target's own token.
   assert (corrected + bonus <= counts.blocks).all()
   assert (corrected + bonus >= counts.blocks - 1).all()
 
 
 def accepted_histogram(statistics):
-  """How many blocks accepted exactly 0, 1, ... G tokens and then went on."""
+  """How many blocks accepted exactly 0, 1, ... G tokens and then continued."""
   reached = np.asarray(statistics.reached_at).sum(0)
   accepted = np.asarray(statistics.accepted_at).sum(0)
   return np.array([*(reached - accepted), accepted[-1]])
 
 
 @functools.cache
-def greedy_reference(kind, rows, length=L, eos_id=1):
-  model, params = make(kind)
-  decoding = decoding_lib.Decoding(
-      max_new_tokens=length, block_length=1, eos_ids=(eos_id,)
-  )
+def greedy_reference(kind, rows=B, eos_id=1):
+  """The target's own greedy tokens."""
   return autoregressive.generate(
-      model, params, *ragged_inputs(rows), keys_of(rows), decoding
+      make(kind), prompt(rows), keys_of(rows), decoding(eos_ids=(eos_id,))
   )
 
 
 def fresh():
-  """`generate` compiled anew: what was compiled before holds no mutation."""
-  return jax.jit(
-      lambda *args: speculative.generate.__wrapped__(*args),
-      static_argnums=(0, 2, 7),
-  )
+  """`generate` compiled anew: programs compiled before hold no mutation."""
+
+  def generate(target, draft, prompt, keys, decoding, **settings):
+    return speculative.generate.__wrapped__(
+        target, draft, prompt, keys, decoding, **settings
+    )
+
+  return jax.jit(generate, static_argnames='decoding')
 
 
-# The tiny pair: the law of all its outputs.
+# The small pair: the distribution of all its outputs.
 
-LAW_V, LAW_L, ROWS = 8, 3, 20_000
+SMALL_V, SMALL_L, ROWS = 8, 3, 20_000
 SETTINGS = {
-    'plain': {},
-    'top_k': {'top_k': 3},
-    'top_p': {'top_p': 0.7, 'temperature': 1.5},
+    'plain': {'temperature': 1.0},
+    'top_k': {'temperature': 1.0, 'top_k': 3},
+    'top_p': {'temperature': 1.5, 'top_p': 0.7},
 }
 
 
+def small_decoding(name='plain', **settings):
+  return decoding(**{'max_new_tokens': SMALL_L, **SETTINGS[name], **settings})
+
+
 @functools.cache
-def law_models():
-  """A tiny target and a draft that is accepted about half of the time."""
-  model, params = make('encoder_decoder', LAW_V, seed=1, emb_dim=8)
-  _, draft_params = make('encoder_decoder', LAW_V, seed=2, emb_dim=8)
-  return model, params, draft_params
-
-
-def law_inputs(rows):
-  return (
-      jnp.broadcast_to(jnp.array([[5, 3, 1]], jnp.int32), (rows, 3)),
-      jnp.ones((rows, 3), jnp.int32),
+def small_pair():
+  """A small target, and a draft that is accepted about half of the time."""
+  return tuple(
+      make('encoder_decoder', SMALL_V, seed=seed, emb_dim=8) for seed in (1, 2)
   )
 
 
-def all_outputs(model, params, size=LAW_L):
-  """All outputs int[N, size], and their teacher-forced logits [N, size, V]."""
-  outputs = np.array(list(itertools.product(range(LAW_V), repeat=size)))
-  labels = jnp.asarray(outputs, jnp.int32)
+def small_prompt(rows=ROWS):
+  tokens = jnp.broadcast_to(jnp.array([[5, 3, 1]], jnp.int32), (rows, 3))
+  return types.Prompt(tokens, jnp.ones_like(tokens))
+
+
+@jax.jit
+def _forced_logits(model, labels):
   segments = jnp.ones_like(labels)
-  logits = jax.jit(model.logits)(
-      params,
-      *law_inputs(len(outputs)),
-      transformer.shift_right(labels, segments),
+  return model.logits(
+      small_prompt(len(labels)),
+      model_lib.shift_right(labels, segments),
       segments,
   )
-  return outputs, logits
+
+
+def all_outputs(model, size=SMALL_L):
+  """All outputs int[N, size], and their teacher-forced logits [N, size, V]."""
+  outputs = np.array(list(itertools.product(range(SMALL_V), repeat=size)))
+  return outputs, _forced_logits(model, jnp.asarray(outputs, jnp.int32))
 
 
 @functools.cache
-def exact_law(decoding):
+def exact_distribution(decoding):
   """P(tokens) of all outputs, from teacher-forced logits of all prefixes."""
-  model, params, _ = law_models()
-  size = decoding.max_new_tokens
-  outputs, logits = all_outputs(model, params, size)
-  p = np.asarray(jax.nn.softmax(warping.warp(logits, decoding)), np.float64)
-  law = {}
+  target, _ = small_pair()
+  size = decoding.output_length
+  outputs, logits = all_outputs(target, size)
+  warped = warping.warp(logits, decoding.sampling)
+  p = np.asarray(jax.nn.softmax(warped), np.float64)
+  distribution = {}
   for row, tokens in enumerate(outputs):
     ends = np.flatnonzero(np.isin(tokens, decoding.eos_ids))
     length = ends[0] + 1 if len(ends) else size
     key = (*tokens[:length], *[0] * (size - length))
     chance = np.prod([p[row, i, tokens[i]] for i in range(length)])
-    law[tuple(map(int, key))] = chance  # equal for all that continue it
-  return law
+    # Equal for all outputs that continue it.
+    distribution[tuple(map(int, key))] = chance
+  return distribution
 
 
-def law_p_value(tokens, law):
-  """Chi-squared fit of rows to the law of whole outputs.
+def p_value(tokens, distribution):
+  """Chi-squared fit of rows to the distribution of whole outputs.
 
   Outputs that are expected less than five times share one cell. Zero if an
   impossible output occurs.
   """
-  observed = dict.fromkeys(law, 0)
+  observed = dict.fromkeys(distribution, 0)
   for row in map(tuple, np.asarray(tokens).tolist()):
     observed[row] += 1
-  chances = np.array(list(law.values()))
+  chances = np.array(list(distribution.values()))
   counts = np.array(list(observed.values()))
   if counts[chances < 1e-12].any():
     return 0.0
@@ -208,23 +229,14 @@ def law_p_value(tokens, law):
   ).pvalue
 
 
-def law_decoding(name, block):
-  return decoding_lib.Decoding(
-      **{'temperature': 1.0, **SETTINGS[name]},
-      block_length=block,
-      max_new_tokens=LAW_L,
-  )
-
-
-def speculate(decoding, generate=speculative.generate):
-  """Rows of the tiny pair."""
-  model, params, draft_params = law_models()
+def speculate(decoding, generate=speculative.generate, draft=None, **settings):
+  """Samples of the small pair, or of its target and another draft."""
+  target, own_draft = small_pair()
   return generate(
-      model,
-      params,
-      model,
-      draft_params,
-      *law_inputs(ROWS),
+      target,
+      own_draft if draft is None else draft,
+      small_prompt(),
       keys_of(ROWS, 11),
       decoding,
+      **settings,
   )

@@ -1,6 +1,5 @@
-"""int8 drafts change no token and no law; an int8 target has its own."""
+"""An int8 draft changes no token and no distribution; an int8 target may."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -8,35 +7,29 @@ import pytest
 
 from distillspec_jax.models import int8
 from distillspec_jax.sampling import autoregressive
-from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
 from distillspec_jax.sampling import verification
 from tests import tiny
-from tests.sampling import laws
+from tests.sampling import enumeration
 from tests.sampling import pairs
 
-pytest.importorskip('qwix', reason="needs qwix: pip install -e '.[int8]'")
-B, L = pairs.B, pairs.L
+pytest.importorskip(
+    'qwix', reason="needs qwix: pip install 'distillspec_jax[int8]'"
+)
 QUANTIZED = int8.KINDS[1:]
-
-
-def quantized(model, params, weights='int8'):
-  return tiny.quantized(tiny.Model(model, params), weights)
 
 
 @pytest.mark.parametrize('weights', QUANTIZED)
 @pytest.mark.parametrize('kind', pairs.KINDS)
 def test_greedy_tokens_are_the_targets_whatever_the_draft(kind, weights):
-  model, params = pairs.make(kind)
-  expected = pairs.greedy_reference(kind, B)
-  decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=L)
+  expected = pairs.greedy_reference(kind)
+  decoding = pairs.decoding(length=3)
   accepted = 0
   for scale in (0.0, 0.2):
-    draft = quantized(model, pairs.perturbed(params, scale), weights)
+    draft = tiny.quantized(pairs.noisy(kind, scale), weights)
     samples = speculative.generate(
-        model, params, *draft, *pairs.ragged_inputs(), pairs.keys_of(B),
-        decoding,
-    )  # fmt: skip
+        pairs.make(kind), draft, pairs.prompt(), pairs.keys_of(), decoding
+    )
     np.testing.assert_array_equal(samples.tokens, expected.tokens)
     np.testing.assert_array_equal(samples.lengths, expected.lengths)
     pairs.check_statistics(samples, decoding)
@@ -45,64 +38,50 @@ def test_greedy_tokens_are_the_targets_whatever_the_draft(kind, weights):
 
 
 @pytest.mark.parametrize(
-    'kind, num_drafts', [('encoder_decoder', 1), ('decoder_only', 2)]
+    'kind, paths', [('encoder_decoder', 1), ('decoder_only', 2)]
 )
-def test_greedy_tokens_are_those_of_an_int8_target(kind, num_drafts):
-  model, params = pairs.make(kind)
-  target = quantized(model, params, 'int8_weight_only')
-  decoding = decoding_lib.Decoding(max_new_tokens=L, block_length=1)
+def test_greedy_tokens_are_those_of_an_int8_target(kind, paths):
+  target = tiny.quantized(pairs.make(kind), 'int8_weight_only')
   expected = autoregressive.generate(
-      *target, *pairs.ragged_inputs(), pairs.keys_of(B), decoding
+      target, pairs.prompt(), pairs.keys_of(), pairs.decoding()
   )
   # It is another target than the float one.
-  of_float = pairs.greedy_reference(kind, B)
+  of_float = pairs.greedy_reference(kind)
   assert (np.asarray(expected.tokens) != np.asarray(of_float.tokens)).any()
-  decoding = dataclasses.replace(
-      decoding, block_length=3, num_drafts=num_drafts
-  )
-  for draft in ((model, params), quantized(model, params)):
+  decoding = pairs.decoding(length=3, paths=paths)
+  for draft in (pairs.make(kind), tiny.quantized(pairs.make(kind))):
     samples = speculative.generate(
-        *target, *draft, *pairs.ragged_inputs(), pairs.keys_of(B), decoding
+        target, draft, pairs.prompt(), pairs.keys_of(), decoding
     )
     np.testing.assert_array_equal(samples.tokens, expected.tokens)
     np.testing.assert_array_equal(samples.lengths, expected.lengths)
 
 
 @functools.cache
-def law_draft(weights):
-  model, _, draft_params = pairs.law_models()
-  return quantized(model, draft_params, weights)
-
-
-def speculate(decoding, weights='int8', generate=speculative.generate):
-  model, params, _ = pairs.law_models()
-  return generate(
-      model,
-      params,
-      *law_draft(weights),
-      *pairs.law_inputs(pairs.ROWS),
-      pairs.keys_of(pairs.ROWS, 31),
-      decoding,
-  )
+def small_draft(weights):
+  return tiny.quantized(pairs.small_pair()[1], weights)
 
 
 @pytest.mark.parametrize('weights', QUANTIZED)
-@pytest.mark.parametrize('rule', ['token', 'block'])
-def test_samples_have_the_targets_law(rule, weights):
-  decoding = dataclasses.replace(
-      pairs.law_decoding('plain', 2), verification=rule
+@pytest.mark.parametrize('verifier', ['token', 'block'])
+def test_samples_have_the_targets_distribution(verifier, weights):
+  decoding = pairs.small_decoding(
+      length=2, verifier=verification.parse(verifier)
   )
-  samples = speculate(decoding, weights)
+  samples = pairs.speculate(decoding, draft=small_draft(weights))
   pairs.check_statistics(samples, decoding)
   histogram = pairs.accepted_histogram(samples.statistics)
   assert (histogram > pairs.ROWS / 20).all()
-  law = pairs.exact_law(decoding)
-  assert pairs.law_p_value(samples.tokens, law) > laws.FALSE_ALARM
+  distribution = pairs.exact_distribution(decoding)
+  p_value = pairs.p_value(samples.tokens, distribution)
+  assert p_value > enumeration.FALSE_ALARM
 
 
-def test_a_verifier_that_resamples_the_target_is_caught(monkeypatch):
-  monkeypatch.setattr(verification, 'token', laws.resamples_target)
-  decoding = pairs.law_decoding('plain', 2)
-  samples = speculate(decoding, generate=pairs.fresh())
-  law = pairs.exact_law(decoding)
-  assert pairs.law_p_value(samples.tokens, law) < laws.FALSE_ALARM
+def test_a_verifier_that_resamples_the_target_is_caught():
+  decoding = pairs.small_decoding(
+      length=2, verifier=enumeration.ResamplesTarget()
+  )
+  samples = pairs.speculate(decoding, draft=small_draft('int8'))
+  distribution = pairs.exact_distribution(decoding)
+  p_value = pairs.p_value(samples.tokens, distribution)
+  assert p_value < enumeration.FALSE_ALARM

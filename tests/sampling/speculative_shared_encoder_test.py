@@ -1,46 +1,42 @@
-"""A draft that shares the target's encoder: what comes out is the target's."""
+"""A draft that shares the target's encoder: the output is the target's."""
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.models import transformer
+from distillspec_jax.core import types
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import controls as controls_lib
-from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
+from distillspec_jax.sampling import verification
 from tests import tiny
-from tests.sampling import laws
+from tests.sampling import enumeration
 from tests.sampling import pairs
 
-KIND = 'encoder_decoder'
 
-
-def sharing(model, params, noise):
+@functools.cache
+def draft(noise):
   """The model reading its own encoder's output as a draft, with noise."""
-  return tiny.noisy(tiny.sharing(tiny.Model(model, params)), noise)
+  return tiny.noisy(tiny.sharing(pairs.make()), noise)
 
 
-def generate(draft, decoding):
+def generate(draft, decoding, **settings):
   return speculative.generate(
-      *pairs.make(KIND),
-      *draft,
-      *pairs.ragged_inputs(),
-      pairs.keys_of(8),
-      decoding,
+      pairs.make(), draft, pairs.prompt(), pairs.keys_of(), decoding, **settings
   )
 
 
 @pytest.mark.parametrize('block', [1, 4])
 def test_greedy_tokens_are_the_targets(block):
-  decoding = decoding_lib.Decoding(block_length=block, max_new_tokens=pairs.L)
-  expected = pairs.greedy_reference(KIND, 8).tokens
+  decoding = pairs.decoding(length=block)
+  expected = pairs.greedy_reference('encoder_decoder').tokens
   rates = []
   for noise in (0.0, 0.1, 2.0):
-    samples = generate(sharing(*pairs.make(KIND), noise), decoding)
+    samples = generate(draft(noise), decoding)
     np.testing.assert_array_equal(samples.tokens, expected)
     pairs.check_statistics(samples, decoding)
     rates.append(float(samples.statistics.acceptance_rate))
@@ -50,73 +46,66 @@ def test_greedy_tokens_are_the_targets(block):
 @pytest.mark.parametrize('scan', [False, True])
 def test_a_draft_of_another_width_changes_no_greedy_token(scan):
   draft = pairs.make(
-      KIND, seed=5, num_encoder_layers=0, encoded_dim=16, emb_dim=8,
+      'encoder_decoder', seed=5, encoded_dim=16, emb_dim=8,
       num_decoder_layers=2, scan_layers=scan,
   )  # fmt: skip
-  decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=pairs.L)
+  decoding = pairs.decoding(length=3)
   samples = generate(draft, decoding)
-  np.testing.assert_array_equal(
-      samples.tokens, pairs.greedy_reference(KIND, 8).tokens
-  )
+  expected = pairs.greedy_reference('encoder_decoder').tokens
+  np.testing.assert_array_equal(samples.tokens, expected)
   pairs.check_statistics(samples, decoding)
 
 
 def test_both_begin_with_a_prefix():
-  model, params = pairs.make(KIND)
-  decoding = decoding_lib.Decoding(block_length=3, max_new_tokens=12)
-  prefix = jnp.array([[5, 9, 7, 0]] * 4 + [[8, 0, 0, 0]] * 4, jnp.int32)
-  controls = controls_lib.Controls(
-      prefix=prefix, prefix_segments=(prefix > 0).astype(jnp.int32)
-  )
-  rest = (*pairs.ragged_inputs(), pairs.keys_of(8), decoding)
-  expected = autoregressive.generate(model, params, *rest, controls=controls)
-  without = autoregressive.generate(model, params, *rest)
+  decoding = pairs.decoding(length=3, max_new_tokens=12)
+  tokens = jnp.array([[5, 9, 7, 0]] * 4 + [[8, 0, 0, 0]] * 4, jnp.int32)
+  prefix = types.Prompt(tokens, (tokens > 0).astype(jnp.int32))
+  expected, without = (
+      autoregressive.generate(
+          pairs.make(), pairs.prompt(), pairs.keys_of(), decoding,
+          controls=controls_lib.Controls(prefix=prefix),
+      )
+      for prefix in (prefix, None)
+  )  # fmt: skip
   assert not np.array_equal(expected.tokens, without.tokens)
+  controls = controls_lib.Controls(prefix=prefix)
   for noise in (0.0, 0.1):
-    draft = sharing(model, params, noise)
-    samples = speculative.generate(
-        model, params, *draft, *rest, controls=controls
-    )
+    samples = generate(draft(noise), decoding, controls=controls)
     np.testing.assert_array_equal(samples.tokens, expected.tokens)
     rate = float(samples.statistics.acceptance_rate)
     assert rate == 1.0 if noise == 0.0 else rate < 1.0
 
 
-@pytest.mark.parametrize('rule', ['token', 'block'])
-def test_samples_have_the_targets_law(rule):
-  model, params, draft_params = pairs.law_models()
-  # The target's encoder stands behind a decoder of another model.
-  draft, draft_params = sharing(model, draft_params, 0.1)
-  decoding = dataclasses.replace(
-      pairs.law_decoding('top_p', 2), verification=rule
+@pytest.mark.parametrize('verifier', ['token', 'block'])
+def test_samples_have_the_targets_distribution(verifier):
+  # The target's encoder, behind the decoder of another model.
+  draft = tiny.noisy(tiny.sharing(pairs.small_pair()[1]), 0.1)
+  decoding = pairs.small_decoding(
+      'top_p', length=2, verifier=verification.parse(verifier)
   )
-  samples = speculative.generate(
-      model, params, draft, draft_params, *pairs.law_inputs(pairs.ROWS),
-      pairs.keys_of(pairs.ROWS, 11), decoding,
-  )  # fmt: skip
+  samples = pairs.speculate(decoding, draft=draft)
   pairs.check_statistics(samples, decoding)
   histogram = pairs.accepted_histogram(samples.statistics)
   assert (histogram > pairs.ROWS / 50).all()
-  law = pairs.exact_law(decoding)
-  assert pairs.law_p_value(samples.tokens, law) > laws.FALSE_ALARM
+  distribution = pairs.exact_distribution(decoding)
+  p_value = pairs.p_value(samples.tokens, distribution)
+  assert p_value > enumeration.FALSE_ALARM
 
 
 def test_the_encoder_runs_once(monkeypatch):
-  model, params = pairs.make(KIND)
-  draft = sharing(model, params, 0.1)
   runs = []
-  encode = transformer.Transformer.encode
+  encode = model_lib.Model.encode
 
   def counted(self, *args):
-    runs.append(self)
+    runs.append(self.network)
     return encode(self, *args)
 
-  monkeypatch.setattr(transformer.Transformer, 'encode', counted)
-  decoding = decoding_lib.Decoding(block_length=2, max_new_tokens=5)
-  inputs = jnp.ones((3, 11), jnp.int32)  # a shape that nothing has cached
+  monkeypatch.setattr(model_lib.Model, 'encode', counted)
+  tokens = jnp.ones((3, 11), jnp.int32)  # a shape that nothing has cached
   jax.eval_shape(
       lambda: speculative.generate(
-          model, params, *draft, inputs, inputs, pairs.keys_of(3), decoding
+          pairs.make(), draft(0.1), types.Prompt(tokens, tokens),
+          pairs.keys_of(3), pairs.decoding(length=2, max_new_tokens=5),
       )
-  )
-  assert runs == [model]
+  )  # fmt: skip
+  assert runs == [pairs.make().network]

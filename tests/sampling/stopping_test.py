@@ -24,10 +24,11 @@ STRINGS = [
 ]
 
 
-def walk(automaton, rows):
+def walk(automaton, rows, state=None):
   """As `Automaton.read`, which would be compiled for each table."""
   table = np.asarray(automaton.table)
-  state = np.broadcast_to(np.asarray(automaton.start), len(rows))
+  if state is None:
+    state = np.broadcast_to(np.asarray(automaton.start), len(rows))
   states = []
   for column in rows.T:
     state = table[column, state]
@@ -38,18 +39,24 @@ def walk(automaton, rows):
 def test_tokens_are_read_on_the_device():
   automaton = stopping.automaton(['ab', 'cc'], PIECES)
   rows = random_rows(len(PIECES)).astype(np.int32)
-  start = np.full(len(rows), automaton.start)
+  start = stopping.start(automaton, None, len(rows))
   states = jax.jit(lambda automaton, *args: automaton.read(*args))(
       automaton, start, rows
   )
   np.testing.assert_array_equal(states, walk(automaton, rows))
 
 
-def read(automaton, rows):
-  """After how many tokens of each row a string is complete, or None."""
+def read(automaton, rows, state=None):
+  """After how many tokens of each row a string is complete, or None.
+
+  Args:
+    automaton: of the strings.
+    rows: int[B, N].
+    state: before the first token; default: the start.
+  """
   rows = np.asarray(rows, np.int32)
-  states = walk(automaton, rows)
-  complete = states >= int(automaton.found)
+  states = walk(automaton, rows, state)
+  complete = np.asarray(automaton.is_complete(states))
   return [int(row.argmax()) + 1 if row.any() else None for row in complete]
 
 
@@ -114,9 +121,10 @@ def test_the_blank_that_begins_a_text_is_not_shown():
   automaton = stopping.automaton([' a'], later, first)
   rows = [[2, 3, 3], [1, 2, 2], [0, 2, 2], [3, 2, 3], [4, 1, 3], [1, 1, 2]]
   assert read(automaton, rows) == [None, 3, 3, 2, 3, None]
-  # Where text stands before it, it is.
-  begun = np.array([True, True, False, True, True, False])
-  assert read(automaton.after(begun), rows) == [1, 2, 3, 2, 3, None]
+  # After other text, it is.
+  has_begun = np.array([True, True, False, True, True, False])
+  state = np.where(has_begun, 0, automaton.start)
+  assert read(automaton, rows, state) == [1, 2, 3, 2, 3, None]
   # Where blanks are shown from the start on.
   assert read(stopping.automaton([' a'], later), rows) == [1, 2, 2, 2, 3, 3]
 
@@ -130,26 +138,26 @@ def test_what_follows_a_complete_string_changes_nothing():
   automaton = stopping.automaton(['ab', 'c'], PIECES)
   rows = np.array([[4, *row] for row in random_rows(len(PIECES), 20)])
   states = walk(automaton, rows)
-  assert (states >= np.asarray(automaton.found)).all()
+  assert automaton.is_complete(states).all()
 
 
 @pytest.mark.parametrize(
     'strings, message',
     [
         (['a', ''], 'A stop string is empty'),
-        (['xyz'], "stop string 'xyz' can never come"),
-        (['ab', 'c d'], "stop string 'c d' can never come"),
-        (['é'], "stop string 'é' can never come"),
+        (['xyz'], "stop string 'xyz' can never occur"),
+        (['ab', 'c d'], "stop string 'c d' can never occur"),
+        (['é'], "stop string 'é' can never occur"),
         (['a\udcff'], r"stop string 'a\\udcff' is not Unicode"),
-        (['ab' * 20_000], 'stop strings have 40000 bytes together; there may'),
+        (['ab' * 20_000], 'stop strings have 40000 bytes together; the max'),
     ],
 )
-def test_what_cannot_come_is_refused_by_name(strings, message):
+def test_what_cannot_occur_is_refused_by_name(strings, message):
   with pytest.raises(errors.UserError, match=message):
     stopping.automaton(strings, PIECES[:9])
 
 
-def test_a_string_that_only_the_first_token_spells_can_come():
+def test_a_string_that_only_the_first_token_spells_can_occur():
   automaton = stopping.automaton(['x'], [b' y'], [b'x'])
   assert read(automaton, [[0]]) == [1]
 
@@ -167,3 +175,13 @@ def test_a_string_that_only_the_first_token_spells_can_come():
 )
 def test_text_is_cut_before_the_first_string(text, strings, start, expected):
   assert stopping.cut(text, strings, start) == expected
+
+
+def test_states_begin_where_the_text_does():
+  automaton = stopping.automaton(['ab'], PIECES)
+  assert stopping.start(None, None, 3) is None
+  assert stopping.start(None, np.array([0, 1, 2]), 3) is None
+  start = int(automaton.start)
+  np.testing.assert_array_equal(stopping.start(automaton, None, 3), [start] * 3)
+  state = np.array([0, start, 0])
+  assert stopping.start(automaton, state, 3) is state

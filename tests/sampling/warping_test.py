@@ -32,14 +32,14 @@ def softmax(logits):
   return weights / weights.sum()
 
 
-def decoding(**settings):
-  return decoding_lib.Decoding(**{'temperature': 1.0, **settings})
+def sampling(**settings):
+  return decoding_lib.Sampling(**{'temperature': 1.0, **settings})
 
 
 @many(max_examples=60)
 @hypothesis.given(LOGITS, strategies.sampled_from(TEMPERATURES))
 def test_temperature_divides(logits, temperature):
-  warped = warp(logits, decoding(temperature=temperature))
+  warped = warp(logits, sampling(temperature=temperature))
   np.testing.assert_allclose(
       warped, logits / temperature, rtol=1e-6, atol=1e-30
   )
@@ -48,7 +48,7 @@ def test_temperature_divides(logits, temperature):
 @many(max_examples=60)
 @hypothesis.given(LOGITS)
 def test_temperature_zero_puts_all_mass_on_the_first_of_the_best(logits):
-  warped = np.asarray(warp(logits, decoding(temperature=0.0)))
+  warped = np.asarray(warp(logits, sampling(temperature=0.0)))
   assert np.isneginf(warped).sum() == V - 1
   assert warped[np.argmax(logits)] == 0.0
 
@@ -56,7 +56,7 @@ def test_temperature_zero_puts_all_mass_on_the_first_of_the_best(logits):
 @many(max_examples=60)
 @hypothesis.given(LOGITS, strategies.sampled_from(TOP_KS))
 def test_top_k_keeps_the_k_best_and_their_equals(logits, top_k):
-  warped = np.asarray(warp(logits, decoding(top_k=top_k)))
+  warped = np.asarray(warp(logits, sampling(top_k=top_k)))
   kept = np.isfinite(warped)
   if top_k == 0 or top_k >= V:
     assert kept.all()
@@ -69,7 +69,7 @@ def test_top_k_keeps_the_k_best_and_their_equals(logits, top_k):
 @hypothesis.given(LOGITS, strategies.sampled_from(TOP_PS))
 @hypothesis.example(np.float32([-2.5e-12, 0, 0, 0, 0, 0, 0]), 0.3)
 def test_top_p_keeps_the_fewest_that_reach_it_and_their_equals(logits, top_p):
-  warped = np.asarray(warp(logits, decoding(top_p=top_p)))
+  warped = np.asarray(warp(logits, sampling(top_p=top_p)))
   kept = np.isfinite(warped)
   p = softmax(logits)
   assert kept[np.argmax(logits)]
@@ -90,9 +90,9 @@ def test_top_p_keeps_the_fewest_that_reach_it_and_their_equals(logits, top_p):
 @many(max_examples=60)
 @hypothesis.given(LOGITS)
 def test_top_p_counts_the_mass_that_temperature_and_top_k_left(logits):
-  together = warp(logits, decoding(temperature=2.0, top_k=3, top_p=0.9))
-  step = warp(logits, decoding(temperature=2.0, top_k=3))
-  step = warp(np.asarray(step), decoding(top_p=0.9))
+  together = warp(logits, sampling(temperature=2.0, top_k=3, top_p=0.9))
+  step = warp(logits, sampling(temperature=2.0, top_k=3))
+  step = warp(np.asarray(step), sampling(top_p=0.9))
   np.testing.assert_array_equal(together, step)
 
 
@@ -101,18 +101,30 @@ def test_top_p_counts_the_mass_that_temperature_and_top_k_left(logits):
 )
 def test_leading_axes_are_independent_and_the_result_is_float32(settings):
   logits = jax.random.normal(jax.random.key(0), (2, 3, V), jnp.bfloat16)
-  together = warp(logits, decoding(**settings))
+  together = warp(logits, sampling(**settings))
   assert together.dtype == jnp.float32
   for i in range(2):
     for j in range(3):
       np.testing.assert_array_equal(
-          warp(logits[i, j], decoding(**settings)), together[i, j]
+          warp(logits[i, j], sampling(**settings)), together[i, j]
       )
 
 
 def test_a_token_that_could_not_be_sampled_stays_so():
   logits = np.array([0.0, -np.inf, 1.0, -np.inf, -1.0, 0.5, 0.0], np.float32)
   for settings in ({'top_k': 6}, {'top_p': 0.999999}, {'temperature': 3.0}):
-    warped = np.asarray(warp(logits, decoding(**settings)))
+    warped = np.asarray(warp(logits, sampling(**settings)))
     assert np.isneginf(warped[[1, 3]]).all()
     assert not np.isnan(warped).any()
+
+
+def test_rows_may_have_temperatures_of_their_own():
+  logits = jax.random.normal(jax.random.key(1), (4, 2, V))
+  temperature = jnp.array([0.0, 0.25, 1.0, 2.0])
+  settings = {'top_k': 5, 'top_p': 0.9}
+  together = jax.jit(warping.warp, static_argnums=1)(
+      logits, sampling(**settings, temperature=3.0), temperature
+  )
+  for row, value in enumerate(temperature.tolist()):
+    alone = warp(logits[row], sampling(**settings, temperature=value))
+    np.testing.assert_allclose(together[row], alone, rtol=1e-6)
