@@ -174,10 +174,13 @@ def test_a_description_omits_what_had_no_effect():
       'paths': 1,
       'adaptive': 'confidence(0.4)',
       'verifier': 'block',
+      'lossless': True,
       'batch_size': 4,
       'max_new_tokens': 128,
   }
-  nothing = dict.fromkeys(('block_length', 'paths', 'adaptive', 'verifier'))
+  nothing = dict.fromkeys(
+      ('block_length', 'paths', 'adaptive', 'verifier', 'lossless')
+  )
   assert alone == {**with_draft, **nothing}
   plain = Decoding().describe(speculative=True, batch_size=1)
   assert plain['adaptive'] is None and plain['verifier'] == 'token'
