@@ -3,9 +3,9 @@
 Predicted seconds are the compiler's own: the cycles that it expects of every
 instruction, as often as the loops run, over the clock. What it does not say is
 added here: exchanges between chips take as long as their bytes need on the
-links of the torus, plus a microsecond a hop; they count in full where the
-program waits for them, and where they run beside computation, as copies from
-HBM to fast memory do, as far as they take longer than it.
+links of the torus, plus a microsecond per hop. They count in full where the
+program waits for them; where they run beside computation, as copies from HBM to
+fast memory do, they count as far as they take longer than it.
 
   step       work + exchanges + sum over loops of trips x body
   roofline   the longest of FLOPs, HBM bytes and exchanged bytes at the chip's
@@ -15,18 +15,44 @@ HBM to fast memory do, as far as they take longer than it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from distillspec_jax.core import errors
-from distillspec_jax.models import config as config_lib
-from distillspec_jax.planning import compiled as compiled_lib
+from distillspec_jax.models import config as model_config
+from distillspec_jax.planning import compiled_program
+from distillspec_jax.planning import config as config_lib
 from distillspec_jax.planning import hlo
-from distillspec_jax.planning import setting as setting_lib
 from distillspec_jax.planning import topologies
 
-# Loop and depth among loops whose trips only the data tells -> trips.
-Trips = Callable[[hlo.Block, int], int]
+# Trips of loops whose end only the data tells: of the outermost ones, of those
+# in them, and so on; the last number holds for all that are deeper.
+Trips = Sequence[int]
+
+
+class Visit(NamedTuple):
+  """A block of a program, and how often the program runs it."""
+
+  block: hlo.Block
+  times: int
+  depth: int  # how many loops whose end only the data tells are around it
+
+
+def walk(
+    block: hlo.Block,
+    trips: Trips,
+    skip: Callable[[hlo.Block], bool] = lambda block: False,
+    times: int = 1,
+    depth: int = 0,
+) -> Iterator[Visit]:
+  """The block and all loops in it, but for those to skip."""
+  yield Visit(block, times, depth)
+  for inner in block.inner:
+    if skip(inner):
+      continue
+    is_known = inner.trips is not None
+    count = inner.trips if is_known else trips[min(depth, len(trips) - 1)]
+    yield from walk(inner, trips, skip, times * count, depth + (not is_known))
 
 
 class Cost(NamedTuple):
@@ -34,35 +60,27 @@ class Cost(NamedTuple):
 
   Attributes:
     seconds: predicted.
+    waited_s: of these, in which it waits for other chips.
     flops: of matrix products.
     hbm_bytes: read and written.
-    exchange_s: of the exchanges between chips, at the links' peak, hops left
-      out.
-    exchanged: kind -> bytes that a chip sends.
+    exchange_s: of exchanges between chips at the links' peak, without hops.
     exchanges: how many.
-    waited_s: of `seconds`, those in which it waits for other chips.
+    sent: bytes that a chip sends, for each of `hlo.COLLECTIVES`.
   """
 
   seconds: float = 0.0
+  waited_s: float = 0.0
   flops: float = 0.0
   hbm_bytes: float = 0.0
   exchange_s: float = 0.0
-  exchanged: Mapping[str, float] = {}
-  exchanges: float = 0
-  waited_s: float = 0.0
+  exchanges: int = 0
+  sent: tuple[float, ...] = (0.0,) * len(hlo.COLLECTIVES)
 
   def plus(self, other: Cost, times: float = 1) -> Cost:
-    kinds = {*self.exchanged, *other.exchanged}
+    add = lambda mine, its: mine + times * its
     return Cost(
-        *(
-            mine + times * its
-            if not isinstance(mine, Mapping)
-            else {
-                kind: mine.get(kind, 0.0) + times * its.get(kind, 0.0)
-                for kind in sorted(kinds)
-            }
-            for mine, its in zip(self, other)
-        )
+        *map(add, self[:-1], other[:-1]),
+        sent=tuple(map(add, self.sent, other.sent)),
     )
 
   def ideal_s(self, chip: topologies.Chip) -> float:
@@ -80,41 +98,34 @@ class Cost(NamedTuple):
 def cost(
     block: hlo.Block,
     topology: topologies.Topology,
-    places: tuple[tuple[int, ...], ...],
+    places: Sequence[Sequence[int]],
     trips: Trips,
     skip: Callable[[hlo.Block], bool] = lambda block: False,
-    depth: int = 0,
 ) -> Cost:
-  """Of a block and all loops in it.
+  """What a block and all loops in it cost.
 
   Args:
     block: from `hlo`.
     topology: that it was compiled for.
     places: coordinates of the chips, in the order of the mesh.
-    trips: of loops whose trips only the data tells.
+    trips: of loops whose end only the data tells.
     skip: inner blocks that are left out.
-    depth: how many such loops are around the block.
   """
-  made = _own(block, topology, places)
-  for inner in block.inner:
-    if skip(inner):
-      continue
-    is_known = inner.trips is not None
-    times = inner.trips if is_known else trips(inner, depth)
-    below = cost(inner, topology, places, trips, skip, depth + (not is_known))
-    made = made.plus(below, times)
-  return made
+  total = Cost()
+  for visit in walk(block, trips, skip):
+    total = total.plus(_own(visit.block, topology, places), visit.times)
+  return total
 
 
 def _own(
     block: hlo.Block,
     topology: topologies.Topology,
-    places: tuple[tuple[int, ...], ...],
+    places: Sequence[Sequence[int]],
 ) -> Cost:
-  """Of a block without the loops in it."""
+  """What a block costs without the loops in it."""
   chip = topology.chip
   waited, hidden, exchange_s = 0.0, 0.0, 0.0
-  exchanged: dict[str, float] = {}
+  sent = dict.fromkeys(hlo.COLLECTIVES, 0.0)
   for each in block.collectives:
     chips = [places[i] for i in each.group] or list(places)
     seconds = topology.exchange_s(each.kind, each.bytes, chips)
@@ -122,47 +133,37 @@ def _own(
       hidden += seconds
     else:
       waited += seconds
-    moved = topologies.moved_bytes(each.kind, each.bytes, len(chips))
-    exchanged[each.kind] = exchanged.get(each.kind, 0.0) + moved
+    sent[each.kind] += topologies.moved_bytes(each.kind, each.bytes, len(chips))
     exchange_s += topology.exchange_s(each.kind, each.bytes, chips, hop_s=0.0)
   work = block.cycles / chip.clock
   beside = max(hidden, block.prefetched_bytes / chip.hbm_bandwidth)
-  seconds = max(work, beside) + waited
   return Cost(
-      seconds,
-      block.flops,
-      block.hbm_bytes,
-      exchange_s,
-      exchanged,
-      len(block.collectives),
-      waited + max(0.0, hidden - work),
+      seconds=max(work, beside) + waited,
+      waited_s=waited + max(0.0, hidden - work),
+      flops=block.flops,
+      hbm_bytes=block.hbm_bytes,
+      exchange_s=exchange_s,
+      exchanges=len(block.collectives),
+      sent=tuple(sent.values()),
   )
 
 
 def forward_flops(
-    config: config_lib.T5Config, rows: int, inputs: int, outputs: int
+    config: model_config.T5Config, rows: int, inputs: int, outputs: int
 ) -> float:
-  """FLOPs of logits for all outputs: two a multiplication, none for masks.
+  """FLOPs of logits for all outputs: two per multiplication, none for masks.
 
   Args:
-    config: of the model.
+    config: of an encoder-decoder, or of a draft that shares an encoder.
     rows: B.
-    inputs: tokens a row, S.
-    outputs: tokens a row, T.
-
-  Raises:
-    UserError: the model is decoder-only, which is not planned for.
+    inputs: tokens of a row, S.
+    outputs: tokens of a row, T.
   """
-  if config.is_decoder_only:
-    raise errors.UserError(
-        'A decoder-only model (num_encoder_layers = 0) was given to plan, which'
-        ' knows encoder-decoder models; take one with an encoder.'
-    )
   encoder = config.num_encoder_layers * _layer(config, inputs, inputs)
   if config.shares_encoder:
     encoder = inputs * config.encoded_dim * config.emb_dim
   joined = config.num_heads * config.head_dim
-  # Keys and values of the inputs; queries and what is made of the mixture.
+  # Keys and values of the inputs; queries, and the output projection.
   cross = 2 * inputs * config.emb_dim * joined
   cross += 2 * outputs * config.emb_dim * joined
   cross += 2 * outputs * inputs * joined
@@ -172,8 +173,8 @@ def forward_flops(
   return 2.0 * rows * (encoder + decoder + logits)
 
 
-def _layer(config: config_lib.T5Config, queries: int, keys: int) -> int:
-  """Multiplications a row of self-attention and feed-forward."""
+def _layer(config: model_config.T5Config, queries: int, keys: int) -> int:
+  """Multiplications per row of self-attention and feed-forward."""
   joined = config.num_heads * config.head_dim
   weights = 4 * config.emb_dim * joined
   branches = len(config.mlp_activations)
@@ -185,34 +186,35 @@ class Step(NamedTuple):
   """A training step.
 
   Attributes:
-    whole: all of it.
-    rollout: sampling the tokens that it learns on, all of T.
-    model_flops: a chip, by formula, without rollouts: the target forward, the
+    total: all of it.
+    rollout: sampling the tokens that it learns from, all of T.
+    model_flops: per chip, by formula, without rollouts: the target forward, the
       draft forward and backward.
-    mfu: `model_flops` over the peak, of the seconds without rollouts.
+    mfu: `model_flops` over the peak, in the seconds without rollouts.
   """
 
-  whole: Cost
+  total: Cost
   rollout: Cost
   model_flops: float
   mfu: float
 
 
-def step(setting: setting_lib.Setting, compiled: compiled_lib.Compiled) -> Step:
+def step(
+    config: config_lib.PlanConfig, program: compiled_program.CompiledProgram
+) -> Step:
   """What a training step costs."""
-  topology = setting.topology
-  trips = lambda block, depth: setting.output_length
-  arguments = compiled.block, topology, compiled.places, trips
-  whole = cost(*arguments)
-  # What is sampled stands in loops of a program of its own.
-  learned = cost(*arguments, skip=lambda block: 'generate' in block.op_name)
-  shape = setting.batch_size, setting.input_length, setting.output_length
-  flops = 3 * forward_flops(setting.draft, *shape)
-  if setting.target is not None and setting.method.is_distillation:
-    flops += forward_flops(setting.target, *shape)
+  topology = config.topology
+  arguments = program.block, topology, program.places, (config.output_length,)
+  total = cost(*arguments)
+  # Rollouts are loops of the sampler's function.
+  learning = cost(*arguments, skip=lambda block: 'generate' in block.op_name)
+  shape = config.batch_size, config.input_length, config.output_length
+  flops = 3 * forward_flops(config.draft, *shape)
+  if config.target is not None and config.training.method.is_distillation:
+    flops += forward_flops(config.target, *shape)
   flops /= topology.chips
-  mfu = flops / (learned.seconds * topology.chip.flops)
-  return Step(whole, whole.plus(learned, -1), flops, mfu)
+  mfu = flops / (learning.seconds * topology.chip.flops)
+  return Step(total, total.plus(learning, -1), flops, mfu)
 
 
 class Sampling(NamedTuple):
@@ -221,16 +223,17 @@ class Sampling(NamedTuple):
   Attributes:
     token: autoregressive, a token of the target.
     block: speculative, a block: G steps of the draft, one of the target.
-    draft: a step of the draft, in the block.
-    begin_s: seconds of both encoders and all else before the first block.
-    plain_begin_s: the same without a draft.
+    draft: a step of the draft, in the block; None where a block is so short
+      that the compiler has unrolled the loop over its tokens.
+    prefill_s: seconds of both encoders and all else before the first block.
+    token_prefill_s: the same without a draft.
   """
 
   token: Cost
   block: Cost
-  draft: Cost
-  begin_s: float
-  plain_begin_s: float
+  draft: Cost | None
+  prefill_s: float
+  token_prefill_s: float
 
   @property
   def cost_ratio(self) -> float:
@@ -244,52 +247,47 @@ class Sampling(NamedTuple):
 
 
 def sampling(
-    setting: setting_lib.Setting,
-    speculative: compiled_lib.Compiled,
-    autoregressive: compiled_lib.Compiled,
+    config: config_lib.PlanConfig,
+    speculative: compiled_program.CompiledProgram,
+    autoregressive: compiled_program.CompiledProgram,
 ) -> Sampling:
   """What a token and a block of the samplers cost."""
-  # Of a block the first token is drafted before the loop over the others.
-  trips = lambda block, depth: setting.block_length - 1
+  (token,) = _data_dependent(autoregressive.block)
+  (block,) = _data_dependent(speculative.block)
+  draft = [each for each in block.inner if '/draft_loop/' in each.op_name]
 
-  def part(compiled, block):
-    return cost(block, setting.topology, compiled.places, trips)
+  def part(program, block, trips):
+    return cost(block, config.topology, program.places, (trips,))
 
-  (token,) = _unknown(autoregressive.block)
-  (block,) = _unknown(speculative.block)
-  (draft,) = (
-      each for each in block.inner if each.op_name.endswith('draft_loop/while')
-  )
-  prefill = lambda compiled: cost(
-      compiled.block, setting.topology, compiled.places, lambda *_: 0
-  )
+  # The first token of a block is drafted before the loop over the others.
+  others = config.decoding.drafting.length - 1
   return Sampling(
-      part(autoregressive, token),
-      part(speculative, block),
-      part(speculative, draft),
-      prefill(speculative).seconds,
-      prefill(autoregressive).seconds,
+      token=part(autoregressive, token, 0),
+      block=part(speculative, block, others),
+      draft=part(speculative, draft[0], 0) if draft else None,
+      prefill_s=part(speculative, speculative.block, 0).seconds,
+      token_prefill_s=part(autoregressive, autoregressive.block, 0).seconds,
   )
 
 
-def _unknown(block: hlo.Block) -> list[hlo.Block]:
-  """The loops in a block whose trips only the data tells."""
-  found = []
+def _data_dependent(block: hlo.Block) -> list[hlo.Block]:
+  """The outermost loops in a block whose end only the data tells."""
+  loops = []
   for inner in block.inner:
-    found += [inner] if inner.trips is None else _unknown(inner)
-  return found
+    loops += [inner] if inner.trips is None else _data_dependent(inner)
+  return loops
 
 
 class Exchanges(NamedTuple):
-  """Equal exchanges of a loop.
+  """Equal exchanges of a program.
 
   Attributes:
-    where: 'step', 'rollout', 'block' or 'draft' loop.
-    kind: of `hlo.COLLECTIVES`.
+    where: the program, and the depth of the loop.
+    kind: one of `hlo.COLLECTIVES`.
     shape: of one.
-    chips: that take part.
-    count: how many.
-    bytes: that a chip sends, of all.
+    chips: how many take part.
+    count: how many exchanges.
+    bytes: that a chip sends in all of them.
     hidden: beside computation.
   """
 
@@ -303,34 +301,27 @@ class Exchanges(NamedTuple):
 
 
 def exchanges(
-    name: str, compiled: compiled_lib.Compiled, trips: Trips
+    name: str, program: compiled_program.CompiledProgram, trips: Trips
 ) -> list[Exchanges]:
   """All exchanges of a program, those with most bytes first.
 
   Args:
     name: of the program.
-    compiled: it.
-    trips: of loops whose trips only the data tells.
+    program: as it was compiled.
+    trips: of loops whose end only the data tells.
   """
-  found: dict[tuple, int] = {}
-
-  def walk(block, depth, times):
-    for each in block.collectives:
-      chips = len(each.group) or len(compiled.places)
-      where = name if depth == 0 else f'{name}: loop {depth}'
-      key = where, each.kind, each.shape, chips, each.hidden, each.bytes
-      found[key] = found.get(key, 0) + times
-    for inner in block.inner:
-      is_known = inner.trips is not None
-      count = inner.trips if is_known else trips(inner, depth)
-      walk(inner, depth + (not is_known), times * count)
-
-  walk(compiled.block, 0, 1)
+  counts: collections.Counter[tuple] = collections.Counter()
+  for visit in walk(program.block, trips):
+    where = f'{name}: loop {visit.depth}' if visit.depth else name
+    for each in visit.block.collectives:
+      chips = len(each.group) or len(program.places)
+      equal = where, each.kind, each.shape, chips, each.hidden, each.bytes
+      counts[equal] += visit.times
   listed = [
       Exchanges(
           where, kind, shape, chips, count,
           count * topologies.moved_bytes(kind, size, chips), hidden,
       )
-      for (where, kind, shape, chips, hidden, size), count in found.items()
+      for (where, kind, shape, chips, hidden, size), count in counts.items()
   ]  # fmt: skip
   return sorted(listed, key=lambda each: -each.bytes)

@@ -1,18 +1,18 @@
-"""What is in the text of a compiled TPU program: loops, work, collectives.
+"""What is in a compiled TPU program: loops, work, exchanges between chips.
 
-XLA prints the optimised program as computations of one instruction a line, in
-the order in which they run, with the layout and memory of every array, what the
-compiler expects an instruction to take (`estimated_cycles`), and the chips that
-talk to each other. XLA's own `cost_analysis` counts the body of a loop once;
-here the loops are kept as a tree, to be counted as often as they run.
+The compiler writes the cycles that it expects beside every instruction, and
+which chips exchange data. XLA's own `cost_analysis` counts the body of a loop
+once; here the loops are kept as a tree, to be counted as often as they run.
+
+  bytes of an HloModuleProto -> parse -> Computation -> block -> Block
 
 A TPU turns matrix products into convolutions, fuses nearly everything, and
-holds arrays in fast memory, marked S(1), where that spares the trip to HBM.
+keeps arrays in fast memory where that saves the trip to HBM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 import re
@@ -20,11 +20,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_BITS = {
-    'pred': 8, 's2': 2, 'u2': 2, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16,
-    'u16': 16, 'bf16': 16, 'f16': 16, 's32': 32, 'u32': 32, 'f32': 32,
-    's64': 64, 'u64': 64, 'f64': 64, 'c64': 64, 'c128': 128,
+from distillspec_jax.planning import hlo_proto
+
+# XLA's number of an element type -> its name and bits.
+_ELEMENTS = {
+    1: ('pred', 8), 2: ('s8', 8), 3: ('s16', 16), 4: ('s32', 32),
+    5: ('s64', 64), 6: ('u8', 8), 7: ('u16', 16), 8: ('u32', 32),
+    9: ('u64', 64), 10: ('f16', 16), 11: ('f32', 32), 12: ('f64', 64),
+    15: ('c64', 64), 16: ('bf16', 16), 18: ('c128', 128), 21: ('s4', 4),
+    22: ('u4', 4), 26: ('s2', 2), 27: ('u2', 2),
 }  # fmt: skip
+_TUPLE = 13
 COLLECTIVES = (
     'all-gather',
     'all-reduce',
@@ -32,52 +38,59 @@ COLLECTIVES = (
     'all-to-all',
     'collective-permute',
 )
-# What moves no bytes of itself.
+# Instructions that move no bytes themselves.
 _FREE = frozenset(
     (
         'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
         'while', 'conditional', 'call', 'after-all', 'partition-id',
-        'replica-id', 'opt-barrier', 'copy-done', 'slice-done', 'async-done',
-        'custom-call', 'iota',
+        'replica-id', 'opt-barrier', 'custom-call', 'iota',
     )
 )  # fmt: skip
+# Values of these are arrays that exist already.
+_NOT_ALLOCATED = frozenset(
+    ('parameter', 'get-tuple-element', 'tuple', 'bitcast', 'while', 'constant')
+)
 _FROM_HOST = frozenset(('infeed', 'outfeed', 'send', 'recv'))
-_WORK = 4  # instructions of a block that are kept
 _SLICING = frozenset(('dynamic-slice', 'slice', 'gather'))
+_WORK = 4  # instructions of a block that are kept
 
 
 class Array(NamedTuple):
-  """The type of a value, of 'bf16[8,512]{1,0:T(8,128)(2,1)S(1)}'."""
+  """The type of an array, and whether it is in HBM."""
 
-  dtype: str
+  element_type: int
   dims: tuple[int, ...]
   in_hbm: bool
 
   @property
   def bytes(self) -> int:
-    return math.prod(self.dims) * _BITS.get(self.dtype, 0) // 8
+    bits = _ELEMENTS.get(self.element_type, ('', 0))[1]
+    return math.prod(self.dims) * bits // 8
 
   def __str__(self) -> str:
-    return f'{self.dtype}[{",".join(map(str, self.dims))}]'
+    name = _ELEMENTS.get(self.element_type, ('?', 0))[0]
+    return f'{name}[{",".join(map(str, self.dims))}]'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Instruction:
-  """One line of a computation.
+  """One instruction of a computation.
 
   Attributes:
-    name: of the value.
+    proto: name, opcode, and whatever else XLA has, see `hlo_proto`.
     arrays: the value's type; several where it is a tuple.
-    opcode: 'fusion', 'all-gather', ...
-    operands: names of values; the text in brackets where there are none.
-    rest: of the line, its attributes.
+    operands: the instructions whose values it takes.
+    called: the computations that it calls.
   """
 
-  name: str
+  proto: Any
   arrays: tuple[Array, ...]
-  opcode: str
-  operands: tuple[str, ...]
-  rest: str
+  operands: tuple[Instruction, ...]
+  called: tuple[Computation, ...]
+
+  @property
+  def opcode(self) -> str:
+    return self.proto.opcode
 
   @property
   def bytes(self) -> int:
@@ -89,45 +102,39 @@ class Instruction:
 
   @property
   def cycles(self) -> int:
-    """That the compiler expects; 0 where it does not say."""
-    found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
-    return int(found.group(1)) if found else 0
+    """What the compiler expects; 0 where it does not say."""
+    config = self.proto.backend_config
+    cycles = re.search(rb'"estimated_cycles":"(\d+)"', config)
+    return int(cycles.group(1)) if cycles else 0
 
   @property
   def op_name(self) -> str:
     """Where in the Python program it comes from."""
-    found = re.search(r'op_name="([^"]*)"', self.rest)
-    return found.group(1) if found else ''
-
-  def called(self, attribute: str) -> str:
-    """The computation that an attribute names, '' if there is none."""
-    found = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.rest)
-    return found.group(1) if found else ''
+    return self.proto.metadata.op_name
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class Computation:
-  """Instructions by name, in the order in which they run."""
+  """Instructions, operands before their users, the last of them the root."""
 
-  instructions: dict[str, Instruction]
-  root: str = ''
-
-  def __iter__(self) -> Iterator[Instruction]:
-    return iter(self.instructions.values())
-
-
-class Module(NamedTuple):
-  """A program: computations by name, and which of them it starts with."""
-
-  computations: dict[str, Computation]
-  entry: str
+  name: str
+  instructions: tuple[Instruction, ...]
+  root: Instruction
 
 
 class Work(NamedTuple):
-  """An instruction that takes long: its cycles, what it makes, from where."""
+  """An instruction that takes long: its cycles, its result, its origin."""
 
   cycles: int
   shape: str
+  op_name: str
+
+
+class Buffer(NamedTuple):
+  """An array of a program: its type, bytes, and where it comes from."""
+
+  shape: str
+  bytes: int
   op_name: str
 
 
@@ -135,12 +142,11 @@ class Collective(NamedTuple):
   """Data that chips exchange.
 
   Attributes:
-    kind: of `COLLECTIVES`.
-    shape: what is exchanged, of one chip: gathered, or not yet reduced.
-    bytes: of it.
+    kind: one of `COLLECTIVES`.
+    shape: what one chip exchanges: gathered, or not yet reduced.
+    bytes: its size.
     group: numbers of the devices of the first group that exchanges; () is all.
     hidden: it runs beside computation (asynchronously).
-    op_name: where in the Python program it comes from.
   """
 
   kind: str
@@ -148,21 +154,19 @@ class Collective(NamedTuple):
   bytes: int
   group: tuple[int, ...]
   hidden: bool
-  op_name: str
 
 
 @dataclasses.dataclass
 class Block:
-  """What runs in a row: a program, or the body of a loop.
+  """What runs in sequence: a program, or the body of a loop.
 
   Attributes:
     op_name: of the loop; '' for a program.
     trips: how often it runs; None where only the data tells.
-    cycles: that the compiler expects of all but collectives and inner loops.
+    cycles: expected for all but collectives and inner loops.
     flops: of matrix products.
     hbm_bytes: read and written.
-    prefetched_bytes: of them, copied beside computation.
-    instructions: that compute or move something.
+    prefetched_bytes: of these, copied beside computation.
     host_transfers: instructions that wait for the host.
     work: the instructions that take longest, without inner loops.
     collectives: of this block.
@@ -175,307 +179,277 @@ class Block:
   flops: float = 0.0
   hbm_bytes: int = 0
   prefetched_bytes: int = 0
-  instructions: int = 0
   host_transfers: int = 0
   work: list[Work] = dataclasses.field(default_factory=list)
   collectives: list[Collective] = dataclasses.field(default_factory=list)
   inner: list[Block] = dataclasses.field(default_factory=list)
 
-  def walk(self) -> Iterator[Block]:
-    """This block and all in it."""
-    yield self
-    for each in self.inner:
-      yield from each.walk()
 
-
-def parse(text: str) -> Module:
-  """The computations of a program's text.
+def parse(data: bytes) -> Computation:
+  """The computation that a serialised HloModuleProto starts with.
 
   Raises:
-    ValueError: it has no entry.
+    ValueError: it has none.
   """
-  computations: dict[str, Computation] = {}
-  current, entry = None, ''
-  for line in text.splitlines():
-    if not line.startswith(' '):
-      header = re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line)
-      if header:
-        current = computations.setdefault(header.group(2), Computation({}))
-        entry = header.group(2) if header.group(1) else entry
-      continue
-    found = re.match(r'\s+(ROOT )?%?([\w.\-]+) = ', line)
-    if found is None or current is None:
-      continue
-    instruction = _instruction(found.group(2), line[found.end() :])
-    current.instructions[instruction.name] = instruction
-    if found.group(1):
-      current.root = instruction.name
-  if not entry:
-    raise ValueError('The text of the program has no ENTRY computation.')
-  return Module(computations, entry)
-
-
-def _instruction(name: str, text: str) -> Instruction:
-  """From 'f32[8]{0} add(%a, %b), metadata=...'."""
-  end = _closing(text, 0) + 1 if text.startswith('(') else text.index(' ')
-  arrays = tuple(
-      Array(
-          dtype,
-          tuple(int(n) for n in re.findall(r'\d+', dims)),
-          'S(' not in layout,  # S(1) is VMEM, others are flags and scalars
+  module = hlo_proto.parse(data)
+  computations: dict[int, Computation] = {}
+  # XLA writes computations and operands before those that use them.
+  for computation in module.computations:
+    values: dict[int, Instruction] = {}
+    for proto in computation.instructions:
+      values[proto.id] = Instruction(
+          proto,
+          tuple(_arrays(proto.shape)),
+          tuple(values[id_] for id_ in proto.operand_ids),
+          tuple(computations[id_] for id_ in proto.called_computation_ids),
       )
-      for dtype, dims, layout in re.findall(
-          r'\b([a-z]+\d*)\[([\d,<=]*)\](\{[^}]*\})?', text[:end]
-      )
-  )
-  opening = text.index('(', end)
-  closing = _closing(text, opening)
-  inside = text[opening + 1 : closing]
-  operands = tuple(re.findall(r'%([\w.\-]+)', inside)) or (inside.strip(),)
-  opcode = text[end:opening].strip()
-  return Instruction(name, arrays, opcode, operands, text[closing + 1 :])
+    computations[computation.id] = Computation(
+        computation.name, tuple(values.values()), values[computation.root_id]
+    )
+  if module.entry_id not in computations:
+    raise ValueError('The module has no entry computation.')
+  return computations[module.entry_id]
 
 
-_BRACKET = re.compile(r'[()]')
+def _arrays(shape: Any) -> Iterator[Array]:
+  """The arrays of a type, those of tuples in their order."""
+  if shape.element_type == _TUPLE:
+    for part in shape.tuple_shapes:
+      yield from _arrays(part)
+  else:
+    # Space 1 is the fast memory (VMEM), others hold flags and scalars.
+    in_hbm = shape.layout.memory_space == 0
+    yield Array(shape.element_type, tuple(shape.dimensions), in_hbm)
 
 
-def _closing(text: str, start: int) -> int:
-  """Place of the bracket that closes the one at `start`."""
-  depth = 0
-  for bracket in _BRACKET.finditer(text, start):
-    depth += 1 if bracket.group() == '(' else -1
-    if depth == 0:
-      return bracket.start()
-  raise ValueError(f'A bracket is not closed in {text[start:start + 80]!r}.')
-
-
-def block(module: Module) -> Block:
-  """The program as a tree of loops."""
-  return _block(module, module.entry, '', 1)
-
-
-def _block(module: Module, name: str, op_name: str, trips: int | None) -> Block:
-  made = Block(op_name, trips)
-  computation = module.computations[name]
-  for instruction in computation:
+def block(
+    computation: Computation, op_name: str = '', trips: int | None = 1
+) -> Block:
+  """The program, or the body of a loop, as a tree of loops."""
+  result = Block(op_name, trips)
+  for instruction in computation.instructions:
     opcode = instruction.opcode
     if opcode == 'while':
-      body = instruction.called('body')
-      count = _trips(module, instruction.called('condition'))
-      made.inner.append(_block(module, body, instruction.op_name, count))
+      body, _ = instruction.called
+      result.inner.append(block(body, instruction.op_name, _trips(instruction)))
       continue
     if opcode in ('conditional', 'call'):
-      # Of branches the one that takes longest.
-      parts = [_block(module, b, '', 1) for b in _branches(instruction)]
-      made.inner.append(max(parts, key=_cycles))
+      # Of the branches the one that takes longest.
+      branches = [block(branch) for branch in instruction.called]
+      result.inner.append(max(branches, key=_cycles))
       continue
-    made.cycles += instruction.cycles
-    made.work.append(_work(instruction))
-    made.flops += _flops(module, computation, instruction)
-    moved = _hbm_bytes(module, computation, instruction)
-    made.hbm_bytes += moved
-    if opcode in ('copy-start', 'slice-start'):
-      made.prefetched_bytes += moved
-    made.collectives += _collectives(module, computation, instruction)
-    made.instructions += opcode not in _FREE
-    made.host_transfers += opcode in _FROM_HOST
-  made.work = sorted(made.work, reverse=True)[:_WORK]
-  return made
-
-
-def _work(instruction: Instruction) -> Work:
-  shape = ' '.join(map(str, instruction.arrays[:3]))
-  return Work(instruction.cycles, shape, instruction.op_name)
+    result.cycles += instruction.cycles
+    shape = ' '.join(map(str, instruction.arrays[:3]))
+    result.work.append(Work(instruction.cycles, shape, instruction.op_name))
+    result.flops += _flops(instruction)
+    moved, collectives = _hbm_bytes(instruction), _collectives(instruction)
+    result.hbm_bytes += moved
+    if opcode in ('copy-start', 'async-start') and not collectives:
+      result.prefetched_bytes += moved
+    result.collectives += collectives
+    result.host_transfers += opcode in _FROM_HOST
+  result.work = sorted(result.work, reverse=True)[:_WORK]
+  return result
 
 
 def _cycles(each: Block) -> int:
   return each.cycles + sum((b.trips or 1) * _cycles(b) for b in each.inner)
 
 
-def _branches(instruction: Instruction) -> list[str]:
-  listed = re.search(r'branch_computations=\{([^}]*)\}', instruction.rest)
-  if listed:
-    return re.findall(r'[\w.\-]+', listed.group(1))
-  names = ('true_computation', 'false_computation', 'to_apply')
-  return [name for n in names if (name := instruction.called(n))]
-
-
-def _trips(module: Module, condition: str) -> int | None:
-  """Trips of a loop that counts from 0 up to a constant; else None."""
-  computation = module.computations[condition]
-  root = computation.instructions[computation.root]
-  if root.opcode != 'compare' or 'direction=LT' not in root.rest:
+def _trips(loop: Instruction) -> int | None:
+  """Trips of a loop that counts up to a constant; else None."""
+  test = loop.called[1].root
+  if test.opcode != 'compare' or test.proto.comparison_direction != 'LT':
     return None
-  limit = computation.instructions[root.operands[1]]
-  return int(limit.operands[0]) if limit.opcode == 'constant' else None
+  counter, limit = test.operands
+  # The counter is an element of the tuple that the loop starts with.
+  start = loop.operands[0]
+  if start.opcode == 'tuple' and counter.opcode == 'get-tuple-element':
+    start = start.operands[counter.proto.tuple_index]
+  while start.opcode in ('copy', 'bitcast'):
+    (start,) = start.operands
+  last = _number(limit)
+  return None if last is None else last - (_number(start) or 0)
 
 
-def _flops(
-    module: Module, computation: Computation, instruction: Instruction
-) -> float:
-  """Of the matrix products in an instruction, two a multiplication."""
-  if instruction.opcode in ('convolution', 'dot'):
-    return _product(computation, instruction)
-  if instruction.opcode != 'fusion':
+def _number(value: Instruction) -> int | None:
+  """A whole number that is a constant of the program; None for all else."""
+  literal = value.proto.literal
+  for number in (*literal.s32s, *literal.s64s, *literal.u32s, *literal.u64s):
+    return number
+  return None
+
+
+def largest(program: Computation, limit: int) -> tuple[Buffer, ...]:
+  """The largest arrays that a program allocates in HBM, at most `limit`."""
+  buffers = {
+      Buffer(str(array), array.bytes, instruction.op_name)
+      for computation in _with_loops(program)
+      for instruction in computation.instructions
+      if instruction.opcode not in _NOT_ALLOCATED
+      for array in instruction.arrays
+      if array.in_hbm
+  }
+  ordered = sorted(buffers, key=lambda buffer: (-buffer.bytes, buffer))
+  return tuple(ordered[:limit])
+
+
+def _with_loops(computation: Computation) -> Iterator[Computation]:
+  """A computation and the bodies of its loops; what is fused has no buffers."""
+  yield computation
+  for instruction in computation.instructions:
+    if instruction.opcode == 'while':
+      yield from _with_loops(instruction.called[0])
+
+
+# FLOPs.
+
+
+def _flops(instruction: Instruction) -> float:
+  """Of the matrix products in an instruction, two per multiplication."""
+  if instruction.opcode in ('fusion', 'async-start'):
+    return sum(map(_flops, instruction.called[0].instructions))
+  if instruction.opcode not in ('convolution', 'dot'):
     return 0.0
-  inner = module.computations[instruction.called('calls')]
-  return sum(_flops(module, inner, each) for each in inner)
-
-
-def _product(computation: Computation, instruction: Instruction) -> float:
-  left, right = (
-      computation.instructions[name].arrays[0] for name in instruction.operands
-  )
-  out = instruction.arrays[0]
+  proto, out = instruction.proto, instruction.arrays[0].dims
+  left, right = (operand.arrays[0].dims for operand in instruction.operands)
   if instruction.opcode == 'dot':
-    summed = re.findall(
-        r'\d+', _braces(instruction.rest, 'lhs_contracting_dims')
-    )
-    depth = math.prod(left.dims[int(axis)] for axis in summed)
-    return 2.0 * math.prod(out.dims) * depth
-  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.rest)
-  of_left, of_right, of_out = labels.groups()
-  window = dict(
-      re.findall(r'(\w+)=([\dx_\-]+)', _braces(instruction.rest, 'window'))
+    depth = math.prod(left[axis] for axis in proto.dot.lhs_contracting)
+    return 2.0 * math.prod(out) * depth
+  axes, meeting = proto.convolution, 1
+  for of_left, of_right, of_out, window in zip(
+      axes.input_spatial,
+      axes.kernel_spatial,
+      axes.output_spatial,
+      proto.window.dimensions,
+  ):
+    meeting *= _meeting(left[of_left], right[of_right], out[of_out], window)
+  features = right[axes.kernel_input_feature]
+  features *= right[axes.kernel_output_feature]
+  return 2.0 * meeting * features * out[axes.output_batch]
+
+
+def _meeting(base: int, kernel: int, out: int, window: Any) -> int:
+  """(output, kernel) positions of one axis that meet an element of the base.
+
+  The others meet padding, or the gaps that dilation leaves, and cost nothing. A
+  batched product is such a convolution: its batch is a spatial axis, dilated so
+  that each kernel meets its own part of the base alone.
+  """
+  dilation = window.base_dilation or 1
+  position = (
+      np.arange(out)[:, None] * (window.stride or 1)
+      + np.arange(kernel)[None] * (window.window_dilation or 1)
+      - window.padding_low
   )
-  valid = 1
-  for i, label in enumerate(sorted(filter(str.isdigit, of_out))):
-    valid *= _valid_pairs(
-        left.dims[of_left.index(label)],
-        right.dims[of_right.index(label)],
-        out.dims[of_out.index(label)],
-        {name: value.split('x')[i] for name, value in window.items()},
-    )
-  features = right.dims[of_right.index('i')] * right.dims[of_right.index('o')]
-  return 2.0 * valid * features * out.dims[of_out.index('b')]
+  inside = (position >= 0) & (position <= (base - 1) * dilation)
+  return int(np.sum(inside & (position % dilation == 0)))
 
 
-def _valid_pairs(
-    base: int, kernel: int, out: int, window: Mapping[str, str]
-) -> int:
-  """(output, kernel) places of one axis that meet an element of the base."""
-  stride = int(window.get('stride', 1))
-  low = int(window.get('pad', '0_0').split('_')[0])
-  base_dilation = int(window.get('lhs_dilate', 1))
-  kernel_dilation = int(window.get('rhs_dilate', 1))
-  place = (
-      np.arange(out)[:, None] * stride
-      + np.arange(kernel)[None] * kernel_dilation
-      - low
-  )
-  meets = (place >= 0) & (place <= (base - 1) * base_dilation)
-  return int(np.sum(meets & (place % base_dilation == 0)))
+# Bytes read and written.
 
 
-def _braces(text: str, name: str) -> str:
-  found = re.search(rf'\b{name}=\{{([^}}]*)\}}', text)
-  return found.group(1) if found else ''
-
-
-def _hbm_bytes(
-    module: Module, computation: Computation, instruction: Instruction
-) -> int:
+def _hbm_bytes(instruction: Instruction) -> int:
   """Bytes that an instruction reads from HBM and writes to it."""
-  opcode = instruction.opcode
+  opcode, operands = instruction.opcode, instruction.operands
   if opcode in _FREE or opcode.endswith('-done'):
     return 0
-  values = computation.instructions
-  operands = [values[name] for name in instruction.operands if name in values]
-  written = sum(array.bytes for array in instruction.arrays if array.in_hbm)
-  if opcode in ('copy-start', 'slice-start'):
+  if opcode == 'copy-start':
     ends = instruction.arrays[0], operands[0].arrays[0]
-    return min(end.bytes for end in ends) * sum(end.in_hbm for end in ends)
+    return instruction.arrays[0].bytes * sum(end.in_hbm for end in ends)
+  if opcode == 'async-start':
+    return sum(map(_hbm_bytes, instruction.called[0].instructions))
   if opcode == 'fusion':
-    inner = module.computations[instruction.called('calls')]
+    (fused,) = instruction.called
     read = sum(
-        _read(module, inner, number, operand.bytes)
+        _read(fused, number, operand.bytes)
         for number, operand in enumerate(operands)
         if operand.in_hbm
     )
-    return read + _written(module, inner, inner.root, instruction.arrays)
-  if opcode in _SLICING:
-    return written + (instruction.bytes if operands[0].in_hbm else 0)
+    return read + _written(fused.root, instruction.arrays)
   if opcode == 'dynamic-update-slice':  # in place
     update = operands[1]
     return update.bytes * (update.in_hbm + instruction.in_hbm)
+  written = sum(array.bytes for array in instruction.arrays if array.in_hbm)
+  if opcode in _SLICING:
+    return written + (instruction.bytes if operands[0].in_hbm else 0)
   return written + sum(operand.bytes for operand in operands if operand.in_hbm)
 
 
-def _read(module: Module, inner: Computation, number: int, size: int) -> int:
+def _read(fused: Computation, number: int, size: int) -> int:
   """Bytes that a fused computation reads of a parameter: all, or slices."""
-  for each in inner:
-    if each.opcode == 'parameter' and each.operands == (str(number),):
-      return min(size, _used(module, inner, each.name, size))
+  for each in fused.instructions:
+    if each.opcode == 'parameter' and each.proto.parameter_number == number:
+      return min(size, _used(fused, each, size))
   return 0
 
 
-def _used(module: Module, inner: Computation, name: str, size: int) -> int:
+def _used(fused: Computation, value: Instruction, size: int) -> int:
+  """Bytes of a value of `size` that its users in the computation need."""
   used = 0
-  for user in inner:
-    if name not in user.operands:
+  for user in fused.instructions:
+    if value not in user.operands:
       continue
-    first = user.operands[0] == name
-    if user.opcode in _SLICING and first:
+    is_first = user.operands[0] is value
+    if user.opcode in _SLICING and is_first:
       used += user.bytes
-    elif user.opcode == 'dynamic-update-slice' and first:
+    elif user.opcode == 'dynamic-update-slice' and is_first:
       continue  # written in place
     elif user.opcode == 'bitcast':
-      used += _used(module, inner, user.name, size)
+      used += _used(fused, user, size)
     elif user.opcode == 'fusion':
-      nested = module.computations[user.called('calls')]
-      used += _read(module, nested, user.operands.index(name), size)
+      used += _read(user.called[0], user.operands.index(value), size)
     elif user.opcode != 'tuple':
       return size
   return used
 
 
-def _written(
-    module: Module, inner: Computation, name: str, arrays: Sequence[Array]
-) -> int:
-  """Bytes that a fused computation writes to HBM: arrays, or slices of them."""
-  value = inner.instructions[name]
+def _written(value: Instruction, arrays: Sequence[Array]) -> int:
+  """Bytes that a fused computation writes to HBM: arrays, or slices of them.
+
+  Args:
+    value: its root, or a part of it.
+    arrays: in which the value ends up.
+  """
   if value.opcode == 'tuple':
-    return sum(
-        _written(module, inner, part, (array,))
-        for part, array in zip(value.operands, arrays)
-    )
+    parts = zip(value.operands, arrays)
+    return sum(_written(part, (array,)) for part, array in parts)
   if not arrays[0].in_hbm or value.opcode == 'parameter':
     return 0
   if value.opcode == 'bitcast':
-    return _written(module, inner, value.operands[0], arrays)
+    return _written(value.operands[0], arrays)
   if value.opcode == 'dynamic-update-slice':
-    return inner.instructions[value.operands[1]].bytes
+    return value.operands[1].bytes
   if value.opcode == 'fusion':
-    nested = module.computations[value.called('calls')]
-    return _written(module, nested, nested.root, arrays)
+    return _written(value.called[0].root, arrays)
   return sum(array.bytes for array in arrays)
 
 
-def _collectives(
-    module: Module, computation: Computation, instruction: Instruction
-) -> list[Collective]:
+# Exchanges between chips.
+
+
+def _collectives(instruction: Instruction) -> list[Collective]:
   """The exchanges that an instruction starts."""
   opcode = instruction.opcode
-  if opcode == 'fusion':
-    name = instruction.called('calls')
-    # One that was started before goes on beside what these compute.
-    goes_on = 'async-collective-done', 'async_collective_fusion'
-    if instruction.name.startswith(goes_on) or name.startswith(goes_on):
+  if opcode in ('fusion', 'async-start'):
+    (inner,) = instruction.called
+    # These compute while an exchange is under way that another one started.
+    under_way = 'async-collective-done', 'async_collective_fusion'
+    name, changes = instruction.proto.name, {}
+    if name.startswith(under_way) or inner.name.startswith(under_way):
       return []
-    inner = module.computations[name]
-    found = [c for each in inner for c in _collectives(module, inner, each)]
-    if name.startswith('all-reduce-scatter'):
-      found = [c._replace(kind='reduce-scatter') for c in found]
-    if instruction.name.startswith('async-collective-start'):
-      found = [c._replace(hidden=True) for c in found]
-    return found
+    if inner.name.startswith('all-reduce-scatter'):
+      changes['kind'] = 'reduce-scatter'
+    if opcode == 'async-start' or name.startswith('async-collective-start'):
+      changes['hidden'] = True
+    inside = (c for each in inner.instructions for c in _collectives(each))
+    return [collective._replace(**changes) for collective in inside]
   kind = opcode.removesuffix('-start')
   if kind not in COLLECTIVES:
     return []
-  values = computation.instructions
-  operands = [values[name] for name in instruction.operands]
+  operands = instruction.operands
   arrays = [array for operand in operands for array in operand.arrays]
-  if kind == 'all-gather':  # what comes out is the larger side
+  if kind == 'all-gather':  # its result is the larger side
     arrays = list(instruction.arrays)
     if opcode != kind:  # (operands, results)
       arrays = arrays[len(operands) : 2 * len(operands)]
@@ -484,68 +458,58 @@ def _collectives(
           kind,
           ' '.join(map(str, arrays)),
           sum(array.bytes for array in arrays),
-          group(instruction.rest),
+          first_group(instruction.proto),
           opcode != kind,
-          instruction.op_name,
       )
   ]
 
 
-def group(attributes: str) -> tuple[int, ...]:
+def first_group(proto: Any) -> tuple[int, ...]:
   """Devices of the first group that exchanges data; () where all do.
 
+  XLA has four ways to write groups: lists of devices, pairs of them, an array
+  of all devices whose rows are the groups, and axes of a mesh.
+
   Args:
-    attributes: of a collective, with source_target_pairs, or replica_groups in
-      one of XLA's forms: {{0,1},{2,3}}, [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2]
-      {'a'}.
+    proto: of a collective.
   """
-  pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes)
-  if pairs:
-    return tuple(map(int, pairs.groups()))
-  text = attributes.partition('replica_groups=')[2]
-  if text.startswith('{{'):
-    return _numbers(text[: text.index('}')])
-  if text.startswith('['):
-    sizes, devices = re.match(
-        r'(\[[\d,]+\])<=(\S+?\](?:T\([\d,]+\))?)', text
-    ).groups()
-    return tuple(_iota(devices).reshape(_numbers(sizes))[0].tolist())
-  if text.startswith('mesh'):
-    return _of_mesh(text)
+  for pair in proto.source_target_pairs:
+    return pair.source, pair.target
+  for group in proto.replica_groups or proto.device_list.replica_groups:
+    return tuple(group.ids)
+  for iota in (proto.iota_groups, proto.device_list.iota_groups):
+    if iota.count:
+      return tuple(_iota(iota)[: iota.size].tolist())
+  if proto.mesh_groups.axes:
+    return _along_axes(proto.mesh_groups)
   return ()
 
 
-def _of_mesh(text: str) -> tuple[int, ...]:
-  """Devices along some axes: mesh['a'=2,'b'=4], device_ids=(..) {'b':(1)2}."""
-  axes = re.findall(r"'(\w+)'=(\d+)", text[: text.index(']')])
-  order, along = re.match(
-      r"\](?:, device_ids=\((.*?\])?(?:T\(.*?\))?\))? ?\{('.*?)\}",
-      text[text.index(']') :],
-  ).groups()
-  order = re.search(r'device_ids=\((\S+)\) \{', text) if order else None
-  # A part of an axis, 'b':(1)2, is the middle one of b = 1 * 2 * rest.
-  parts = {
-      name: (int(before or 1), int(size or 0))
-      for name, before, size in re.findall(
-          r"'(\w+)'(?::\((\d+)\)(\d+))?", along
-      )
-  }
+def _along_axes(groups: Any) -> tuple[int, ...]:
+  """The devices that differ from the first along some axes of a mesh only.
+
+  An axis may take part with a factor of its size alone. An axis of 8 devices is
+  then seen as three axes, before x size x after: of (2, 2, 2), `pre_size` 2 and
+  `size` 2 name the middle one, along which devices 0 and 2 exchange data.
+  """
+  sizes = [axis.size for axis in groups.mesh.axes]
+  parts = [(size, 1) for size in sizes]  # an axis that does not take part
+  for axis in groups.axes:
+    size = axis.part.size or sizes[axis.index]
+    parts[axis.index] = axis.part.pre_size or 1, size
   shape, place = [], []
-  for name, whole in axes:
-    before, size = parts.get(name, (int(whole), 1))
-    size = size or int(whole)
-    shape += [before, size, int(whole) // before // size]
+  for size, (before, part) in zip(sizes, parts):
+    shape += [before, part, size // before // part]
     place += [0, slice(None), 0]
-  devices = _iota(order.group(1)) if order else np.arange(math.prod(shape))
+  mesh = groups.mesh
+  if mesh.iota.dims:
+    devices = _iota(mesh.iota)
+  else:
+    devices = np.array(mesh.device_ids or range(math.prod(sizes)))
   return tuple(devices.reshape(shape)[tuple(place)].ravel().tolist())
 
 
-def _iota(text: str) -> Any:
-  """The numbers of '[2,4]T(1,0)': 0..7 in that shape, transposed."""
-  shape, _, order = text.partition(']')
-  made = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
-  return made.transpose(_numbers(order)) if order else made
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-  return tuple(int(n) for n in re.findall(r'\d+', text))
+def _iota(iota: Any) -> np.ndarray:
+  """All devices, as an array of some shape has them once it is transposed."""
+  devices = np.arange(math.prod(iota.dims)).reshape(iota.dims)
+  return devices.transpose(list(iota.order) or None).ravel()

@@ -1,8 +1,8 @@
 """`distillspec plan`: what a run needs on a TPU slice, without having one.
 
-  setting -> compiling (a process with the TPU compiler, or a file) -> estimate
+  PlanConfig -> compiler (another process, or a file) -> estimate -> table
 
-where it does not fit, `search` looks for the nearest setting that does.
+Where a configuration does not fit, `search` looks for the nearest that does.
 """
 
 from __future__ import annotations
@@ -13,50 +13,41 @@ import pathlib
 import sys
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.core import sources
-from distillspec_jax.distributed import layouts
-from distillspec_jax.models import config as config_lib
-from distillspec_jax.planning import compiling
+from distillspec_jax.models import config as model_config
+from distillspec_jax.models import model as model_lib
+from distillspec_jax.models import transformer
+from distillspec_jax.planning import compiler
+from distillspec_jax.planning import config as config_lib
 from distillspec_jax.planning import search
-from distillspec_jax.planning import setting as setting_lib
-from distillspec_jax.planning import summary
+from distillspec_jax.planning import slice_plan
 from distillspec_jax.planning import table
 from distillspec_jax.planning import topologies
-from distillspec_jax.training import method as method_lib
-from distillspec_jax.training import optimizers
+from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.training import settings
+from distillspec_jax.training import shared_encoder
 
-_ON_POLICY = method_lib.Method(divergence='jsd', fixed_fraction=0.0)
-_ADAFACTOR = optimizers.Optimizer()
+# Sampling needs a little more than greedy decoding.
+_DECODING = decoding_lib.Decoding(
+    sampling=decoding_lib.Sampling(temperature=1.0),
+    drafting=decoding_lib.Drafting(length=7),
+)
 
 
 def plan(
     *,
     topology: str | Sequence[str],
-    draft: config_lib.T5Config | str,
-    target: config_lib.T5Config | str | None = None,
+    training: settings.Training,
+    decoding: decoding_lib.Decoding = _DECODING,
     run: str | None = None,
-    method: method_lib.Method = _ON_POLICY,
-    optimizer: optimizers.Optimizer = _ADAFACTOR,
-    batch_size: int = 0,
-    rows_per_chip: int = 8,
-    micro_batches: int = 1,
-    decode_batch_size: int = 0,
     input_length: int = 512,
     output_length: int = 128,
-    block_length: int = 7,
-    temperature: float = 1.0,
+    rows_per_chip: int | None = 8,
+    decode_batch_size: int | None = None,
     acceptance_rates: Sequence[float] = (0.53, 0.62, 0.65, 0.75),
-    dtype: str = 'bfloat16',
-    target_dtype: str = 'bfloat16',
-    target_weights: str = 'float',
-    remat: str = 'none',
-    mesh_data: int = -1,
-    mesh_fsdp: int = 1,
-    mesh_tensor: int = 1,
-    layout: str | tuple = 'split',
-    target_layout: str | tuple = 'split',
     train: bool = True,
     decode: bool = True,
 ) -> None:
@@ -65,185 +56,210 @@ def plan(
   The programs are those that `train` and the samplers run: the training step
   with the rollouts in it, speculative and autoregressive sampling, the encoder.
   Layers are scanned in all of them, so that compiling takes as long for any
-  depth. No checkpoint, no tokenizer and no data are read.
+  depth. No parameters, no tokenizer and no data are read.
 
   Args:
-    topology: slices, as 'v5e-256' or 'v5e:16x16'; several with commas between.
-    draft: the model that is trained: a configuration, a name of
-      `models.config.published`, or a folder, whose configuration is read.
-    target: likewise; None plans fine-tuning of the draft.
+    topology: slices, as 'v5e-256' or 'v5e:16x16'; several separated by commas.
+    training: as for `train`. `Start.checkpoint` and `Target.checkpoint` may
+      also be names of `models.config.published`, or configurations; of a
+      folder only the configuration is read. Where dtypes are None they are
+      bfloat16. Without a target fine-tuning alone is planned.
+    decoding: of the samplers; default: blocks of 7, at temperature 1.
     run: folder whose results.jsonl the numbers are added to.
-    method: of training; default: on-policy, Jensen-Shannon.
-    optimizer: of training.
-    batch_size: rows a step, over all chips; 0: `rows_per_chip` on each.
-    rows_per_chip: where there is no batch size.
-    micro_batches: parts the batch is split into.
-    decode_batch_size: rows that the samplers decode together, over all chips;
-      0: those of a step.
     input_length: tokens of inputs.
-    output_length: tokens of outputs.
-    block_length: drafted tokens a call of the target.
-    temperature: of the samplers; sampling needs a little more than greedy.
+    output_length: tokens of labels, of rollouts, and of what the samplers emit
+      unless `decoding` says otherwise.
+    rows_per_chip: rows of a step on each chip, instead of `Steps.batch_size`,
+      to compare slices of several sizes; None takes that.
+    decode_batch_size: sequences that the samplers decode together, over all
+      chips; default: as many as the rows of a step.
     acceptance_rates: for which the speed-up is predicted; default: those of T5
       small drafting for xxl, CNN/DailyMail and En-De, sampled and greedy, see
       Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, table 2.
-    dtype: what activations are computed in.
-    target_dtype: what the target's parameters are held in, and in the samplers
-      the draft's.
-    target_weights: of the target, see `T5Config.weights`.
-    remat: what the draft's backward pass recomputes, see `T5Config.remat`.
-    mesh_data: size of the data axis, -1: all chips that are left.
-    mesh_fsdp: size of the fsdp axis.
-    mesh_tensor: size of the tensor axis.
-    layout: how the draft lies on the mesh, as `train` takes it.
-    target_layout: how the target does.
     train: whether to plan the training step.
     decode: whether to plan the samplers; they may have another mesh than the
       step, which makes two plans.
 
   Raises:
     UserError: anything that is wrong with the arguments, before compiling.
-    Failed: on some slice neither the setting nor one near it fits.
+    Failed: on some slice neither the configuration nor one near it fits.
   """
   names = topology.split(',') if isinstance(topology, str) else topology
-  trained = _config(draft, dtype, remat=remat)
-  decides = None
-  if target is not None:
-    decides = _config(target, dtype, weights=target_weights)
-  elif method.needs_target:
-    raise errors.UserError(
-        f'The method ({method.divergence}) needs a target; set plan.target to a'
-        " name, as 't5_1_1_xl', or the folder of one."
-    )
+  slices = [topologies.parse(name) for name in names]
+  training.check()
+  decoding = decoding.with_default_length(output_length)
+  decoding.check_speculative()
+  check.at_least(1, input_length=input_length, output_length=output_length)
+  for rate in acceptance_rates:
+    check.in_interval('[0, 1]', acceptance_rates=rate)
+  target, draft = _models(training)
   if not (train or decode and target is not None):
     raise errors.UserError(
-        f'train is {train}, decode is {decode} and target is {target!r}: there'
-        ' is nothing to plan. Set plan.train = True, or plan.decode = True and'
-        ' a target.'
+        f'train is {train}, decode is {decode} and the target'
+        f' {training.target}: there is nothing to plan. Set train = True, or'
+        ' decode = True and a target.'
     )
-  settings = []
-  for slice_ in map(topologies.parse, names):
-    rows = batch_size or rows_per_chip * slice_.chips
-    data = mesh_data
-    if data == -1:
-      data = max(1, slice_.chips // (mesh_fsdp * mesh_tensor))
-    setting = setting_lib.Setting(
+  configs = []
+  for slice_ in slices:
+    on_slice = _on_slice(training, slice_, rows_per_chip)
+    rows = on_slice.steps.batch_size
+    config = config_lib.PlanConfig(
         topology=slice_,
-        target=decides,
-        draft=trained,
-        method=method,
-        optimizer=optimizer,
-        batch_size=rows,
-        micro_batches=micro_batches,
-        decode_batch_size=decode_batch_size or rows,
+        target=target,
+        draft=draft,
+        training=on_slice,
+        decoding=decoding,
+        decode_batch_size=(
+            rows if decode_batch_size is None else decode_batch_size
+        ),
         input_length=input_length,
         output_length=output_length,
-        block_length=block_length,
-        temperature=temperature,
-        target_dtype=target_dtype,
-        data=data,
-        fsdp=mesh_fsdp,
-        tensor=mesh_tensor,
-        layout=layouts.rules(layout),
-        target_layout=layouts.rules(target_layout),
-        trains=train,
-        decodes=decode,
+        train=train,
+        decode=decode,
     )
-    setting.check()
-    settings.append(setting)
+    config.check()
+    configs.append(config)
   plans = []
-  for setting in settings:
-    print(f'plan: {setting.topology.name} ...', file=sys.stderr, flush=True)
-    plans += _plans(setting, acceptance_rates)
+  for config in configs:
+    _report(f'{config.topology.name} ...')
+    plans += _plans(config, acceptance_rates)
   print(table.text(plans))
   if run is not None:
-    _write(pathlib.Path(run), plans, _name(target), _name(draft))
-  replaced = [p.instead_of for p in plans]
-  hopeless = [p for p in plans if not p.fits and p not in replaced]
+    _write(pathlib.Path(run), plans)
+  replaced = [each.instead_of for each in plans]
+  hopeless = [
+      f'{each.config.topology.name}: {each.shortage()}; no configuration near'
+      ' it was found to fit. Take more or larger chips, a smaller model, or'
+      " Target.weights = 'int8'"
+      for each in plans
+      if not each.compilation.fits and each not in replaced
+  ]
   if hopeless:
-    raise errors.Failed(
-        '; '.join(
-            f'{p.setting.topology.name}: {p.shortage()}; no setting near it was'
-            ' found to fit. Take more or larger chips, a smaller model, or'
-            " target_weights = 'int8'"
-            for p in hopeless
-        )
-        + '.'
-    )
+    raise errors.Failed('; '.join(hopeless) + '.')
 
 
-def _config(
-    model: config_lib.T5Config | str, dtype: str, **changes: str
-) -> config_lib.T5Config:
-  """The model's configuration, as it is planned for."""
+def _on_slice(
+    training: settings.Training,
+    slice_: topologies.Topology,
+    rows_per_chip: int | None,
+) -> settings.Training:
+  """The settings with the batch and the mesh of a slice."""
+  steps, mesh = training.steps, training.mesh
+  if rows_per_chip is not None:
+    check.at_least(1, rows_per_chip=rows_per_chip)
+    if steps.batch_size != settings.Steps.batch_size:
+      raise errors.UserError(
+          f'Steps.batch_size is {steps.batch_size} and rows_per_chip'
+          f' {rows_per_chip}; a plan takes one of them. Set rows_per_chip ='
+          ' None to plan that batch size.'
+      )
+    steps = dataclasses.replace(steps, batch_size=rows_per_chip * slice_.chips)
+  if mesh.data == -1:
+    data = max(1, slice_.chips // (mesh.fsdp * mesh.tensor))
+    mesh = dataclasses.replace(mesh, data=data)
+  return dataclasses.replace(training, steps=steps, mesh=mesh)
+
+
+def _models(
+    training: settings.Training,
+) -> tuple[model_config.T5Config | None, model_config.T5Config]:
+  """Target and draft.
+
+  Raises:
+    UserError: one is unknown, or the draft cannot propose for the target.
+  """
+  start, target = training.start, training.target
+  draft = _model(start.model or start.checkpoint)
+  if target is None:
+    return None, draft
+  decides = _model(target.checkpoint)
+  decides = dataclasses.replace(
+      decides,
+      dtype=target.dtype or decides.dtype,
+      weights=target.weights or decides.weights,
+  )
+  if start.shared_encoder and not draft.shares_encoder:
+    draft = shared_encoder.config(draft, decides)
+  loading.check_pair(
+      *(
+          loading.Loaded(
+              model_lib.Model(None, transformer.Transformer(config)), name=name
+          )
+          for config, name in ((decides, 'target'), (draft, 'draft'))
+      )
+  )
+  return decides, draft
+
+
+def _model(model: model_config.T5Config | str) -> model_config.T5Config:
+  """A model as it is planned for, unless its group sets dtype and remat."""
   if isinstance(model, str):
     try:
-      model = config_lib.published(model)
+      model = model_config.published(model)
     except errors.UserError as unknown:
       try:
         values = loading.read(sources.resolve(model)).config
       except errors.UserError as absent:
         raise errors.UserError(f'{unknown} {absent}') from absent
-      model = config_lib.T5Config.from_dict(values)
-  return dataclasses.replace(model, dtype=dtype, scan_layers=True, **changes)
+      model = model_config.T5Config.from_dict(values)
+  return dataclasses.replace(
+      model, scan_layers=True, dtype='bfloat16', remat='none'
+  )
 
 
 def _plans(
-    setting: setting_lib.Setting, acceptance_rates: Sequence[float]
-) -> list[summary.Plan]:
-  """The plan of a setting; if it does not fit, also of one near it."""
-  answer = compiling.ask(setting, compiling.programs(setting))
-  asked = summary.Plan(setting, answer, acceptance_rates)
-  if asked.fits:
+    config: config_lib.PlanConfig, acceptance_rates: Sequence[float]
+) -> list[slice_plan.SlicePlan]:
+  """The plan of a configuration; if it does not fit, also of one near it."""
+  compilation = compiler.ask(config, config.programs)
+  asked = slice_plan.SlicePlan(config, compilation, acceptance_rates)
+  if compilation.fits:
     return [asked]
-  print(
-      f'plan: {setting.topology.name}: {asked.shortage()}; looking for a'
-      ' setting near it that fits ...',
-      file=sys.stderr,
-      flush=True,
+  _report(
+      f'{config.topology.name}: {asked.shortage()}; looking for a configuration'
+      ' near it that fits ...'
   )
-  found = search.nearest(setting)
-  if found is None:
+  near = search.nearest(config)
+  if near is None:
     return [asked]
-  return [asked, summary.Plan(*found, acceptance_rates, instead_of=asked)]
+  return [asked, slice_plan.SlicePlan(*near, acceptance_rates, asked)]
 
 
-def _name(model: config_lib.T5Config | str | None) -> str | None:
+def _report(text: str) -> None:
+  print(f'plan: {text}', file=sys.stderr, flush=True)
+
+
+def _name(model: model_config.T5Config | str) -> str:
   """As results call it."""
-  if model is None or isinstance(model, str):
+  if isinstance(model, str):
     return model
-  return (
-      f'T5 {model.num_encoder_layers}+{model.num_decoder_layers} x'
-      f' {model.emb_dim}'
-  )
+  layers = f'{model.num_encoder_layers}+{model.num_decoder_layers}'
+  return f'T5 {layers} x {model.emb_dim}'
 
 
-def _write(
-    folder: pathlib.Path,
-    plans: Sequence[summary.Plan],
-    target: str | None,
-    draft: str | None,
-) -> None:
-  """One line of results a plan."""
+def _write(folder: pathlib.Path, plans: Sequence[slice_plan.SlicePlan]) -> None:
+  """One line of results per plan."""
   for plan in plans:
-    setting = plan.setting
+    config = plan.config
+    start, target = config.training.start, config.training.target
     results.write(
         folder,
         'plan',
-        target=target,
-        draft=draft,
+        target=None if target is None else _name(target.checkpoint),
+        draft=_name(start.model or start.checkpoint),
         task='plan',
         split='',
         decoding={
-            'topology': setting.topology.name,
-            'mesh': setting.mesh,
-            'batch_size': setting.batch_size,
-            'micro_batches': setting.micro_batches,
-            'remat': setting.draft.remat,
-            'input_length': setting.input_length,
-            'output_length': setting.output_length,
-            'block_length': setting.block_length,
-            'temperature': setting.temperature,
+            **config.decoding.describe(
+                speculative=True, batch_size=config.batch_size
+            ),
+            'topology': config.topology.name,
+            'mesh': config.mesh_text,
+            'micro_batches': config.micro_batches,
+            'remat': config.remat,
+            'decode_batch_size': config.decode_batch_size,
+            'input_length': config.input_length,
+            'output_length': config.output_length,
         },
         metrics={
             name: results.Metric(number.value, None, 1, number.unit)

@@ -1,57 +1,55 @@
-"""The nearest setting that fits, where the one that was asked for does not.
+"""The nearest configuration that fits, where the one asked for does not.
 
-Near are few changes, and small ones. What a candidate needs is first added up
-from what is known without compiling: parameters and what the optimizer holds of
-them by their layout, caches, what is kept for the backward pass, and a share
-for the rest. Candidates that should fit are then compiled, nearest first.
+Near means few changes, and small ones. What a candidate needs is first added up
+from what is known without compiling: parameters and optimizer state by their
+layout, caches, what is kept for the backward pass, and a share for the rest.
+Candidates that should fit are then compiled, nearest first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-import dataclasses
 import math
 
-import jax
-
 from distillspec_jax.core import errors
-from distillspec_jax.distributed import mesh as mesh_lib
-from distillspec_jax.planning import compiling
-from distillspec_jax.planning import programs
-from distillspec_jax.planning import setting as setting_lib
+from distillspec_jax.planning import compiled_program
+from distillspec_jax.planning import compiler
+from distillspec_jax.planning import config as config_lib
+from distillspec_jax.planning import lowering
 
 _REMAT = ('none', 'dots', 'full')
+_DOUBLINGS = 6  # of the micro-batches, at most
 _COMPILED = 3  # candidates at most: each takes a minute or two
 _MARGIN = 0.95  # of the memory: what is added up is a little wrong
-_CHUNK = 8  # positions of which logits are held
+_CHUNK = 8  # positions whose logits are held at once
 _COPIES = 6  # of them, float32, in a divergence and its gradient
 
 
 def nearest(
-    setting: setting_lib.Setting,
-) -> tuple[setting_lib.Setting, compiling.Answer] | None:
-  """A setting that fits, near one that does not; None where none was found."""
-  limit = _MARGIN * setting.topology.chip.hbm_bytes
-  a_row: dict[str, float] = {}
+    config: config_lib.PlanConfig,
+) -> tuple[config_lib.PlanConfig, compiled_program.Compilation] | None:
+  """A configuration that fits, near one that does not; None: none was found."""
+  limit = _MARGIN * config.topology.chip.hbm_bytes
+  per_row: dict[str, float] = {}  # bytes of activations, by remat
   compiled = 0
-  for candidate in candidates(setting):
-    remat = candidate.draft.remat
+  for candidate in candidates(config):
+    remat = candidate.remat
     if estimated_bytes(candidate, 0.0) > limit:
       continue  # whatever is recomputed
-    if not setting.trains:
-      a_row[remat] = 0.0
-    elif remat not in a_row:
-      counted = compiling.ask(setting.with_remat(remat)).bytes['activations']
-      rows = setting.batch_size // setting.micro_batches // setting.ways
-      a_row[remat] = counted / rows
-    if estimated_bytes(candidate, a_row[remat]) > limit:
+    if not config.train:
+      per_row[remat] = 0.0
+    elif remat not in per_row:
+      with_remat = config.with_training(start={'remat': remat})
+      kept = compiler.ask(with_remat, ()).bytes['activations']
+      per_row[remat] = kept / config.rows
+    if estimated_bytes(candidate, per_row[remat]) > limit:
       continue
     try:
-      answer = compiling.ask(candidate, compiling.programs(candidate))
+      compilation = compiler.ask(candidate, candidate.programs)
     except errors.UserError:  # the mesh has no place on the slice
       continue
-    if not any(made.exceeds for made in answer.compiled.values()):
-      return candidate, answer
+    if compilation.fits:
+      return candidate, compilation
     compiled += 1
     if compiled == _COMPILED:
       break
@@ -59,86 +57,90 @@ def nearest(
 
 
 def candidates(
-    setting: setting_lib.Setting,
-) -> Iterator[setting_lib.Setting]:
+    config: config_lib.PlanConfig,
+) -> Iterator[config_lib.PlanConfig]:
   """All other meshes, remat policies and micro-batches, nearest first."""
-  chips = setting.topology.chips
-  remats, doubled = _REMAT[_REMAT.index(setting.draft.remat) :], range(7)
-  if not setting.trains:
-    remats, doubled = remats[:1], range(1)
-  found = []
-  for fsdp in _divisors(chips):
-    for tensor in _divisors(chips // fsdp):
-      for remat in remats:
-        for doublings in doubled:
-          candidate = dataclasses.replace(
-              setting.with_remat(remat),
-              data=chips // fsdp // tensor,
-              fsdp=fsdp,
-              tensor=tensor,
-              micro_batches=setting.micro_batches * 2**doublings,
-          )
-          if candidate == setting or not _divides(candidate):
-            continue
-          found.append((_distance(setting, candidate), candidate))
-  for _, candidate in sorted(found, key=lambda pair: pair[0]):
-    yield candidate
+  chips, remat = config.topology.chips, config.remat
+  remats, doublings = (remat,), range(1)
+  if config.train:
+    remats = _REMAT[_REMAT.index(remat) :]
+    doublings = range(_DOUBLINGS + 1)
+  changed = [
+      _changed(config, remat, fsdp, tensor, config.micro_batches * 2**doubling)
+      for fsdp in _divisors(chips)
+      for tensor in _divisors(chips // fsdp)
+      for remat in remats
+      for doubling in doublings
+  ]
+  possible = [each for each in changed if each not in (None, config)]
+  yield from sorted(possible, key=lambda each: _distance(config, each))
 
 
 def _divisors(number: int) -> list[int]:
   return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _divides(candidate: setting_lib.Setting) -> bool:
+def _changed(
+    config: config_lib.PlanConfig,
+    remat: str,
+    fsdp: int,
+    tensor: int,
+    micro_batches: int,
+) -> config_lib.PlanConfig | None:
+  """With these values; None where they do not divide what they should."""
+  data = config.topology.chips // fsdp // tensor
   try:
+    candidate = config.with_training(
+        start={'remat': remat},
+        mesh={'data': data, 'fsdp': fsdp, 'tensor': tensor},
+        steps={'micro_batches': micro_batches},
+    )
     candidate.check()
   except errors.UserError:
-    return False
-  # Heads that cannot be split are replicated, which spares nothing.
-  models = filter(None, (candidate.target, candidate.draft))
-  return all(m.num_heads % candidate.tensor == 0 for m in models)
+    return None
+  # Heads that cannot be sharded are replicated, which saves nothing.
+  models = filter(None, (config.target, config.draft))
+  return None if any(m.num_heads % tensor for m in models) else candidate
 
 
 def _distance(
-    setting: setting_lib.Setting, other: setting_lib.Setting
+    config: config_lib.PlanConfig, other: config_lib.PlanConfig
 ) -> tuple[int, float]:
   """How many things are changed, and by how many steps."""
+  mine, its = config.training.mesh, other.training.mesh
   steps = (
-      abs(_REMAT.index(other.draft.remat) - _REMAT.index(setting.draft.remat)),
-      math.log2(other.micro_batches / setting.micro_batches),
-      # Splitting parameters over rows' chips costs less than splitting layers.
-      abs(math.log2(other.fsdp / setting.fsdp))
-      + 2 * abs(math.log2(other.tensor / setting.tensor)),
+      abs(_REMAT.index(other.remat) - _REMAT.index(config.remat)),
+      math.log2(other.micro_batches / config.micro_batches),
+      # Sharding over the chips of other rows costs less than sharding layers.
+      abs(math.log2(its.fsdp / mine.fsdp))
+      + 2 * abs(math.log2(its.tensor / mine.tensor)),
   )
   return sum(step > 0 for step in steps), sum(steps)
 
 
 def estimated_bytes(
-    setting: setting_lib.Setting, activations_a_row: float
+    config: config_lib.PlanConfig, activations_per_row: float
 ) -> float:
-  """Bytes a chip, of the step or the samplers, whichever needs more.
+  """Bytes per chip, of the step or the samplers, whichever needs more.
 
   Args:
-    setting: of the run.
-    activations_a_row: bytes that a row keeps for the backward pass.
+    config: of the run.
+    activations_per_row: bytes that a row keeps for the backward pass.
   """
-  sizes = setting.data, setting.fsdp, setting.tensor
-  mesh = jax.sharding.AbstractMesh(sizes, mesh_lib.AXES)
-  run = programs.Run(setting, mesh)
+  run = lowering.Run(config, config.mesh)
   held, caches = run.held_bytes(), run.cache_bytes()
-  rows = setting.batch_size // setting.micro_batches // setting.ways
-  logits = rows * _CHUNK * setting.draft.num_logits * 4 * _COPIES
-  if setting.fsdp > 1:  # a whole table of embeddings is gathered
-    widest = setting.target or setting.draft
-    logits += 2 * 2 * widest.vocab_size * widest.emb_dim
-  samplers = held['target'] + held['draft']
-  if setting.fsdp > 1:  # gathered for as long as they decode
-    samplers += setting.fsdp * samplers
-  samplers += caches['sampler']
-  if setting.target is None or not setting.decodes:
-    samplers = 0
-  if not setting.trains:
+  fsdp, samplers = config.training.mesh.fsdp, 0.0
+  if config.target is not None and config.decode:
+    samplers = held['target'] + held['draft']
+    if fsdp > 1:  # gathered for as long as they decode
+      samplers += fsdp * samplers
+    samplers += caches['sampler']
+  if not config.train:
     return samplers
+  logits = config.rows * _CHUNK * config.draft.num_logits * 4 * _COPIES
+  if fsdp > 1:  # a whole table of embeddings is gathered
+    widest = config.target or config.draft
+    logits += 2 * 2 * widest.vocab_size * widest.emb_dim
   step = sum(held.values()) + held['draft']  # and its gradient
-  step += rows * activations_a_row + logits + caches['rollout']
+  step += config.rows * activations_per_row + logits + caches['rollout']
   return max(step, samplers)

@@ -1,23 +1,23 @@
-"""Plans as text: a column a slice, and below it what is largest."""
+"""Plans as text: a column per slice, and below it what is largest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import textwrap
 
 from distillspec_jax.planning import estimate
-from distillspec_jax.planning import summary
+from distillspec_jax.planning import slice_plan
 
 _LISTED = 5
 
-# Name of a number -> what it is called; None begins a section.
+# Name of a number -> its label; None begins a section.
 _LABELS: dict[str, str | None] = {
-    'Memory of a chip, GiB': None,
-    'hbm_bytes': 'there is',
+    'Memory per chip, GiB': None,
+    'hbm_bytes': 'available',
     'target_bytes': 'parameters of the target',
     'draft_bytes': 'parameters of the draft',
     'optimizer_bytes': 'optimizer',
-    'replicated_bytes': 'of these, whole on every chip of a split mesh',
+    'replicated_bytes': 'of these, replicated though the mesh could shard them',
     'activations_bytes': 'activations kept for the backward pass',
     'rollout_caches_bytes': 'caches of rollouts',
     'step_temporary_bytes': 'temporaries of a step',
@@ -25,11 +25,11 @@ _LABELS: dict[str, str | None] = {
     'sampler_caches_bytes': 'caches of the sampler',
     'speculative_memory_bytes': 'the speculative sampler needs',
     'autoregressive_memory_bytes': 'the autoregressive sampler needs',
-    'memory_share': 'most of what is needed, %',
+    'memory_share': 'largest need, %',
     'A training step': None,
     'step_s': 'predicted, ms',
-    'rollout_s': 'of it rollouts, ms',
-    'waiting_s': 'of it waiting for other chips, ms',
+    'rollout_s': 'of which rollouts, ms',
+    'waiting_s': 'of which waiting for other chips, ms',
     'step_flops': 'TFLOP',
     'step_hbm_traffic_bytes': 'read from and written to memory, GiB',
     'all_gather_bytes': 'all-gather, GiB sent',
@@ -40,6 +40,9 @@ _LABELS: dict[str, str | None] = {
     'step_roofline': 'roofline, %',
     'mfu': 'model FLOP utilisation without rollouts, %',
     'mfu_with_rollouts': 'model FLOP utilisation with rollouts, %',
+    'All programs': None,
+    'gathered_logits': 'all-gathers of logits',
+    'host_transfers': 'transfers to and from the host',
     'Samplers': None,
     'encoder_s': "the target's encoder, ms",
     'token_s': 'a token of the target alone, ms',
@@ -49,22 +52,19 @@ _LABELS: dict[str, str | None] = {
     'verify_ratio': 'v, reading a block over a token',
     'block_exchanges': 'exchanges in a block',
     'draft_loop_exchanges': 'exchanges in a token of the draft',
-    'All programs': None,
-    'gathered_logits': 'all-gathers of logits',
-    'host_transfers': 'transfers from and to the host',
 }
 
 
-def text(plans: Sequence[summary.Plan]) -> str:
+def text(plans: Sequence[slice_plan.SlicePlan]) -> str:
   """The table, and what is largest in each plan."""
   numbers = [plan.numbers() for plan in plans]
   rows = [
-      ('', [plan.setting.topology.name for plan in plans]),
-      ('chips', [str(plan.setting.topology.chips) for plan in plans]),
-      ('mesh: data x fsdp x tensor', [plan.setting.mesh for plan in plans]),
-      ('batch size', [str(plan.setting.batch_size) for plan in plans]),
-      ('micro-batches', [str(plan.setting.micro_batches) for plan in plans]),
-      ('remat', [plan.setting.draft.remat for plan in plans]),
+      ('', [plan.config.topology.name for plan in plans]),
+      ('chips', [str(plan.config.topology.chips) for plan in plans]),
+      ('mesh: data x fsdp x tensor', [plan.config.mesh_text for plan in plans]),
+      ('batch size', [str(plan.config.batch_size) for plan in plans]),
+      ('micro-batches', [str(plan.config.micro_batches) for plan in plans]),
+      ('remat', [plan.config.remat for plan in plans]),
       ('fits', [_fits(plan) for plan in plans]),
   ]
   labels = dict(_LABELS)
@@ -74,17 +74,12 @@ def text(plans: Sequence[summary.Plan]) -> str:
       labels[name] = f'predicted speed-up at acceptance {rate}'
   for name, label in labels.items():
     if label is None:
-      rows.append((name, ['' for _ in plans]))
+      rows.append((name, [''] * len(plans)))
     elif any(name in each for each in numbers):
-      shown = _formatter(label)
-      rows.append(
-          (
-              f'  {label}',
-              [shown(n[name].value) if name in n else '–' for n in numbers],
-          )
-      )
+      cells = [_cell(label, n[name]) if name in n else '–' for n in numbers]
+      rows.append((f'  {label}', cells))
   first = max(len(label) for label, _ in rows)
-  widths = [max(len(row[1][i]) for row in rows) for i in range(len(plans))]
+  widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(plans))]
   lines = [
       f'{label:<{first}}'
       + ''.join(f'  {cell:>{width}}' for cell, width in zip(cells, widths))
@@ -93,48 +88,47 @@ def text(plans: Sequence[summary.Plan]) -> str:
   return '\n'.join(line.rstrip() for line in lines + _notes(plans))
 
 
-def _fits(plan: summary.Plan) -> str:
+def _fits(plan: slice_plan.SlicePlan) -> str:
   if plan.instead_of:
     return 'yes, instead'
-  return 'yes' if plan.fits else 'no'
+  return 'yes' if plan.compilation.fits else 'no'
 
 
-def _formatter(label: str) -> Callable[[float], str]:
-  """How numbers of a row are shown, by the unit in its label."""
+def _cell(label: str, number: slice_plan.Number) -> str:
+  value, unit = number
+  match unit:
+    case 'bytes':
+      return slice_plan.gib(value)
+    case 's':
+      return f'{1e3 * value:.4g}'
+    case 'flop':
+      return f'{value / 1e12:.4g}'
   if label.endswith('%'):
-    return lambda value: f'{100 * value:.1f}'
-  if label.endswith(', ms'):
-    return lambda value: f'{1e3 * value:.4g}'
-  if label == 'TFLOP':
-    return lambda value: f'{value / 1e12:.4g}'
-  if label.startswith(('exchanges', 'all-gathers of', 'transfers')):
-    return lambda value: f'{value:.0f}'
-  if label.startswith(('c,', 'v,', 'predicted speed')):
-    return lambda value: f'{value:.2f}'
-  return summary.gib
+    return f'{100 * value:.1f}'
+  return str(value) if isinstance(value, int) else f'{value:.2f}'
 
 
-def _notes(plans: Sequence[summary.Plan]) -> list[str]:
+def _notes(plans: Sequence[slice_plan.SlicePlan]) -> list[str]:
   """What does not fit, and what is largest."""
   lines = []
   for plan in plans:
-    lines += ['', f'{plan.setting.topology.name}, {plan.setting.mesh}:']
-    if not plan.fits:
+    lines += ['', f'{plan.config.topology.name}, {plan.config.mesh_text}:']
+    if not plan.compilation.fits:
       lines += textwrap.wrap(f'does not fit: {plan.shortage()}.', 78)
       continue
     lines.append('  largest exchanges')
     listed = plan.exchanges()[:_LISTED]
     lines += [f'    {_exchange(each)}' for each in listed] or ['    none']
-    if not plan.setting.trains:
+    step = plan.program('step')
+    if step is None:
       continue
     lines.append('  most work of a step, its share')
     lines += [f'    {each}' for each in plan.most_work()[:_LISTED]]
     lines.append('  largest temporaries of a step')
-    for buffer in plan.answer.compiled['step'].largest[:_LISTED]:
-      lines.append(
-          f'    {summary.gib(buffer.bytes)} GiB  {buffer.shape}'
-          f'  {buffer.op_name[-60:]}'
-      )
+    lines += [
+        f'    {slice_plan.gib(size)} GiB  {shape}  {op_name[-60:]}'
+        for shape, size, op_name in step.largest[:_LISTED]
+    ]
   return lines
 
 
@@ -142,6 +136,6 @@ def _exchange(each: estimate.Exchanges) -> str:
   shape = each.shape if len(each.shape) < 60 else f'{each.shape[:57]}...'
   how = 'beside work' if each.hidden else 'waited for'
   return (
-      f'{summary.gib(each.bytes)} GiB  {each.count} x {each.kind} {shape}'
+      f'{slice_plan.gib(each.bytes)} GiB  {each.count} x {each.kind} {shape}'
       f' between {each.chips} chips, {how}, in {each.where}'
   )
