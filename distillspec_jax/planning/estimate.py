@@ -226,14 +226,12 @@ class Sampling(NamedTuple):
     draft: a step of the draft, in the block; None where a block is so short
       that the compiler has unrolled the loop over its tokens.
     prefill_s: seconds of both encoders and all else before the first block.
-    token_prefill_s: the same without a draft.
   """
 
   token: Cost
   block: Cost
   draft: Cost | None
   prefill_s: float
-  token_prefill_s: float
 
   @property
   def cost_ratio(self) -> float:
@@ -254,7 +252,8 @@ def sampling(
   """What a token and a block of the samplers cost."""
   (token,) = _data_dependent(autoregressive.block)
   (block,) = _data_dependent(speculative.block)
-  draft = [each for each in block.inner if '/draft_loop/' in each.op_name]
+  is_draft = lambda each: each.op_name.endswith('draft_loop/while')
+  draft = list(filter(is_draft, block.inner))
 
   def part(program, block, trips):
     return cost(block, config.topology, program.places, (trips,))
@@ -266,7 +265,6 @@ def sampling(
       block=part(speculative, block, others),
       draft=part(speculative, draft[0], 0) if draft else None,
       prefill_s=part(speculative, speculative.block, 0).seconds,
-      token_prefill_s=part(autoregressive, autoregressive.block, 0).seconds,
   )
 
 
@@ -286,18 +284,18 @@ class Exchanges(NamedTuple):
     kind: one of `hlo.COLLECTIVES`.
     shape: of one.
     chips: how many take part.
-    count: how many exchanges.
-    bytes: that a chip sends in all of them.
     hidden: beside computation.
+    bytes: that a chip sends in all of them.
+    count: how many exchanges.
   """
 
   where: str
   kind: str
   shape: str
   chips: int
-  count: int
-  bytes: float
   hidden: bool
+  bytes: float
+  count: int = 1
 
 
 def exchanges(
@@ -310,18 +308,16 @@ def exchanges(
     program: as it was compiled.
     trips: of loops whose end only the data tells.
   """
-  counts: collections.Counter[tuple] = collections.Counter()
+  counts: collections.Counter[Exchanges] = collections.Counter()
   for visit in walk(program.block, trips):
     where = f'{name}: loop {visit.depth}' if visit.depth else name
     for each in visit.block.collectives:
       chips = len(each.group) or len(program.places)
-      equal = where, each.kind, each.shape, chips, each.hidden, each.bytes
-      counts[equal] += visit.times
-  listed = [
-      Exchanges(
-          where, kind, shape, chips, count,
-          count * topologies.moved_bytes(kind, size, chips), hidden,
-      )
-      for (where, kind, shape, chips, hidden, size), count in counts.items()
-  ]  # fmt: skip
+      sent = topologies.moved_bytes(each.kind, each.bytes, chips)
+      one = Exchanges(where, each.kind, each.shape, chips, each.hidden, sent)
+      counts[one] += visit.times
+  listed = (
+      each._replace(count=count, bytes=count * each.bytes)
+      for each, count in counts.items()
+  )
   return sorted(listed, key=lambda each: -each.bytes)

@@ -31,6 +31,7 @@ _ELEMENTS = {
     22: ('u4', 4), 26: ('s2', 2), 27: ('u2', 2),
 }  # fmt: skip
 _TUPLE = 13
+_CYCLES = re.compile(rb'"estimated_cycles":"(\d+)"')
 COLLECTIVES = (
     'all-gather',
     'all-reduce',
@@ -58,18 +59,13 @@ _WORK = 4  # instructions of a block that are kept
 class Array(NamedTuple):
   """The type of an array, and whether it is in HBM."""
 
-  element_type: int
+  element: str
   dims: tuple[int, ...]
+  bytes: int
   in_hbm: bool
 
-  @property
-  def bytes(self) -> int:
-    bits = _ELEMENTS.get(self.element_type, ('', 0))[1]
-    return math.prod(self.dims) * bits // 8
-
   def __str__(self) -> str:
-    name = _ELEMENTS.get(self.element_type, ('?', 0))[0]
-    return f'{name}[{",".join(map(str, self.dims))}]'
+    return f'{self.element}[{",".join(map(str, self.dims))}]'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,20 +73,22 @@ class Instruction:
   """One instruction of a computation.
 
   Attributes:
-    proto: name, opcode, and whatever else XLA has, see `hlo_proto`.
+    opcode: 'fusion', 'all-gather', ...
     arrays: the value's type; several where it is a tuple.
     operands: the instructions whose values it takes.
     called: the computations that it calls.
+    cycles: expected by the compiler; 0 where it does not say.
+    op_name: where in the Python program it comes from.
+    proto: all else, see `hlo_proto`.
   """
 
-  proto: Any
+  opcode: str
   arrays: tuple[Array, ...]
   operands: tuple[Instruction, ...]
   called: tuple[Computation, ...]
-
-  @property
-  def opcode(self) -> str:
-    return self.proto.opcode
+  cycles: int
+  op_name: str
+  proto: Any
 
   @property
   def bytes(self) -> int:
@@ -99,18 +97,6 @@ class Instruction:
   @property
   def in_hbm(self) -> bool:
     return bool(self.arrays) and self.arrays[0].in_hbm
-
-  @property
-  def cycles(self) -> int:
-    """What the compiler expects; 0 where it does not say."""
-    config = self.proto.backend_config
-    cycles = re.search(rb'"estimated_cycles":"(\d+)"', config)
-    return int(cycles.group(1)) if cycles else 0
-
-  @property
-  def op_name(self) -> str:
-    """Where in the Python program it comes from."""
-    return self.proto.metadata.op_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -197,11 +183,17 @@ def parse(data: bytes) -> Computation:
   for computation in module.computations:
     values: dict[int, Instruction] = {}
     for proto in computation.instructions:
+      cycles = _CYCLES.search(proto.backend_config)
       values[proto.id] = Instruction(
-          proto,
-          tuple(_arrays(proto.shape)),
-          tuple(values[id_] for id_ in proto.operand_ids),
-          tuple(computations[id_] for id_ in proto.called_computation_ids),
+          opcode=proto.opcode,
+          arrays=tuple(_arrays(proto.shape)),
+          operands=tuple(values[id_] for id_ in proto.operand_ids),
+          called=tuple(
+              computations[id_] for id_ in proto.called_computation_ids
+          ),
+          cycles=int(cycles.group(1)) if cycles else 0,
+          op_name=proto.metadata.op_name,
+          proto=proto,
       )
     computations[computation.id] = Computation(
         computation.name, tuple(values.values()), values[computation.root_id]
@@ -217,9 +209,11 @@ def _arrays(shape: Any) -> Iterator[Array]:
     for part in shape.tuple_shapes:
       yield from _arrays(part)
   else:
+    name, bits = _ELEMENTS.get(shape.element_type, ('?', 0))
+    dims = tuple(shape.dimensions)
     # Space 1 is the fast memory (VMEM), others hold flags and scalars.
     in_hbm = shape.layout.memory_space == 0
-    yield Array(shape.element_type, tuple(shape.dimensions), in_hbm)
+    yield Array(name, dims, math.prod(dims) * bits // 8, in_hbm)
 
 
 def block(

@@ -261,9 +261,6 @@ def _write(folder: pathlib.Path, plans: Sequence[slice_plan.SlicePlan]) -> None:
             'input_length': config.input_length,
             'output_length': config.output_length,
         },
-        metrics={
-            name: results.Metric(number.value, None, 1, number.unit)
-            for name, number in plan.numbers().items()
-        },
+        metrics=plan.numbers(),
         seed=0,
     )

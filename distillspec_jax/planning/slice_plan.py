@@ -6,20 +6,13 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import re
-from typing import NamedTuple
 
 from distillspec_jax.core import cost_model
+from distillspec_jax.core import results
 from distillspec_jax.planning import compiled_program
 from distillspec_jax.planning import config as config_lib
 from distillspec_jax.planning import estimate
 from distillspec_jax.planning import hlo
-
-
-class Number(NamedTuple):
-  """A value and its unit: 'bytes', 's', 'flop' or '1'."""
-
-  value: float
-  unit: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +125,7 @@ class SlicePlan:
         / sampling.block.seconds
     )
 
-  def numbers(self) -> dict[str, Number]:
+  def numbers(self) -> dict[str, results.Metric]:
     """All of them, per chip."""
     memory = self.config.topology.chip.hbm_bytes
     programs = self.compilation.programs
@@ -157,7 +150,13 @@ class SlicePlan:
     values['gathered_logits'] = self.gathered_logits()
     values['host_transfers'] = self.host_transfers()
     values['compile_s'] = sum(each.compile_s for each in programs.values())
-    return {name: Number(x, _unit(name)) for name, x in values.items()}
+    units = {'bytes': 'bytes', 's': 's', 'flops': 'flop'}  # by the name's end
+    return {
+        name: results.Metric(
+            value, None, 1, units.get(name.rpartition('_')[2], '1')
+        )
+        for name, value in values.items()
+    }
 
   def _of_step(self, step: estimate.Step) -> dict[str, float]:
     chip, total = self.config.topology.chip, step.total
@@ -198,12 +197,6 @@ class SlicePlan:
       for rate in self.acceptance_rates:
         values[f'speedup_at_{rate:g}'] = self.speedup(rate)
     return values
-
-
-def _unit(name: str) -> str:
-  """By the end of the name."""
-  units = {'bytes': 'bytes', 's': 's', 'flops': 'flop'}
-  return units.get(name.rpartition('_')[2], '1')
 
 
 def gib(size: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import textwrap
 
+from distillspec_jax.core import results
 from distillspec_jax.planning import estimate
 from distillspec_jax.planning import slice_plan
 
@@ -94,9 +95,9 @@ def _fits(plan: slice_plan.SlicePlan) -> str:
   return 'yes' if plan.compilation.fits else 'no'
 
 
-def _cell(label: str, number: slice_plan.Number) -> str:
-  value, unit = number
-  match unit:
+def _cell(label: str, number: results.Metric) -> str:
+  value = number.value
+  match number.unit:
     case 'bytes':
       return slice_plan.gib(value)
     case 's':

@@ -4,13 +4,13 @@ Peak speed and memory are those of Google's documentation
 (https://cloud.google.com/tpu/docs/v5e, and so on); the speed of a link between
 chips, one way, is that of "How to Scale Your Model", part 2
 (https://jax-ml.github.io/scaling-book/tpus). The clock, which turns the
-compiler's cycles into seconds, is the one at which the matrix units reach that
-peak: four of 128 x 128 on v5e, eight on v4 and v5p. For v6e, of whose units the
-documents do not say enough, it is that of v5p, at which the compiler expects of
-HBM what it does on v5e, 81 % of the peak.
+compiler's cycles into seconds, is the one at which the matrix units reach the
+peak: four of 128 x 128 on v5e, eight on v4 and v5p. The documents do not say
+enough about those of v6e; it has the clock of v5p, at which the compiler
+expects the same share of the peak of HBM as on v5e, 81 %.
 
   v5e:4x8    v5e-32     the last number counts chips
-  v4:2x2x4   v4-32      v4 and v5p: it counts cores, two a chip
+  v4:2x2x4   v4-32      v4 and v5p: it counts cores, two per chip
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Chip(NamedTuple):
 
   Attributes:
     name: 'v5e'.
-    flops: a second, bfloat16, at most.
-    hbm_bytes: of memory, that the compiler lets a program have.
-    hbm_bandwidth: bytes a second.
-    link_bandwidth: bytes a second to a neighbour, one way.
-    clock: cycles a second.
+    flops: peak per second, in bfloat16.
+    hbm_bytes: of memory, as far as the compiler lets a program have it.
+    hbm_bandwidth: bytes per second.
+    link_bandwidth: bytes per second to a neighbour, one way.
+    clock: cycles per second.
     cores: that the last number of a name counts a chip as.
     dimensions: of the torus.
   """
@@ -60,7 +60,7 @@ CHIPS = {
         Chip('v6e', 918e12, 31.25 * _GIB, 1640e9, 90e9, 1.75e9, 1, 2),
     )
 }
-# Chips -> shape of the slice that one gets.
+# Dimensions of the torus -> shapes of the slices that have names.
 _SHAPES = {
     2: ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
     3: (
@@ -75,7 +75,7 @@ class Topology:
   """A slice.
 
   Attributes:
-    chip: what it is made of.
+    chip: its kind.
     shape: chips along each axis.
   """
 
@@ -97,7 +97,7 @@ class Topology:
     return math.prod(self.shape)
 
   def options(self) -> dict[str, Any]:
-    """What the compiler is to be told besides the layout."""
+    """What the compiler needs to know besides the layout."""
     options = {}
     if self.chip.name == 'v4':  # a chip's two cores are one device
       options['chip_config_name'] = 'megacore'
@@ -118,10 +118,10 @@ class Topology:
       places: Sequence[Sequence[int]],
       hop_s: float = HOP_S,
   ) -> float:
-    """Seconds that chips need at least to exchange data.
+    """The least time in which chips can exchange data, in seconds.
 
     Args:
-      kind: of `hlo.COLLECTIVES`.
+      kind: one of `hlo.COLLECTIVES`.
       size: bytes of one chip, gathered or not yet reduced.
       places: coordinates of the chips of one group.
       hop_s: seconds from a chip to its neighbour.
@@ -132,9 +132,10 @@ class Topology:
       along = {place[axis] for place in places}
       if len(along) == 1:
         continue
-      whole = self.wraps(axis) and len(along) == self.shape[axis]
-      links += 2 if whole else 1
-      hops += len(along) // 2 if whole else len(along) - 1
+      # All chips of an axis that wraps are a ring, others are a line.
+      is_ring = self.wraps(axis) and len(along) == self.shape[axis]
+      links += 2 if is_ring else 1
+      hops += len(along) // 2 if is_ring else len(along) - 1
     if not links:
       return 0.0
     rounds = 2 if kind == 'all-reduce' else 1
@@ -164,16 +165,16 @@ def parse(text: str) -> Topology:
   Raises:
     UserError: there is none of that name; the known ones are listed.
   """
-  found = re.fullmatch(r'(\w+)(?::(\d+(?:x\d+)*)|-(\d+))', text.strip())
-  chip = CHIPS.get(found.group(1)) if found else None
+  text = text.strip()
+  match = re.fullmatch(r'(\w+)(?::(\d+(?:x\d+)*)|-\d+)', text)
+  chip = CHIPS.get(match.group(1)) if match else None
   if chip is not None:
     for shape in _SHAPES[chip.dimensions]:
-      made = Topology(chip, shape)
-      if text.strip() in (made.name, made.layout):
-        return made
-    sizes = re.findall(r'\d+', found.group(2) or '')
-    shape = tuple(int(size) for size in sizes)
-    # Others are had, too; a host has 2 x 2 chips.
+      topology = Topology(chip, shape)
+      if text in (topology.name, topology.layout):
+        return topology
+    shape = tuple(map(int, re.findall(r'\d+', match.group(2) or '')))
+    # There are other shapes, too; a host has 2 x 2 chips.
     if len(shape) == chip.dimensions and not any(n % 2 for n in shape[:2]):
       return Topology(chip, shape)
   raise errors.UserError(

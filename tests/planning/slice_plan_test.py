@@ -27,7 +27,7 @@ def test_work_is_listed_by_its_share():
 
 def test_units_follow_from_names():
   numbers = tiny.plan().numbers()
-  assert numbers['target_bytes'] == (2**30, 'bytes')
+  assert numbers['target_bytes'] == (2**30, None, 1, 'bytes')
   assert numbers['step_s'].unit == 's'
   assert numbers['step_flops'].unit == 'flop'
   assert numbers['mfu'].unit == numbers['fits'].unit == '1'
