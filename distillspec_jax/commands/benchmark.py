@@ -1,10 +1,42 @@
-"""`distillspec benchmark`: tables of what was timed."""
+"""`distillspec benchmark`: wall-clock time of a pair."""
 
 from __future__ import annotations
 
+import argparse
+import typing
+
 import rich.table
 
-from distillspec_jax.evaluation.speed import latency
+from distillspec_jax.commands import devices
+from distillspec_jax.commands import gin_configuration
+from distillspec_jax.commands import terminal
+
+if typing.TYPE_CHECKING:
+  from distillspec_jax.evaluation.speed import latency
+
+HELP = (
+    'wall-clock time, autoregressive and speculative, over batch sizes and'
+    ' decodings'
+)
+EXAMPLE = (
+    'distillspec benchmark --gin_file=tasks/python.gin'
+    ' --gin_file=runs/benchmark.gin --run=runs/measured'
+    ' --gin.TARGET=runs/target --gin.DRAFT=runs/draft'
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  gin_configuration.add_flags(parser)
+  devices.add_host_flags(parser)
+  devices.add_mesh_flag(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+  from distillspec_jax.evaluation.speed import latency
+
+  benchmark = gin_configuration.configured(latency.benchmark, options)
+  with devices.using(options):
+    benchmark(show=lambda *shown: terminal.print_tables(tables(*shown)))
 
 
 def tables(

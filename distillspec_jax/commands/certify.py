@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+
 import jax
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
+from distillspec_jax.commands import devices
+from distillspec_jax.commands import flags
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.data import files
-from distillspec_jax.evaluation import certificate
 from distillspec_jax.models import int8
 from distillspec_jax.sampling import decoding as decoding_lib
 
+HELP = (
+    "whether this pair's output, on this device, has the target's distribution;"
+    ' exit code 1 if not'
+)
+EXAMPLE = 'distillspec certify --target=flan-t5-large --draft=runs/draft'
 _SAMPLED = decoding_lib.Decoding(
     sampling=decoding_lib.Sampling(temperature=1.0), max_new_tokens=32
 )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  flags.add(parser, certify, flags.DECODING)
+  devices.add_mesh_flag(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+  with devices.using(options):
+    flags.call(certify, options, flags.DECODING)
 
 
 def certify(
@@ -59,6 +77,8 @@ def certify(
     UserError: models or settings that do not fit.
     Failed: a check failed; the message names it.
   """
+  from distillspec_jax.evaluation import certificate
+
   if target_weights == 'int8':
     raise errors.UserError(
         "target_weights is 'int8', which rounds activations to 8 bits, too: its"

@@ -1,11 +1,40 @@
-"""`distillspec evaluate`: a table of what was measured."""
+"""`distillspec evaluate`: how well a draft agrees with its target."""
 
 from __future__ import annotations
 
+import argparse
+import typing
+
 import rich.table
 
+from distillspec_jax.commands import devices
+from distillspec_jax.commands import gin_configuration
+from distillspec_jax.commands import terminal
 from distillspec_jax.core import results
-from distillspec_jax.evaluation import acceptance
+
+if typing.TYPE_CHECKING:
+  from distillspec_jax.evaluation import acceptance
+
+HELP = 'acceptance rate, block efficiency and task quality of a pair'
+EXAMPLE = (
+    'distillspec evaluate --gin_file=tasks/python.gin'
+    ' --gin_file=runs/evaluate.gin --run=runs/measured'
+    ' --gin.TARGET=runs/target --gin.DRAFT=runs/draft'
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  gin_configuration.add_flags(parser)
+  devices.add_host_flags(parser)
+  devices.add_mesh_flag(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+  from distillspec_jax.evaluation import acceptance
+
+  evaluate = gin_configuration.configured(acceptance.evaluate, options)
+  with devices.using(options):
+    evaluate(show=lambda *shown: terminal.print_tables(tables(*shown)))
 
 
 def tables(

@@ -1,58 +1,120 @@
 """Command-line flags of a function, from its signature and its docstring.
 
 A parameter without a default is an argument; one with a default, or after the
-*, is `--name=VALUE`. Types come from the annotations, help texts from the
-section Args of the docstring, so that nothing is said twice.
+*, is `--name=VALUE`. A parameter whose default is a dataclass instance is a
+group: its fields are flags, and so are those of groups inside it. Types come
+from the annotations, help texts from the sections Args and Attributes of the
+docstrings, so that nothing is written twice.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
 import inspect
 import re
 import types
 import typing
-from typing import Any
+from typing import Any, NamedTuple
+
+from distillspec_jax.sampling import adaptive_length
+from distillspec_jax.sampling import verification
+
+# Field of a `Decoding` -> name of its flag; None: there is none.
+DECODING = {'length': 'block_length', 'eos_ids': None, 'log_probs': None}
 
 _TEXTS = tuple[str, ...]  # a flag that may be given several times
-_METAVARS = {str: 'TEXT', tuple: 'NAME,NUMBER'}
+# Types of objects that are written as texts.
+_PARSERS: dict[type, Callable[[str], Any]] = {
+    adaptive_length.AdaptiveLength: adaptive_length.parse,
+    verification.Verifier: verification.parse,
+}
+_PLAIN = (bool, float, int, str)
+_REQUIRED = inspect.Parameter.empty
+_Names = Mapping[str, str | None]
 
 
-def add(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
-  """Gives the parser what `function` takes."""
-  texts = _texts(function)
-  hints = typing.get_type_hints(function)
-  for name, parameter in inspect.signature(function).parameters.items():
-    text = texts[name].replace('%', '%%')
-    kind = _kind(hints[name])
-    if parameter.kind is parameter.VAR_POSITIONAL:
-      parser.add_argument(name, nargs='*', help=text, metavar=_singular(name))
-    elif parameter.kind is not parameter.KEYWORD_ONLY:
-      parser.add_argument(name, help=text, metavar=name.upper())
-    elif kind == _TEXTS:
+class _Flag(NamedTuple):
+  """A flag or an argument.
+
+  Attributes:
+    path: the parameter, and in groups the fields that lead to the value.
+    name: of the flag.
+    kind: type of the value.
+    default: `_REQUIRED` if there is none.
+    help: from the docstring.
+    place: how the function takes it.
+  """
+
+  path: tuple[str, ...]
+  name: str
+  kind: Any
+  default: Any
+  help: str
+  place: Any = inspect.Parameter.KEYWORD_ONLY
+
+
+def add(
+    parser: argparse.ArgumentParser,
+    function: Callable[..., Any],
+    names: _Names | None = None,
+) -> None:
+  """Gives the parser what `function` takes.
+
+  Args:
+    parser: of the command.
+    function: that the command calls.
+    names: field of a group -> its flag, if it is called otherwise; None leaves
+      the field at its default.
+  """
+  for flag in _flags(function, names or {}):
+    text = flag.help.removesuffix('.').replace('%', '%%')
+    if flag.place is inspect.Parameter.VAR_POSITIONAL:
+      metavar = flag.name.removesuffix('s').upper()
+      parser.add_argument(flag.name, nargs='*', help=text, metavar=metavar)
+    elif flag.place is not inspect.Parameter.KEYWORD_ONLY:
+      parser.add_argument(flag.name, help=text, metavar=flag.name.upper())
+    elif flag.kind == _TEXTS:
       parser.add_argument(
-          f'--{name}', action='append', default=[], help=text, metavar='TEXT'
-      )
-    elif kind is bool:
-      parser.add_argument(f'--{name}', action='store_true', help=text)
+          f'--{flag.name}', action='append', default=[], help=text,
+          metavar='TEXT',
+      )  # fmt: skip
+    elif flag.kind is bool:
+      parser.add_argument(f'--{flag.name}', action='store_true', help=text)
     else:
-      required = parameter.default is parameter.empty
+      kind = str if flag.kind in _PARSERS else flag.kind
+      required = flag.default is _REQUIRED
+      if 'default' not in text and flag.default not in (None, '', _REQUIRED):
+        text += f' (default: {_described(flag.default)})'
       parser.add_argument(
-          f'--{name}',
-          type=_values if kind is tuple else kind,
+          f'--{flag.name}',
+          type=kind,
           required=required,
-          default=None if required else parameter.default,
+          default=None if required else flag.default,
           help=text,
-          metavar=_METAVARS.get(kind) or kind.__name__.upper(),
+          metavar='TEXT' if kind is str else kind.__name__.upper(),
       )
 
 
-def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
-  """Calls `function` with what was parsed."""
+def call(
+    function: Callable[..., Any],
+    options: argparse.Namespace,
+    names: _Names | None = None,
+) -> Any:
+  """Calls `function` with what was parsed; `names` as of `add`."""
+  values = {}
+  for flag in _flags(function, names or {}):
+    value = getattr(options, flag.name)
+    if flag.kind in _PARSERS and isinstance(value, str):
+      value = _PARSERS[flag.kind](value)
+    values[flag.path] = value
   positional, named = [], {}
   for name, parameter in inspect.signature(function).parameters.items():
-    value = getattr(options, name)
+    if _is_group(parameter.default):
+      value = _filled(parameter.default, (name,), values)
+    else:
+      value = values[name,]
     if parameter.kind is parameter.VAR_POSITIONAL:
       positional += value
     elif parameter.kind is parameter.KEYWORD_ONLY:
@@ -62,39 +124,79 @@ def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
   return function(*positional, **named)
 
 
-def _kind(annotation: Any) -> type:
+def _flags(function: Callable[..., Any], names: _Names) -> Iterator[_Flag]:
+  """What `function` takes, in order."""
+  hints = typing.get_type_hints(function)
+  texts = _documented(function, 'Args')
+  for name, parameter in inspect.signature(function).parameters.items():
+    if _is_group(parameter.default):
+      yield from _group(parameter.default, (name,), names)
+    else:
+      yield _Flag(
+          (name,), name, _kind(hints[name]), parameter.default, texts[name],
+          parameter.kind,
+      )  # fmt: skip
+
+
+def _group(group: Any, path: tuple[str, ...], names: _Names) -> Iterator[_Flag]:
+  """The fields of a group, and of groups inside it."""
+  hints = typing.get_type_hints(type(group))
+  texts = _documented(type(group), 'Attributes')
+  for field in dataclasses.fields(group):
+    name = names.get(field.name, field.name)
+    value = getattr(group, field.name)
+    inside = (*path, field.name)
+    if name is None:
+      continue
+    if dataclasses.is_dataclass(hints[field.name]):
+      yield from _group(value, inside, names)
+    else:
+      kind = _kind(hints[field.name])
+      yield _Flag(inside, name, kind, value, texts[field.name])
+
+
+def _filled(group: Any, path: tuple[str, ...], values: dict) -> Any:
+  """The group with the values of its flags."""
+  changes = {}
+  for field in dataclasses.fields(group):
+    inside = (*path, field.name)
+    if inside in values:
+      changes[field.name] = values[inside]
+    elif any(known[: len(inside)] == inside for known in values):
+      changes[field.name] = _filled(getattr(group, field.name), inside, values)
+  return dataclasses.replace(group, **changes)
+
+
+def _is_group(default: Any) -> bool:
+  return dataclasses.is_dataclass(default) and not isinstance(default, type)
+
+
+def _kind(annotation: Any) -> Any:
   """The type of a value; of `X | None` it is X."""
   if annotation == _TEXTS:
     return annotation
   parts = [annotation]
   if isinstance(annotation, types.UnionType):
     parts = [p for p in typing.get_args(annotation) if p is not types.NoneType]
-  if len(parts) != 1 or parts[0] not in (bool, float, int, str, tuple):
+  if len(parts) != 1 or parts[0] not in (*_PLAIN, *_PARSERS):
     raise TypeError(f'No flag can be made of a parameter of type {annotation}.')
   return parts[0]
 
 
-def _values(text: str) -> tuple[str | float, ...]:
-  """'linear,0.5' -> ('linear', 0.5)."""
-  found = []
-  for part in text.split(','):
-    try:
-      found.append(float(part))
-    except ValueError:
-      found.append(part.strip())
-  return tuple(found)
+def _described(value: Any) -> str:
+  if hasattr(value, 'describe'):
+    return value.describe()
+  return f'{value:g}' if isinstance(value, float) else str(value)
 
 
-def _singular(name: str) -> str:
-  return name.removesuffix('s').upper()
-
-
-def _texts(function: Callable[..., Any]) -> dict[str, str]:
-  """Parameter -> what the docstring says of it, on one line."""
-  section = re.search(
-      r'^Args:\n(.*?)(?=^\S|\Z)', inspect.getdoc(function) or '', re.M | re.S
+def _documented(described: Any, section: str) -> dict[str, str]:
+  """Name -> what a section of the docstring says of it, on one line."""
+  text = re.search(
+      rf'^{section}:\n(.*?)(?=^\S|\Z)',
+      inspect.getdoc(described) or '',
+      re.M | re.S,
   )
-  found = re.findall(
-      r'^  \*?(\w+): (.*?)(?=^  \*?\w+: |\Z)', section.group(1), re.M | re.S
+  entries = re.findall(
+      r'^  \*?(\w+): (.*?)(?=^  \*?\w+: |\Z)', text.group(1), re.M | re.S
   )
-  return {name: ' '.join(text.split()) for name, text in found}
+  return {name: ' '.join(entry.split()) for name, entry in entries}

@@ -75,6 +75,12 @@ def describe(instance: Any) -> str:
   return f'{name}({", ".join(parts)})' if parts else name
 
 
+def search_working_folder() -> None:
+  """Lets modules in the working folder be imported, as `python -m` does."""
+  if os.getcwd() not in sys.path and '' not in sys.path:
+    sys.path.insert(0, os.getcwd())
+
+
 def import_module(name: str, kind: str) -> Any:
   """The user's module, which may lie in the working folder.
 
@@ -85,8 +91,7 @@ def import_module(name: str, kind: str) -> Any:
   Raises:
     UserError: there is no such module.
   """
-  if os.getcwd() not in sys.path and '' not in sys.path:
-    sys.path.insert(0, os.getcwd())
+  search_working_folder()
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:

@@ -1,11 +1,14 @@
-"""What a person sees while something takes its time."""
+"""How far something is: a bar on a terminal, else a line every few seconds.
+
+Only the first process shows anything.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 import sys
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import rich.console
@@ -19,31 +22,77 @@ Item = TypeVar('Item')
 def shown(
     items: Iterable[Item], name: str, total: int | None = None
 ) -> Iterator[Item]:
-  """The items, with a bar that says how many of them are done.
-
-  Without a terminal it is a line every few seconds. Only the first process
-  shows anything.
+  """The items, with the number of those that are done; quick work is silent.
 
   Args:
-    items: what goes by.
-    name: of what is done.
+    items: what is worked through.
+    name: of the work.
     total: number of items; default: their len.
   """
   if total is None:
     total = len(items)  # type: ignore[arg-type]
-  if jax.process_index():
-    yield from items
-    return
-  console = rich.console.Console(stderr=True)
-  if console.is_terminal:
-    yield from rich.progress.track(
-        items, name, total, console=console, transient=True
-    )
-    return
-  printed = time.monotonic()
-  for done, item in enumerate(items, start=1):
-    yield item
+  with Progress(name, total, is_brief=True) as progress:
+    for done, item in enumerate(items, start=1):
+      yield item
+      progress.update(done)
+
+
+class Progress:
+  """The number of steps done, their rate, the time left, and a text.
+
+  Args:
+    name: of the work.
+    total: number of steps.
+    start: steps that are done already.
+    is_brief: leaves nothing on the terminal, and without one prints nothing
+      for quick work; otherwise the first and the last update are printed.
+  """
+
+  def __init__(
+      self, name: str, total: int, start: int = 0, *, is_brief: bool = False
+  ):
+    self._name, self._total, self._start = name, total, start
+    self._is_brief = is_brief
+    self._bar: rich.progress.Progress | None = None
+
+  def __enter__(self) -> Progress:
+    self._started = time.monotonic()
+    self._printed = self._started if self._is_brief else float('-inf')
+    console = rich.console.Console(stderr=True)
+    if console.is_terminal and jax.process_index() == 0:
+      self._bar = rich.progress.Progress(
+          '[bold]{task.description}',
+          rich.progress.BarColumn(),
+          rich.progress.MofNCompleteColumn(),
+          rich.progress.TimeRemainingColumn(),
+          '{task.fields[text]}',
+          console=console,
+          transient=self._is_brief,
+      )
+      self._task = self._bar.add_task(
+          self._name, total=self._total, completed=self._start, text=''
+      )
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+
+  def update(self, done: int, text: str = '') -> None:
+    """Shows that `done` steps are done, and a text about them."""
     now = time.monotonic()
-    if now - printed >= _SECONDS_BETWEEN_LINES:
-      printed = now
-      print(f'{name}: {done}/{total}', file=sys.stderr, flush=True)
+    rate = (done - self._start) / max(now - self._started, 1e-9)
+    if self._bar is not None:
+      text = f'{text}  {rate:.3g}/s'.strip()
+      self._bar.update(self._task, completed=done, text=text)
+      return
+    is_last = done == self._total and not self._is_brief
+    is_due = now - self._printed >= _SECONDS_BETWEEN_LINES
+    if jax.process_index() or not (is_due or is_last):
+      return
+    self._printed = now
+    left = (self._total - done) / rate
+    parts = [f'{self._name}: {done}/{self._total}', text, f'{rate:.3g}/s']
+    line = '  '.join([*filter(None, parts), f'{left:.0f} s left'])
+    print(line, file=sys.stderr, flush=True)

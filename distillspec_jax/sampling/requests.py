@@ -93,6 +93,32 @@ def check(
     UserError: a value is out of range, or there is not one for each sequence;
       texts for a model without a vocabulary; a stop string that cannot occur.
   """
+  numbers = check_numbers(
+      count,
+      max_new_tokens=max_new_tokens,
+      min_new_tokens=min_new_tokens,
+      temperature=temperature,
+      seed=seed,
+  )
+  tokens = _prefixes(target, prefix, count)
+  automaton = stop_automaton(target, stop)
+  stop_state = None
+  if automaton is not None and tokens is not None:
+    # What a prefix adds to a text decides where its continuation begins.
+    has_text = _has_text(target, tokens)
+    stop_state = np.where(has_text, 0, int(automaton.start))
+  return Requests(*numbers, tokens, automaton, stop_state)
+
+
+def check_numbers(
+    count: int,
+    *,
+    max_new_tokens: int | Sequence[int],
+    min_new_tokens: int | Sequence[int] = 0,
+    temperature: float | Sequence[float] = 0.0,
+    seed: int | Sequence[int] = 0,
+) -> tuple[Any, Any, Any, Any]:
+  """The part of `check` that needs no model: numbers, or arrays [count]."""
   limit = _each('max_new_tokens', max_new_tokens, count, np.int64)
   minimum = _each('min_new_tokens', min_new_tokens, count, np.int64)
   heat = _each('temperature', temperature, count, np.float64)
@@ -116,14 +142,7 @@ def check(
       (seeds < 0) | (seeds >= 2**32),
       'it must lie in [0, 2**32): only 32 bits of a seed are used',
   )
-  tokens = _prefixes(target, prefix, count)
-  automaton = stop_automaton(target, stop)
-  stop_state = None
-  if automaton is not None and tokens is not None:
-    # What a prefix adds to a text decides where its continuation begins.
-    has_text = _has_text(target, tokens)
-    stop_state = np.where(has_text, 0, int(automaton.start))
-  return Requests(limit, minimum, heat, seeds, tokens, automaton, stop_state)
+  return limit, minimum, heat, seeds
 
 
 def stop_automaton(

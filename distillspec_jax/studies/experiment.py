@@ -1,19 +1,19 @@
-"""The whole story in one call: fine-tune, measure, distil, measure, report.
+"""The whole pipeline in one call: fine-tune, distil, measure, report.
 
   target      fine-tuned on the task
   draft       fine-tuned on the task: the baseline of speculative decoding
   distilled   the draft, distilled from the target
-  evaluation  acceptance and block efficiency of both drafts
-  benchmark   wall clock with both drafts, and without one
+  evaluation  acceptance and block efficiency with each draft
+  benchmark   wall-clock time with each draft, and without one
 
-An experiment is a gin file that binds the five stages. Each stage has a folder
-of its own; a stage that is finished is not done again, one that was stopped
-goes on.
+Each stage has a folder of its own: a finished stage is not repeated, a training
+run that was stopped resumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import json
 import os
 import pathlib
@@ -29,41 +29,47 @@ from distillspec_jax.distributed import hosts
 from distillspec_jax.evaluation import sample_texts
 from distillspec_jax.reporting import report as report_lib
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.training import loop
+from distillspec_jax.training import settings
+
+_LONGER = 'fine-tuned_longer'
 
 
 def run_experiment(
     *,
     run: str,
     task: tasks.Task,
-    fine_tune_target: Callable[..., str],
-    fine_tune_draft: Callable[..., str],
-    distil: Callable[..., str],
+    fine_tune_target: settings.Training,
+    fine_tune_draft: settings.Training,
+    distil: settings.Training,
     evaluate: Callable[..., Any],
     benchmark: Callable[..., Any] | None = None,
-    control: Callable[..., str] | None = None,
+    control: settings.Training | None = None,
     shared_encoder: bool = False,
     seeds: Sequence[int] = (0,),
     samples: int = 3,
+    show: Callable[[str, list[Any]], None] | None = None,
 ) -> str:
   """Runs all stages for every seed and writes the page; returns its path.
 
   The target is trained once, with the first seed, and shared: the seeds vary
-  the draft's initialisation, the order of its data and what it samples.
+  the draft's initialisation, the order of its data, and sampling.
 
   Args:
-    run: the experiment's folder; made if it is absent.
-    task: what the pair is for.
-    fine_tune_target: `training.loop.train` but for run, task and seed.
-    fine_tune_draft: likewise.
-    distil: likewise; gets `initial`, the fine-tuned draft, and `target`.
-    evaluate: `evaluation.acceptance.evaluate` but for run, pair, task, seed.
-    benchmark: `evaluation.latency.benchmark`, likewise; None leaves it out.
-    control: as `distil`, but without a target: the draft fine-tuned for
-      longer, which shows what the additional steps alone would have gained.
+    run: the experiment's folder; created if it is absent.
+    task: what the models are trained and measured on.
+    fine_tune_target: the training run of the target.
+    fine_tune_draft: that of the draft.
+    distil: that of the distilled draft; starts from the fine-tuned one.
+    evaluate: `evaluation.acceptance.evaluate`, with its settings.
+    benchmark: `evaluation.speed.latency.benchmark`, likewise; None: none.
+    control: fine-tunes the draft for longer instead, which shows what the
+      additional steps alone gain; None: no control.
     shared_encoder: all drafts read the target's encoder output and have no
-      encoder; only the distilled one does where `distil` is bound so.
+      encoder; otherwise those whose `Start.shared_encoder` is set.
     seeds: of the drafts.
-    samples: how many sample texts the page shows.
+    samples: number of sample texts on the page.
+    show: gets titles and measurements of evaluate and benchmark, for tables.
   """
   if not seeds:
     raise errors.UserError('seeds is empty; give at least one, e.g. (0,).')
@@ -71,76 +77,87 @@ def run_experiment(
   folder.mkdir(parents=True, exist_ok=True)
   if hosts.is_first():
     configuration.write(folder)
-  fine_tune_target(run=str(folder / 'target'), task=task, seed=seeds[0])
   target = str(folder / 'target')
-  shared = {'target': target, 'shared_encoder': True} if shared_encoder else {}
-
+  fine_tune_target.check()
+  drafts = {
+      seed: _drafts(
+          folder / f'seed_{seed}', target, fine_tune_draft, distil, control,
+          shared_encoder,
+      )
+      for seed in seeds
+  }  # fmt: skip
+  loop.train(run=target, task=task, training=fine_tune_target, seed=seeds[0])
   for seed in seeds:
-    here = folder / f'seed_{seed}'
-    drafts = {'fine-tuned': str(here / 'fine-tuned')}
-    fine_tune_draft(run=drafts['fine-tuned'], task=task, seed=seed, **shared)
-    if control is not None:
-      drafts['fine-tuned longer'] = str(here / 'fine-tuned_longer')
-      control(
-          run=drafts['fine-tuned longer'],
-          task=task,
-          seed=seed,
-          initial=drafts['fine-tuned'],
-          **shared,
-      )
-    drafts['distilled'] = str(here / 'distilled')
-    distil(
-        run=drafts['distilled'],
-        task=task,
-        seed=seed,
-        initial=drafts['fine-tuned'],
-        **{'target': target, **shared},
-    )
-    for name, draft in drafts.items():
-      _once(
-          here / f'evaluation_{name.replace(" ", "_")}',
-          evaluate,
-          target=target,
-          draft=draft,
-          draft_name=name,
-          task=task,
-          seed=seed,
-      )
-      if (
-          benchmark is not None
-          and seed == seeds[0]
-          and name != 'fine-tuned longer'
-      ):
+    for draft, training in drafts[seed].items():
+      loop.train(run=str(draft), task=task, training=training, seed=seed)
+    for draft in drafts[seed]:
+      stages = {f'evaluation_{draft.name}': evaluate}
+      is_timed = seed == seeds[0] and draft.name != _LONGER
+      if benchmark is not None and is_timed:
+        stages[f'benchmark_{draft.name}'] = benchmark
+      for name, stage in stages.items():
         _once(
-            here / f'benchmark_{name}',
-            benchmark,
-            target=target,
-            draft=draft,
-            draft_name=name,
-            task=task,
-            seed=seed,
-        )
-  if hosts.is_first():  # the others wait for it where they leave
+            draft.parent / name, stage, target=target, draft=str(draft),
+            draft_name=draft.name.replace('_', ' '), task=task, seed=seed,
+            **({} if show is None else {'show': show}),
+        )  # fmt: skip
+  if hosts.is_first():  # the others wait for it when they leave
     if samples:
       _write_samples(folder, task, target, folder / f'seed_{seeds[0]}', samples)
     report_lib.report(run=str(folder))
   return str(folder / 'report.html')
 
 
+def _drafts(
+    folder: pathlib.Path,
+    target: str,
+    fine_tune: settings.Training,
+    distil: settings.Training,
+    control: settings.Training | None,
+    shared_encoder: bool,
+) -> dict[pathlib.Path, settings.Training]:
+  """Folder of a draft -> how it is trained, in order.
+
+  Raises:
+    UserError: the settings of one do not fit together.
+  """
+
+  def complete(training, has_target=False, **start):
+    if shared_encoder:
+      start['shared_encoder'] = True
+    start = dataclasses.replace(training.start, **start)
+    training = dataclasses.replace(training, start=start)
+    if has_target or start.shared_encoder or training.target is not None:
+      placement = training.target or settings.Target()
+      placement = dataclasses.replace(placement, checkpoint=target)
+      training = dataclasses.replace(training, target=placement)
+    training.check()
+    return training
+
+  fine_tuned = folder / 'fine-tuned'
+  drafts = {fine_tuned: complete(fine_tune)}
+  if control is not None:
+    drafts[folder / _LONGER] = complete(control, checkpoint=str(fine_tuned))
+  drafts[folder / 'distilled'] = complete(
+      distil, has_target=True, checkpoint=str(fine_tuned)
+  )
+  return drafts
+
+
 def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):
   """Runs a measurement into `folder`, which is then complete or absent."""
   if folder.is_dir():
     return
-  # The name of the folder stays, because it stands in the results.
-  beside = folder.parent / '.incomplete' / folder.name
+  # The folder's name stays, because results hold it.
+  temporary = folder.parent / '.incomplete' / folder.name
   if hosts.is_first():
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-  hosts.wait_for_all('there is room for results')
-  stage(run=str(beside), **kwargs)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+  hosts.wait_for_all('the folder for results')
+  stage(run=str(temporary), **kwargs)
   if hosts.is_first():
-    os.replace(beside, folder)
-    beside.parent.rmdir()
+    os.replace(temporary, folder)
+    temporary.parent.rmdir()
 
 
 def _write_samples(
@@ -154,15 +171,15 @@ def _write_samples(
   model = loading.load(target)
   task = task.with_vocabulary(model.vocabulary, target)
   decoding = decoding_lib.Decoding(
+      drafting=decoding_lib.Drafting(length=min(5, task.label_length)),
       max_new_tokens=task.label_length,
-      block_length=min(5, task.label_length),
   )
-  found = []
+  texts = []
   for name in ('fine-tuned', 'distilled'):
     batches = batches_lib.batches(
         task, 'validation', count, seed=0, shuffle=False, num_epochs=1
     )
-    found += sample_texts.collect(
+    texts += sample_texts.collect(
         model,
         loading.load(drafts / name),
         [next(batches)],
@@ -171,4 +188,4 @@ def _write_samples(
         count=count,
         draft_name=name,
     )
-  (folder / 'samples.json').write_text(json.dumps(found, indent=1))
+  (folder / 'samples.json').write_text(json.dumps(texts, indent=1))

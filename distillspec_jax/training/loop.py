@@ -26,6 +26,7 @@ from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
+from distillspec_jax.core import progress as progress_lib
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import sources
@@ -41,10 +42,10 @@ from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import optimizers
-from distillspec_jax.training import progress as progress_lib
 from distillspec_jax.training import settings as settings_lib
 from distillspec_jax.training import shared_encoder
 from distillspec_jax.training import step as step_lib
+from distillspec_jax.training import tensorboard
 from distillspec_jax.training import validation as validation_lib
 
 # Examples on which a shared encoder's projection is fitted.
@@ -157,7 +158,7 @@ def train(
     with (
         _interruptions() as interrupted,
         recorder,
-        progress_lib.Progress(last, first, folder.name) as progress,
+        progress_lib.Progress(folder.name, last, first) as progress,
     ):
       for number in range(first, last):
         state, metrics = update(state, target_model, next(data))
@@ -165,7 +166,7 @@ def train(
         recorder.step(done, metrics)
         if done % steps.log_every == 0 or done == last:
           values = recorder.flush(done, float(learning_rate(number)))
-          progress.update(done, values)
+          progress.update(done, _progress_text(values))
         if done % training.validation.every == 0 or done == last:
           keep_if_best(done)
         stop = hosts.stop_here(bool(interrupted))
@@ -343,6 +344,11 @@ def _check_same_model(folder: pathlib.Path, config: config_lib.T5Config):
     )
 
 
+def _progress_text(values: dict[str, float]) -> str:
+  names = [name for name in ('loss', 'acceptance_rate') if name in values]
+  return '  '.join(f'{name} {values[name]:.3f}' for name in names)
+
+
 def _save_best(folder, trained, params, step, score) -> None:
   model_folder.save_model(
       folder / 'best',
@@ -396,7 +402,7 @@ class _Recorder:
     self._target = target.name if target else None
     self._steps: list[tuple[int, dict[str, types.Mean]]] = []
     self._time = time.perf_counter()
-    self._writer = progress_lib.MetricsWriter(folder / 'metrics')
+    self._writer = tensorboard.MetricsWriter(folder / 'metrics')
     results.drop_after(folder, start)
 
   def __enter__(self):

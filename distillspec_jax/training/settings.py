@@ -79,14 +79,14 @@ class Target:
   """The target of a distillation, and how it is placed and computed.
 
   Attributes:
-    checkpoint: its folder.
+    checkpoint: its folder; an experiment sets it to that of its own target.
     layout: as in `Start`.
     dtype: of parameters and computation. Default: as saved.
     weights: 'int8' or 'int8_weight_only' store it in a quarter of the memory,
       see `checkpoints.loading.load`. Default: as saved.
   """
 
-  checkpoint: str
+  checkpoint: str | None = None
   layout: str | tuple = 'sharded'
   dtype: str | None = None
   weights: str | None = None
@@ -197,6 +197,11 @@ class Training:
     """Raises UserError where the groups do not fit together."""
     self.start.check()
     method = self.method
+    if self.target is not None and self.target.checkpoint is None:
+      raise errors.UserError(
+          'Target.checkpoint is missing; set it to the folder of the target, or'
+          ' leave the target out.'
+      )
     if method.needs_target and self.target is None:
       raise errors.UserError(
           f'The method ({method.describe()}) needs a target; set'

@@ -17,30 +17,27 @@ from distillspec_jax.commands import decode
 from distillspec_jax.commands import main
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress
-from distillspec_jax.sampling import batching
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from tests import tiny
 
 TEXTS = ['one', 'two words', '', 'a longer line of words', 'é ✓', 'x', 'y z']
-SAMPLED = {'temperature': 1.0, 'max_new_tokens': 8, 'batch_size': 2}
-
-
-@pytest.fixture(scope='module')
-def pair(tmp_path_factory):
-  """Folders of a target and a draft that read bytes."""
-  folder = tmp_path_factory.mktemp('pair')
-  for number, name in enumerate(('target', 'draft')):
-    model = tiny.model(tiny.BYTES, seed=number, gain=2.0)
-    tiny.save(folder / name, model, 'bytes')
-  return {name: str(folder / name) for name in ('target', 'draft')}
+DECODING = decoding_lib.Decoding(
+    sampling=decoding_lib.Sampling(temperature=1.0), max_new_tokens=8
+)
+SAMPLED = {'decoding': DECODING, 'batch_size': 2}
 
 
 def read(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def write(out, *texts, **arguments):
+  decode.decode(*texts, output=decode.Output(out=str(out)), **arguments)
+
+
 def test_answers_are_those_of_generate_in_order(pair, tmp_path, capsys):
-  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(tmp_path / 'out.jsonl'))
+  write(tmp_path / 'out.jsonl', *TEXTS, **pair, **SAMPLED)
   expected = generation.generate(
       loading.load(pair['target']),
       TEXTS,
@@ -55,15 +52,17 @@ def test_answers_are_those_of_generate_in_order(pair, tmp_path, capsys):
     row = expected.tokens[number, : expected.lengths[number]]
     assert line['index'] == number
     assert line['tokens'] == row.tolist()
-    found = line['statistics']
+    statistics = line['statistics']
     counts = jax.tree.map(lambda x, n=number: x[n], expected.statistics)
     for name in ('blocks', 'drafted', 'accepted', 'emitted'):
-      assert found[name] == getattr(counts, name)
+      assert statistics[name] == getattr(counts, name)
     for name in ('reached_at', 'accepted_at'):
-      assert found[name] == getattr(counts, name).tolist()
-    assert found['block_efficiency'] == found['emitted'] / found['blocks']
-    assert found['acceptance_rate'] == (
-        found['accepted'] / counts.reached_at.sum()
+      assert statistics[name] == getattr(counts, name).tolist()
+    assert statistics['block_efficiency'] == (
+        statistics['emitted'] / statistics['blocks']
+    )
+    assert statistics['acceptance_rate'] == (
+        statistics['accepted'] / counts.reached_at.sum()
     )
     assert line['settings']['temperature'] == 1.0
     assert line['settings']['draft'] == pair['draft']
@@ -89,34 +88,40 @@ def test_int8_models_decode_and_are_named(pair, tmp_path, capsys):
   settings = lines[0]['settings']
   assert settings['target_weights'] == 'int8_weight_only'
   assert settings['draft_weights'] == 'int8'
+  decoding = decoding_lib.Decoding(max_new_tokens=8)
   with pytest.raises(errors.UserError, match='another .*target_weights'):
-    decode.decode(*TEXTS, **pair, max_new_tokens=8, out=str(out))
+    write(out, *TEXTS, **pair, decoding=decoding)
 
 
 def test_texts_do_not_depend_on_their_batches(pair, tmp_path):
   for size in (2, 5):
-    settings = {**SAMPLED, 'batch_size': size}
-    decode.decode(*TEXTS, **pair, **settings, out=str(tmp_path / f'{size}'))
+    write(
+        tmp_path / f'{size}', *TEXTS, **pair, decoding=DECODING, batch_size=size
+    )
   assert read(tmp_path / '2') == read(tmp_path / '5')
 
 
 def test_without_a_draft_there_are_no_blocks(pair, capsys):
-  decode.decode('one', target=pair['target'], max_new_tokens=4, json=True)
-  found = json.loads(capsys.readouterr().out)['statistics']
-  assert found['blocks'] == found['emitted'] > 0
-  assert found['drafted'] == found['accepted'] == 0
-  assert found['reached_at'] == found['accepted_at'] == []
-  assert found['acceptance_rate'] is None
-  assert found['block_efficiency'] == 1.0
+  code, printed = run(capsys, pair, '--json', 'one')
+  assert code == 0, printed.err
+  line = json.loads(printed.out)
+  statistics = line['statistics']
+  assert statistics['blocks'] == statistics['emitted'] > 0
+  assert statistics['drafted'] == statistics['accepted'] == 0
+  assert statistics['reached_at'] == statistics['accepted_at'] == []
+  assert statistics['acceptance_rate'] is None
+  assert statistics['block_efficiency'] == 1.0
+  assert line['settings']['block_length'] is None
 
 
 def test_settings_of_generate_are_flags(pair, capsys):
-  code, said = run(
+  code, printed = run(
       capsys, pair, f'--draft={pair["draft"]}', '--json', 'one', 'two',
-      '--min_new_tokens=3', '--draft_stop=confidence,0.3', '--block_length=2',
-      '--temperature=1', '--stop=qq', '--stop=e',
+      '--min_new_tokens=3', '--adaptive=confidence(0.3)', '--block_length=2',
+      '--temperature=1', '--top_k=50', '--verifier=lenient(linear, 0.5)',
+      '--stop=qq', '--stop=e',
   )  # fmt: skip
-  assert code == 0, said.err
+  assert code == 0, printed.err
   expected = generation.generate(
       loading.load(pair['target']),
       ['one', 'two'],
@@ -124,31 +129,35 @@ def test_settings_of_generate_are_flags(pair, capsys):
       temperature=1.0,
       max_new_tokens=4,
       min_new_tokens=3,
-      draft_stop=('confidence', 0.3),
+      top_k=50,
+      adaptive='confidence(0.3)',
+      verifier='lenient(linear, 0.5)',
       block_length=2,
       stop=['qq', 'e'],
   )
-  lines = [json.loads(line) for line in said.out.splitlines()]
+  lines = [json.loads(line) for line in printed.out.splitlines()]
   assert [line['text'] for line in lines] == expected.text
   for line, count in zip(lines, expected.statistics.drafted):
     assert line['statistics']['drafted'] == count
     settings = line['settings']
     assert settings['stop'] == ['qq', 'e']
     assert settings['min_new_tokens'] == 3
-    assert settings['draft_stop'] == ['confidence', 0.3]
+    assert settings['adaptive'] == 'confidence(0.3)'
+    assert settings['verifier'] == 'lenient(linear, 0.5)'
+    assert settings['block_length'] == 2
 
 
 def test_an_answer_ends_before_a_stop_string(pair, capsys):
   settings = ['--temperature=1', '--json', 'one', 'two words', 'x']
-  code, said = run(capsys, pair, *settings, '--max_new_tokens=12')
-  free = [json.loads(line) for line in said.out.splitlines()]
+  code, printed = run(capsys, pair, *settings, '--max_new_tokens=12')
+  free = [json.loads(line) for line in printed.out.splitlines()]
   letters = [c for line in free for c in line['text'][1:-1] if c.isascii()]
   stop = max(letters, key=letters.count)
-  code, said = run(
+  code, printed = run(
       capsys, pair, *settings, '--max_new_tokens=12', f'--stop={stop}'
   )
-  assert code == 0, said.err
-  lines = [json.loads(line) for line in said.out.splitlines()]
+  assert code == 0, printed.err
+  lines = [json.loads(line) for line in printed.out.splitlines()]
   shorter = 0
   for line, whole in zip(lines, free):
     assert line['text'] == whole['text'].split(stop)[0]
@@ -170,7 +179,7 @@ def test_a_stopped_file_ends_as_if_it_had_not_been_stopped(
     pair, tmp_path, monkeypatch, after
 ):
   whole, out = tmp_path / 'whole', tmp_path / 'out'
-  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(whole))
+  write(whole, *TEXTS, **pair, **SAMPLED)
   sample, calls = generation.sample, []
 
   def stop(*args):
@@ -182,11 +191,11 @@ def test_a_stopped_file_ends_as_if_it_had_not_been_stopped(
   with monkeypatch.context() as patch:
     patch.setattr(generation, 'sample', stop)
     with pytest.raises(Stopped):
-      decode.decode(*TEXTS, **pair, **SAMPLED, out=str(out))
+      write(out, *TEXTS, **pair, **SAMPLED)
   written = out.read_bytes()
   assert whole.read_bytes().startswith(written) and len(written)
   out.write_bytes(written + b'{"index": 9, "inp')  # a line that was cut off
-  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(out))
+  write(out, *TEXTS, **pair, **SAMPLED)
   assert out.read_bytes() == whole.read_bytes()
 
 
@@ -198,28 +207,28 @@ def test_a_stopped_file_goes_on_with_the_batches_of_a_whole_one(
   whole, out = tmp_path / 'whole', tmp_path / 'out'
   sample, calls = generation.sample, []
 
-  def note(target, draft, tokens, segments, numbers, *rest):
-    calls.append((tokens.tolist(), numbers.tolist()))
-    return sample(target, draft, tokens, segments, numbers, *rest)
+  def note(target, draft, prompt, numbers, *rest):
+    calls.append((prompt.tokens.tolist(), numbers))
+    return sample(target, draft, prompt, numbers, *rest)
 
   monkeypatch.setattr(generation, 'sample', note)
-  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(whole))
+  write(whole, *TEXTS, **pair, **SAMPLED)
   of_whole = calls.copy()
   calls.clear()
   lines = whole.read_bytes().splitlines(keepends=True)
   out.write_bytes(b''.join(lines[:keep]))
-  decode.decode(*TEXTS, **pair, **SAMPLED, out=str(out))
+  write(out, *TEXTS, **pair, **SAMPLED)
   assert out.read_bytes() == whole.read_bytes()
   assert calls == [call for call in of_whole if max(call[1]) >= keep]
   assert len({np.shape(tokens)[0] for tokens, _ in of_whole}) == 1
 
 
 def test_what_is_done_is_not_done_again(pair, tmp_path, monkeypatch, capsys):
-  out = str(tmp_path / 'out')
-  decode.decode('a', **pair, **SAMPLED, out=out)
+  out = tmp_path / 'out'
+  write(out, 'a', **pair, **SAMPLED)
   monkeypatch.setattr(loading, 'load', None)
-  decode.decode('a', **pair, **SAMPLED, out=out)
-  assert 'has all 1 answers already' in capsys.readouterr().err
+  write(out, 'a', **pair, **SAMPLED)
+  assert 'already has all 1 answers' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -227,51 +236,25 @@ def test_what_is_done_is_not_done_again(pair, tmp_path, monkeypatch, capsys):
     [
         (['b'], {}, 'line 1 is an answer to another input'),
         ([], {}, 'line 1 is an answer to another input'),
-        (['a'], {'seed': 4}, 'line 1 was made with another seed'),
+        (['a'], {'seed': 4}, 'line 1 was decoded with another seed'),
         (['a'], {'draft': None}, 'another draft'),
-        (['a'], {'vocabulary': 'bytes'}, 'with another vocabulary; remove'),
+        (
+            ['a'],
+            {'models': decode.Models(vocabulary='bytes')},
+            'with another vocabulary; remove',
+        ),
     ],
 )
 def test_a_file_of_other_answers_is_left_alone(
     pair, tmp_path, texts, changes, message, monkeypatch
 ):
   out = tmp_path / 'out'
-  decode.decode('a', **pair, **SAMPLED, out=str(out))
+  write(out, 'a', **pair, **SAMPLED)
   before = out.read_bytes()
   give(monkeypatch, b'none\n')
   with pytest.raises(errors.UserError, match=message):
-    decode.decode(*texts, **{**pair, **SAMPLED, **changes}, out=str(out))
+    write(out, *texts, **{**pair, **SAMPLED, **changes})
   assert out.read_bytes() == before
-  out.write_text('[1]\n')
-  with pytest.raises(errors.UserError, match='line 1 is not an answer'):
-    decode.decode('a', **pair, **SAMPLED, out=str(out))
-
-
-@pytest.mark.parametrize(
-    'changes, message',
-    [
-        ({'index': 1}, 'line 1 is an answer to another input'),
-        ({'settings': 3}, 'line 1 is not an answer'),
-        ({'settings': None}, 'line 1 is not an answer'),
-        ({'settings': []}, 'line 1 was made with another target'),
-    ],
-)
-def test_a_line_that_was_changed_is_named(pair, tmp_path, changes, message):
-  out = tmp_path / 'out'
-  decode.decode('a', **pair, **SAMPLED, out=str(out))
-  out.write_text(json.dumps({**json.loads(out.read_text()), **changes}) + '\n')
-  with pytest.raises(errors.UserError, match=message):
-    decode.decode('a', **pair, **SAMPLED, out=str(out))
-
-
-def test_a_setting_that_a_file_does_not_know_is_none(pair, tmp_path, capsys):
-  out = tmp_path / 'out'
-  decode.decode('a', **pair, **SAMPLED, out=str(out))
-  values = json.loads(out.read_text())
-  del values['settings']['vocabulary']
-  out.write_text(json.dumps(values) + '\n')
-  decode.decode('a', **pair, **SAMPLED, out=str(out))
-  assert 'has all 1 answers already' in capsys.readouterr().err
 
 
 def give(monkeypatch, data, terminal=False):
@@ -296,29 +279,31 @@ def run(capsys, pair, *arguments):
 @pytest.mark.parametrize('dash', [[], ['-']])
 def test_lines_of_standard_input(pair, capsys, monkeypatch, dash):
   give(monkeypatch, '\ufeffone\r\n\ntwo\n'.encode())
-  code, said = run(capsys, pair, '--json', *dash)
-  assert code == 0, said.err
-  lines = [json.loads(line) for line in said.out.splitlines()]
+  code, printed = run(capsys, pair, '--json', *dash)
+  assert code == 0, printed.err
+  lines = [json.loads(line) for line in printed.out.splitlines()]
   assert [line['input'] for line in lines] == ['one', '', 'two']
 
 
 def test_lines_of_a_file_and_plain_text(pair, capsys, tmp_path):
   (tmp_path / 'in.txt').write_text('one\ntwo')
-  code, said = run(capsys, pair, f'--file={tmp_path / "in.txt"}', '--prefix=p ')
+  code, printed = run(
+      capsys, pair, f'--file={tmp_path / "in.txt"}', '--prefix=p '
+  )
   expected = generation.generate(
       loading.load(pair['target']), ['p one', 'p two'], max_new_tokens=4
   )
-  assert code == 0, said.err
-  assert said.out == ''.join(text + '\n' for text in expected.text)
-  assert '2 texts, ' in said.err
+  assert code == 0, printed.err
+  assert printed.out == ''.join(text + '\n' for text in expected.text)
+  assert '2 texts, ' in printed.err
 
 
 def test_a_field_of_json_lines(pair, capsys, tmp_path):
   file = tmp_path / 'in.jsonl'
   file.write_text('{"q": "one"}\n{"q": "two\\nlines"}\n')
-  code, said = run(capsys, pair, f'--file={file}', '--field=q', '--json')
-  lines = [json.loads(line) for line in said.out.splitlines()]
-  assert code == 0, said.err
+  code, printed = run(capsys, pair, f'--file={file}', '--field=q', '--json')
+  lines = [json.loads(line) for line in printed.out.splitlines()]
+  assert code == 0, printed.err
   assert [line['input'] for line in lines] == ['one', 'two\nlines']
 
 
@@ -326,13 +311,13 @@ def test_a_prompt_asks_until_an_empty_line(pair, capsys, monkeypatch):
   give(monkeypatch, b'', terminal=True)
   asked = iter(['one', 'two', ''])
   monkeypatch.setattr('builtins.input', lambda: next(asked))
-  code, said = run(capsys, pair)
+  code, printed = run(capsys, pair)
   expected = generation.generate(
       loading.load(pair['target']), ['one', 'two'], max_new_tokens=4
   )
-  assert code == 0, said.err
-  assert said.out == ''.join(text + '\n' for text in expected.text)
-  assert said.err.count('1 text, ') == 2
+  assert code == 0, printed.err
+  assert printed.out == ''.join(text + '\n' for text in expected.text)
+  assert printed.err.count('1 text, ') == 2
 
 
 @pytest.mark.parametrize('end, code', [(EOFError, 0), (KeyboardInterrupt, 130)])
@@ -352,15 +337,15 @@ def test_a_terminal_is_asked_and_its_answers_are_json(
   with open(terminal, encoding='utf-8', errors='surrogateescape') as stream:
     monkeypatch.setattr(decode.sys, 'stdin', stream)
     os.write(typist, b'one\n\xff\ntwo\n\x04')
-    code, said = run(capsys, pair, '--json', '--prefix=p ')
+    code, printed = run(capsys, pair, '--json', '--prefix=p ')
   os.close(typist)
-  assert code == 0, said.err
-  lines = [json.loads(line) for line in said.out.splitlines()]
+  assert code == 0, printed.err
+  lines = [json.loads(line) for line in printed.out.splitlines()]
   assert [line['input'] for line in lines] == ['p one', 'p two']
   assert [line['index'] for line in lines] == [0, 1]
   # Standard output is no terminal here: the prompt is not among the answers.
-  assert said.err.count('> ') == 4
-  assert "The text is not Unicode ('\\udcff' at character 0)" in said.err
+  assert printed.err.count('> ') == 4
+  assert "The text is not Unicode ('\\udcff' at character 0)" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -374,8 +359,12 @@ def test_a_bar_is_shown_unless_answers_are(
       progress, 'shown', lambda items, name: bars.append(name) or items
   )
   monkeypatch.setattr(sys.stdout, 'isatty', lambda: bool(terminal))
-  file = str(tmp_path / 'out') if out else None
-  decode.decode('one', target=pair['target'], max_new_tokens=4, out=file)
+  decode.decode(
+      'one',
+      target=pair['target'],
+      decoding=decoding_lib.Decoding(max_new_tokens=4),
+      output=decode.Output(out=str(tmp_path / 'out') if out else None),
+  )
   assert bars == ['decoding'] * shown
 
 
@@ -401,10 +390,12 @@ def test_a_bar_is_shown_unless_answers_are(
         (['a', '--batch_size=0'], b'', 'batch_size is 0'),
         (['a', '--temperature=-1'], b'', 'temperature is -1'),
         (['a', '--min_new_tokens=5'], b'', 'min_new_tokens is 5; it must lie'),
-        (['a', '--draft_stop=confidence'], b'', 'draft_stop is .*; give'),
-        (['a', '--draft_stop=sure,1'], b'', 'draft_stop is .*; give'),
-        (['a', '--lenience=0.5'], b'', 'lenience function is 0.5'),
-        (['a', '--lenience=typical,2'], b'', "lenience's epsilon is 2.0"),
+        (['a', '--adaptive=confidence'], b'', "'confidence' has arguments"),
+        (['a', '--adaptive=sure(1)'], b'', "called 'sure'; use one of conf"),
+        (['a', '--verifier=lenient'], b'', "'lenient' has arguments that do"),
+        (['a', '--verifier=typical(2)'], b'', 'Typical.epsilon is 2; it'),
+        (['a', '--verifier=my.rules:X'], b'', 'There is no module my.rules'),
+        (['a', '--verifier=block', '--paths=2'], b'', 'paths is 2, but the'),
         (['a', '--stop='], b'', 'A stop string is empty'),
         (['a', '--stop=\udcff'], b'', 'stop string .* is not Unicode'),
         (['a', '--target=nowhere'], b'', 'There is no folder nowhere'),
@@ -413,53 +404,41 @@ def test_a_bar_is_shown_unless_answers_are(
             b'',
             'There is no folder nowhere',
         ),
-        (['a', '--out=/proc/none/x'], b'', 'Nothing can be written to /proc'),
+        (['a', '--out=/proc/none/x'], b'', '/proc/none/x cannot be written to'),
     ],
 )
 def test_what_does_not_fit_is_one_line(
     pair, capsys, monkeypatch, arguments, data, message
 ):
   give(monkeypatch, data)
-  code, said = run(capsys, pair, *arguments)
+  code, printed = run(capsys, pair, *arguments)
   assert code == 2
-  assert len(said.err.splitlines()) == 1 and said.out == ''
-  assert re.search(message, said.err)
+  assert len(printed.err.splitlines()) == 1 and printed.out == ''
+  assert re.search(message, printed.err)
 
 
 @pytest.mark.parametrize(
     'text, message',
     [
-        ('{"inputs": "a"}\n[]\n', 'line 2 has no text in the field'),
-        ('{"inputs": 3}\n', 'line 1 has no text in the field'),
+        ('{"inputs": "a"}\n[]\n', 'line 2 is JSON, but not an object'),
+        ('{"inputs": 3}\n', "line 1 has a field 'inputs' that is not a str"),
         ('{', 'line 1 is not JSON'),
-        ('{"inputs": "a\\ud800"}', "line 1, field 'inputs' is not Unicode"),
+        (
+            '{"inputs": "a\\ud800"}',
+            "line 1 has a field 'inputs' that is not Uni",
+        ),
     ],
 )
 def test_bad_json_lines_are_named(pair, tmp_path, text, message):
   (tmp_path / 'in.jsonl').write_text(text)
   with pytest.raises(errors.UserError, match=message):
-    decode.decode(**pair, file=str(tmp_path / 'in.jsonl'))
+    decode.decode(**pair, source=decode.Source(file=str(tmp_path / 'in.jsonl')))
 
 
-def test_a_target_without_a_vocabulary_is_refused(pair, tmp_path):
-  tiny.save(tmp_path / 'm', tiny.model(tiny.BYTES))
-  with pytest.raises(errors.UserError, match='has no vocabulary.*--vocabulary'):
-    decode.decode('a', target=str(tmp_path / 'm'))
-  decode.decode(
-      'a', target=str(tmp_path / 'm'), vocabulary='bytes', max_new_tokens=2
-  )
-
-
-def test_batches_are_of_one_width_and_do_not_depend_on_the_start():
-  lengths = [5, 9, 6, 30, 7, 100, 8, 8, 8, 10, 11, 12]
-  batches = list(batching.plan(lengths, 4))
-  assert sorted(i for batch in batches for i in batch.numbers) == list(
-      range(12)
-  )
-  width = {i: batch.width for batch in batches for i in batch.numbers}
-  assert all(lengths[i] <= width[i] for i in width)
-  assert len(set(width.values())) == 3  # 30 has no width of its own
-  for start in range(12):
-    rest = list(batching.plan(lengths, 4, start))
-    assert rest == [batch for batch in batches if max(batch.numbers) >= start]
-  assert np.max([len(batch.numbers) for batch in batches]) == 4
+def test_a_target_without_a_vocabulary_is_refused(pair, tmp_path, capsys):
+  target = tiny.save(tmp_path / 'm', tiny.model(tiny.BYTES))
+  code, printed = run(capsys, {'target': target}, 'a')
+  assert code == 2
+  assert re.search('has no vocabulary.*--vocabulary', printed.err)
+  code, printed = run(capsys, {'target': target}, 'a', '--vocabulary=bytes')
+  assert code == 0, printed.err

@@ -1,10 +1,14 @@
 """Flags follow from a function's signature and docstring."""
 
 import argparse
+import dataclasses
 
 import pytest
 
 from distillspec_jax.commands import flags
+from distillspec_jax.core import errors
+from distillspec_jax.sampling import adaptive_length
+from distillspec_jax.sampling import verification
 
 
 def work(
@@ -49,55 +53,129 @@ def test_help_is_the_docstrings(capsys):
   with pytest.raises(SystemExit):
     parsed('--help')
   text = ' '.join(capsys.readouterr().out.split())
-  assert 'where from; 100 % of it, all lines.' in text
-  assert '--step INT which.' in text
+  assert 'where from; 100 % of it, all lines' in text
+  assert '--step INT which --rate FLOAT how much (default: 0.5)' in text
   assert 'All of it' not in text
 
 
-def several(
-    *, rule: tuple | None = None, stop: tuple[str, ...] = (), size: int = 1
-) -> tuple:
+def several(*, stop: tuple[str, ...] = (), size: int = 1) -> tuple:
   """Works.
 
   Args:
-    rule: a name and numbers.
     stop: any of them.
     size: how many.
   """
-  return rule, tuple(stop), size
+  return tuple(stop), size
 
 
 @pytest.mark.parametrize(
     'arguments, expected',
     [
-        ([], (None, (), 1)),
-        (['--rule=linear,0.5'], (('linear', 0.5), (), 1)),
-        (
-            ['--rule', 'typical, 0.09,3e-1'],
-            (('typical', 0.09, 0.3), (), 1),
-        ),
-        (['--rule=name'], (('name',), (), 1)),
-        (['--rule=a,1,b'], (('a', 1.0, 'b'), (), 1)),
-        (['--stop=a', '--size=2', '--stop', 'b,c'], (None, ('a', 'b,c'), 2)),
-        (['--stop= \n', '--stop='], (None, (' \n', ''), 1)),
-        (['--stop=-->'], (None, ('-->',), 1)),
+        ([], ((), 1)),
+        (['--stop=a', '--size=2', '--stop', 'b,c'], (('a', 'b,c'), 2)),
+        (['--stop= \n', '--stop='], ((' \n', ''), 1)),
+        (['--stop=-->'], (('-->',), 1)),
     ],
 )
-def test_tuples_and_flags_that_are_repeated(arguments, expected):
+def test_flags_that_are_repeated(arguments, expected):
   parser = argparse.ArgumentParser(prog='several')
   flags.add(parser, several)
   for _ in range(2):  # nothing is kept from one call to the next
     assert flags.call(several, parser.parse_args(arguments)) == expected
 
 
-def test_help_says_what_a_tuple_is(capsys):
-  parser = argparse.ArgumentParser(prog='several')
-  flags.add(parser, several)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heat:
+  """Attributes of it.
+
+  Attributes:
+    degrees: how hot it is;
+      0 is freezing.
+    scale: of the degrees.
+  """
+
+  degrees: float = 0.0
+  scale: str = 'celsius'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oven:
+  """A group with a group inside it.
+
+  Attributes:
+    heat: inside.
+    adaptive: when to stop.
+    verifier: what is accepted.
+    length: of the oven.
+    secret: nothing for flags.
+  """
+
+  heat: Heat = Heat()
+  adaptive: adaptive_length.AdaptiveLength | None = None
+  verifier: verification.Verifier = verification.Token()
+  length: int | None = None
+  secret: tuple[int, ...] = (1,)
+
+
+NAMES = {'length': 'oven_length', 'secret': None}
+
+
+def bake(
+    *, oven: Oven = Oven(heat=Heat(degrees=180.0), secret=(7,)), size: int = 1
+) -> tuple:
+  """Bakes.
+
+  Args:
+    oven: where.
+    size: of the bread.
+  """
+  return oven, size
+
+
+def baked(*arguments):
+  parser = argparse.ArgumentParser(prog='bake')
+  flags.add(parser, bake, NAMES)
+  return flags.call(bake, parser.parse_args(arguments), NAMES)
+
+
+def test_fields_of_groups_are_flags_with_the_defaults_of_the_function():
+  assert baked() == (Oven(heat=Heat(degrees=180.0), secret=(7,)), 1)
+  assert baked(
+      '--degrees=90', '--scale=kelvin', '--oven_length=3', '--size=2',
+      '--verifier=lenient(linear, 0.5)', '--adaptive=confidence(0.4)',
+  ) == (
+      Oven(
+          heat=Heat(degrees=90.0, scale='kelvin'),
+          adaptive=adaptive_length.Confidence(0.4),
+          verifier=verification.Lenient('linear', 0.5),
+          length=3,
+          secret=(7,),
+      ),
+      2,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'argument, message',
+    [
+        ('--verifier=nothing', "There is no verifier called 'nothing'"),
+        ('--verifier=lenient(cubic, 0.5)', "Lenient.function is 'cubic'"),
+        ('--adaptive=confidence(2)', 'Confidence.threshold is 2'),
+    ],
+)
+def test_objects_check_themselves(argument, message):
+  with pytest.raises(errors.UserError, match=message):
+    baked(argument)
+
+
+def test_help_of_groups_is_that_of_their_fields(capsys):
   with pytest.raises(SystemExit):
-    parser.parse_args(['--help'])
+    baked('--help')
   text = ' '.join(capsys.readouterr().out.split())
-  assert '--rule NAME,NUMBER a name and numbers.' in text
-  assert '--stop TEXT any of them.' in text
+  assert '--degrees FLOAT how hot it is; 0 is freezing (default: 180)' in text
+  assert '--verifier TEXT what is accepted (default: token)' in text
+  assert '--oven_length INT of the oven --size' in text
+  assert 'secret' not in text
 
 
 def test_a_type_that_is_no_flag_is_refused():

@@ -15,10 +15,7 @@ from tests import tiny
 
 WORDS = 'ab cd ef gh ij kl'.split()
 
-
-@pytest.fixture(autouse=True)
-def _no_cache(monkeypatch):
-  monkeypatch.setattr(main, '_use_compilation_cache', lambda: None)
+pytestmark = pytest.mark.usefixtures('fresh_configuration')
 
 
 def save(folder, seed, **changes):
@@ -55,10 +52,11 @@ def test_from_their_folders_to_a_draft_and_back(tmp_path, capsys, monkeypatch):
       '--gin_file=methods/on_policy_gkd.gin', '--gin_file=runs/distil.gin',
       '--gin.TARGET=large', '--gin.DRAFT=small', '--gin.NUM_STEPS=2',
       '--gin.TRAIN=train.jsonl', '--gin.VALIDATION=validation.jsonl',
-      '--gin.loop.train.batch_size=8', '--gin.tasks.json_lines.input_length=8',
+      '--gin.settings.Steps.batch_size=8',
+      '--gin.tasks.json_lines.input_length=8',
       '--gin.tasks.json_lines.label_length=8',
       '--gin.optimizers.Optimizer.learning_rate=0.05',
-      '--gin.loop.train.validation_examples=8',
+      '--gin.settings.Validation.examples=8',
   )  # fmt: skip
   # The best is perhaps the one before training; this one is not.
   run('convert', 'draft', 'out', '--to=hugging_face', '--step=2')
@@ -68,7 +66,7 @@ def test_from_their_folders_to_a_draft_and_back(tmp_path, capsys, monkeypatch):
       '--block_length=2', 'ab',
   )  # fmt: skip
   out, err = capsys.readouterr()
-  assert out.endswith('\n') and 'tokens a call of the target' in err
+  assert out.endswith('\n') and 'tokens per target call' in err
 
   # What is handed back is the draft as it was trained, and whole.
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())

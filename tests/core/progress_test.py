@@ -1,4 +1,10 @@
-"""What is shown without a terminal."""
+"""What is shown without a terminal, and with one."""
+
+import io
+
+import jax
+import pytest
+import rich.console
 
 from distillspec_jax.core import progress
 
@@ -8,8 +14,42 @@ def test_items_pass_through_and_quick_work_is_silent(capsys):
   assert capsys.readouterr().err == ''
 
 
-def test_slow_work_says_how_far_it_is(capsys, monkeypatch):
+def test_slow_work_prints_a_line_every_few_seconds(capsys, monkeypatch):
   seconds = iter([0.0, 3.0, 6.0, 9.0, 12.0])
   monkeypatch.setattr(progress.time, 'monotonic', lambda: next(seconds))
   assert list(progress.shown('abcd', 'greedy')) == list('abcd')
-  assert capsys.readouterr().err == 'greedy: 2/4\ngreedy: 4/4\n'
+  assert capsys.readouterr().err == (
+      'greedy: 2/4  0.333/s  6 s left\ngreedy: 4/4  0.333/s  0 s left\n'
+  )
+
+
+def test_steps_print_the_first_and_the_last_line(capsys):
+  with progress.Progress('run', 10, 4) as shown:
+    for step in range(5, 11):
+      shown.update(step, f'loss {1 / step:.3f}')
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 2
+  assert lines[0].startswith('run: 5/10  loss 0.200  ')
+  assert lines[1].startswith('run: 10/10  loss 0.100  ')
+  assert lines[1].endswith('/s  0 s left')
+
+
+def test_lines_come_every_few_seconds(capsys, monkeypatch):
+  monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', 0.0)
+  with progress.Progress('run', 3) as shown:
+    for step in (1, 2, 3):
+      shown.update(step)
+  assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_a_terminal_gets_a_bar_from_the_first_process(monkeypatch, index):
+  screen = io.StringIO()
+  terminal = rich.console.Console(
+      file=screen, force_terminal=True, width=120, legacy_windows=False
+  )
+  monkeypatch.setattr(rich.console, 'Console', lambda **_: terminal)
+  monkeypatch.setattr(jax, 'process_index', lambda: index)
+  with progress.Progress('run', 2) as shown:
+    shown.update(2, 'loss 0.5')
+  assert ('loss 0.5' in screen.getvalue()) == (index == 0)

@@ -17,27 +17,22 @@ import pytest
 from distillspec_jax.checkpoints import conversion
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.commands import main
-from distillspec_jax.core import errors
 from distillspec_jax.core import results
-from distillspec_jax.data import sharded_batches
 from distillspec_jax.distributed import mesh as mesh_lib
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import settings
+from tests import tiny
 from tests.distributed import loopback
-from tests.training import tiny
 
 ROOT = pathlib.Path(main.__file__).parents[2]
 STEPS = 12
-SETTINGS = {
-    'num_steps': STEPS,
-    'batch_size': 8,
-    'log_every': 1,
-    'validation_every': STEPS,
-    'validation_examples': 6,
-    'validation_block_length': 2,
-    'checkpoint_every': 3,
-}
+STEP_SETTINGS = {
+    'num_steps': STEPS, 'batch_size': 8, 'log_every': 1, 'checkpoint_every': 3
+}  # fmt: skip
+VALIDATION = {'every': STEPS, 'examples': 6}
 MODEL = {'num_encoder_layers': 1, 'num_decoder_layers': 1}  # of tiny.config
 METHOD = {'divergence': 'forward_kl', 'fixed_fraction': 0.0}
 OPTIMIZER = {'name': 'adamw', 'learning_rate': 3e-3, 'warmup_steps': 1}
@@ -45,18 +40,25 @@ GIN = """
 from __gin__ import dynamic_registration
 from distillspec_jax.data import tasks
 from distillspec_jax.models import config
-from distillspec_jax.training import loop
+from distillspec_jax.sampling import decoding
 from distillspec_jax.training import method
 from distillspec_jax.training import optimizers
-loop.train.model = @config.published()
-loop.train.task = @tasks.parallel_text()
-loop.train.method = @method.Method()
-loop.train.optimizer = @optimizers.Optimizer()
+from distillspec_jax.training import settings
+from distillspec_jax.training import settings
+include 'runs/train.gin'
+TASK = @tasks.parallel_text()
+MODEL = @config.published()
+METHOD = @method.Method()
+settings.Training.target = @settings.Target()
+settings.Validation.decoding = @decoding.Decoding()
+decoding.Decoding.drafting = @decoding.Drafting()
+decoding.Drafting.length = 2
 """
 # The command line; process VICTIM sends itself SIGNAL after a step.
 CHILD = """
 import os, signal, sys
 from distillspec_jax.commands import main
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import loop
 record = loop._Recorder.step
 def step(self, number, metrics):
@@ -97,11 +99,11 @@ def launch(folder, count, own=((), (), (), ()), **environment):
         )
     )  # fmt: skip
   try:
-    said = [child.communicate(timeout=240) for child in children]
+    printed = [child.communicate(timeout=240) for child in children]
   finally:
     for child in children:
       child.kill()
-  return [child.returncode for child in children], said
+  return [child.returncode for child in children], printed
 
 
 def steps_saved(folder):
@@ -112,17 +114,23 @@ def steps_saved(folder):
   )
 
 
-def trained_here(folder, task, target, **changes):
+def trained_here(folder, task, target, mesh):
   """The same run by this process and its eight devices."""
-  loop.train(
-      run=str(folder),
-      task=task,
-      model=tiny.config(**MODEL),
-      target=str(target),
+  training = settings.Training(
+      start=settings.Start(model=tiny.config(tiny.BYTES, **MODEL)),
+      target=settings.Target(checkpoint=str(target)),
       method=method_lib.Method(**METHOD),
       optimizer=optimizers.Optimizer(**OPTIMIZER),
-      **{**SETTINGS, **changes},
+      steps=settings.Steps(**STEP_SETTINGS),
+      validation=settings.Validation(
+          decoding=decoding_lib.Decoding(
+              drafting=decoding_lib.Drafting(length=2)
+          ),
+          **VALIDATION,
+      ),
+      mesh=mesh,
   )
+  loop.train(run=str(folder), task=task, training=training)
 
 
 def numbers(folder):
@@ -140,13 +148,14 @@ def _folder(tmp_path):
   """A folder with a task, and the gin file of the run that distils `target`."""
   tiny.task(tmp_path / 'task')
   bindings = {
-      **{f'loop.train.{name}': value for name, value in SETTINGS.items()},
+      **{f'settings.Steps.{n}': value for n, value in STEP_SETTINGS.items()},
+      **{f'settings.Validation.{n}': v for n, v in VALIDATION.items()},
       **{f'method.Method.{name}': value for name, value in METHOD.items()},
       **{f'optimizers.Optimizer.{n}': value for n, value in OPTIMIZER.items()},
       **{f'config.published.{name}': value for name, value in MODEL.items()},
       'config.published.name': 'test',
       'config.published.vocab_size': 384,
-      'loop.train.target': str(tmp_path / 'target'),
+      'settings.Target.checkpoint': str(tmp_path / 'target'),
       'tasks.parallel_text.vocabulary': 'bytes',
       'tasks.parallel_text.name': 'tiny',
       'tasks.parallel_text.input_length': 8,
@@ -174,31 +183,34 @@ def test_a_run_goes_through_losses_of_hosts_and_ends_as_one_process_does(
     folder,
 ):
   task = tiny.task(folder / 'task')
-  loop.train(
-      run=str(folder / 'target'), task=task, model=tiny.config(**MODEL),
-      num_steps=1, batch_size=8, validation_examples=8, seed=1,
-  )  # fmt: skip
+  target = tiny.model(tiny.BYTES, gain=2.0, **MODEL)
+  tiny.save(folder / 'target', target, 'bytes')
 
   # Four, of which one is killed: the others say so and end.
-  codes, said = launch(folder, 4, VICTIM='1', AFTER_STEP='7', SIGNAL='SIGKILL')
-  assert codes == [69, -9, 69, 69], said
-  for _, text in (said[0], *said[2:]):
+  codes, printed = launch(
+      folder, 4, VICTIM='1', AFTER_STEP='7', SIGNAL='SIGKILL'
+  )
+  assert codes == [69, -9, 69, 69], printed
+  for _, text in (printed[0], *printed[2:]):
     assert 'distillspec: host 1 (' in text and 'was lost: its process' in text
   # Where step 7 was done, 3 was written; of 6 that depends on the disk.
   assert steps_saved(folder / 'run') in ([3], [3, 6])
 
   # Two, of which one is to be preempted: all save the same step and end.
-  codes, said = launch(folder, 2, VICTIM='1', AFTER_STEP='8', SIGNAL='SIGTERM')
-  assert codes == [143, 143], said
+  codes, printed = launch(
+      folder, 2, VICTIM='1', AFTER_STEP='8', SIGNAL='SIGTERM'
+  )
+  assert codes == [143, 143], printed
   assert 8 <= steps_saved(folder / 'run')[-1] < STEPS
   # Only process 0 prints, but for why a process ends.
-  assert 'run: train: 48 examples' in said[0][1]
-  shown = [line for line in said[1][1].splitlines() if '[Gloo]' not in line]
+  assert 'run: train: 48 examples' in printed[0][1]
+  shown = [line for line in printed[1][1].splitlines() if '[Gloo]' not in line]
   assert len(shown) == 1 and shown[0].endswith(': terminated')
 
   # One, on another mesh, beside one that has done it all.
-  trained_here(folder / 'run', task, folder / 'target', mesh_fsdp=4)
-  trained_here(folder / 'whole', task, folder / 'target')
+  target = folder / 'target'
+  trained_here(folder / 'run', task, target, mesh_lib.MeshSizes(fsdp=4))
+  trained_here(folder / 'whole', task, target, mesh_lib.MeshSizes())
   here, there = numbers(folder / 'whole'), numbers(folder / 'run')
   assert here.keys() == there.keys()
   for key, value in here.items():
@@ -206,19 +218,23 @@ def test_a_run_goes_through_losses_of_hosts_and_ends_as_one_process_does(
   conversion.convert(
       str(folder / 'run'), str(folder / 'out'), to='hugging_face'
   )
-  model, exported = (loading.load(folder / name) for name in ('run', 'out'))
-  jax.tree.map(np.testing.assert_array_equal, model.params, exported.params)
+  run, exported = (loading.load(folder / name) for name in ('run', 'out'))
+  jax.tree.map(
+      np.testing.assert_array_equal, run.model.params, exported.model.params
+  )
 
 
 def test_hosts_with_different_configurations_are_refused(folder):
-  codes, said = launch(folder, 2, own=[(), ('--gin.loop.train.batch_size=16',)])
+  codes, printed = launch(
+      folder, 2, own=[(), ('--gin.settings.Steps.batch_size=16',)]
+  )
   assert codes == [2, 2]
-  for _, text in said:
+  for _, text in printed:
     assert 'distillspec: The hosts have different configurations: ' in text
     assert 'batch_size = 16' in text and text.count('\n') == 1
 
 
-@pytest.mark.usefixtures('clean_gin')
+@pytest.mark.usefixtures('fresh_configuration')
 @pytest.mark.parametrize(
     'index, message',
     [
@@ -226,42 +242,15 @@ def test_hosts_with_different_configurations_are_refused(folder):
         (1, 'did not answer process 1 for 1 s (connection refused)'),
     ],
 )
-def test_who_does_not_come_is_said(folder, capsys, monkeypatch, index, message):
-  monkeypatch.setattr(main, '_use_compilation_cache', lambda: None)
+def test_a_host_that_does_not_come_is_named(
+    folder, capsys, monkeypatch, index, message
+):
   code = main.main([
       'train', '--run=x', f'--gin_file={folder / "run.gin"}',
       f'--coordinator=127.0.0.1:{loopback.free_port()}', '--process_count=2',
       f'--process_index={index}', '--start_timeout=1',
   ])  # fmt: skip
-  said = capsys.readouterr().err
+  error = capsys.readouterr().err
   assert code == 1
-  assert said.startswith('distillspec: ') and said.count('\n') == 1
-  assert message in said
-
-
-def test_fewer_examples_than_hosts_are_refused(tmp_path, monkeypatch):
-  task = tiny.task(tmp_path)
-  mesh = mesh_lib.make_mesh()
-  monkeypatch.setattr(jax, 'process_count', lambda: 9)
-  with pytest.raises(errors.UserError, match='8 examples for 9 processes'):
-    sharded_batches.batches(mesh, task, 'validation', 8, seed=0)
-
-
-@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
-def test_the_rows_lie_as_in_one_batch(tmp_path, shape):
-  task = tiny.task(tmp_path)
-  mesh = mesh_lib.make_mesh(*shape)
-  found = next(sharded_batches.batches(mesh, task, 'train', 8, seed=0))
-  alone = mesh_lib.make_mesh()
-  wanted = next(sharded_batches.batches(alone, task, 'train', 8, seed=0))
-  jax.tree.map(np.testing.assert_array_equal, found, wanted)
-
-
-@pytest.fixture(name='clean_gin')
-def _clean_gin():
-  import gin
-
-  gin.clear_config()
-  with gin.unlock_config():
-    yield
-  gin.clear_config()
+  assert error.startswith('distillspec: ') and error.count('\n') == 1
+  assert message in error

@@ -1,6 +1,6 @@
-"""What says whether a command line is complete, as for README.md."""
+"""What says whether a command line is complete."""
 
-from tests.repository.conftest import clean_gin
-from tests.repository.conftest import configure
+from tests.commands.conftest import configure
+from tests.commands.conftest import fresh_configuration
 
-__all__ = ['clean_gin', 'configure']
+__all__ = ['configure', 'fresh_configuration']

@@ -24,8 +24,8 @@ SMALL = [
     *readme_test.SMALL[2:],
     '--gin.experiment.run_experiment.control=None',
     '--gin.experiment.run_experiment.benchmark=None',
-    '--gin.acceptance.evaluate.temperatures=(0.0,)',
-    '--gin.loop.train.batch_size=8',
+    '--gin.evaluate/decoding.grid.temperatures=(0.0,)',
+    '--gin.settings.Steps.batch_size=8',
 ]
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_a_users_own_pair(execute, tmp_path):
       EXAMPLES='8',
       CERTIFY='no',  # it takes more than a minute, and has tests of its own
   )
-  assert 'tokens a call of the target' in printed(notebook)
+  assert 'tokens per target call' in printed(notebook)
   assert 'What is the capital of France? -> ' in printed(notebook)
   config = json.loads(
       (tmp_path / 'flan-t5-distilled' / 'config.json').read_text()

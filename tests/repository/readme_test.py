@@ -25,13 +25,13 @@ COMMANDS = [
 # The quickstart's stages on models and data that take seconds.
 SMALL = """
 quickstart --run=runs/quickstart --gin.TARGET=test --gin.DRAFT=test
---gin.target/loop.train.num_steps=2 --gin.draft/loop.train.num_steps=2
---gin.distil/loop.train.num_steps=2
---gin.control/loop.train.num_steps=2 --gin.optimizers.Optimizer.warmup_steps=1
+--gin.target/settings.Steps.num_steps=2 --gin.draft/settings.Steps.num_steps=2
+--gin.distil/settings.Steps.num_steps=2
+--gin.optimizers.Optimizer.warmup_steps=1
 --gin.acceptance.evaluate.examples=4
---gin.acceptance.evaluate.block_lengths=(2,)
+--gin.evaluate/decoding.grid.block_lengths=(2,)
 --gin.latency.benchmark.batch_sizes=(1,) --gin.latency.benchmark.repeats=2
---gin.latency.benchmark.block_lengths=(2,)
+--gin.benchmark/decoding.grid.block_lengths=(2,)
 """.split()
 
 
@@ -94,7 +94,7 @@ def test_command_is_complete(command, configure):
     )
     assert done.returncode == 0, done.stderr
   elif '...' in arguments:  # abridged: as the command before it
-    main._parse(arguments[: arguments.index('...')])
+    main.parse(arguments[: arguments.index('...')])
   else:
     configure(*arguments)
 

@@ -1,6 +1,8 @@
 """The whole story, end to end, as a user runs it: a file, a folder, a page."""
 
+import dataclasses
 import json
+import pathlib
 import re
 
 import gin
@@ -11,16 +13,18 @@ import distillspec_jax as ds
 from distillspec_jax.commands import main
 from distillspec_jax.core import results
 from distillspec_jax.studies import experiment as experiment_lib
+from distillspec_jax.training import method
+from distillspec_jax.training import settings
 
 EXPERIMENT = """
 from __gin__ import dynamic_registration
-from distillspec_jax.studies import experiment
 from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.evaluation.speed import latency
-from distillspec_jax.training import loop
+from distillspec_jax.sampling import decoding
+from distillspec_jax.studies import experiment
 from distillspec_jax.training import method
-from distillspec_jax.training import optimizers
+from distillspec_jax.training import settings
 include 'runs/experiment.gin'
 
 TASK = @tasks.json_lines()
@@ -33,27 +37,28 @@ tasks.json_lines.input_length = 16
 tasks.json_lines.label_length = 12
 TARGET = 'test'
 DRAFT = 'test'
-loop.train.num_steps = 4
-loop.train.batch_size = 8
-loop.train.log_every = 1
-loop.train.validation_every = 4
-loop.train.validation_examples = 8
-loop.train.validation_block_length = 2
-loop.train.checkpoint_every = 4
+settings.Steps.num_steps = 4
+settings.Steps.batch_size = 8
+settings.Steps.log_every = 1
+settings.Steps.checkpoint_every = 4
+settings.Validation.every = 4
+settings.Validation.examples = 8
+settings.Validation.decoding = @decoding.Decoding()
+decoding.Decoding.drafting = @decoding.Drafting()
+decoding.Drafting.length = 2
 distil/method.Method.divergence = 'jsd'
 distil/method.Method.fixed_fraction = 0.0
 acceptance.evaluate.examples = 8
 acceptance.evaluate.batch_size = 8
-acceptance.evaluate.block_lengths = (2,)
+decoding.grid.block_lengths = (2,)
 latency.benchmark.batch_sizes = (2,)
-latency.benchmark.block_lengths = (2,)
 latency.benchmark.repeats = 2
 experiment.run_experiment.samples = 1
 """
 
 
 @pytest.fixture(scope='module')
-def experiment(tmp_path_factory):
+def experiment(tmp_path_factory):  # one run for all tests that read it
   folder = tmp_path_factory.mktemp('experiment')
   for split, count in (('train', 40), ('validation', 10)):
     rows = [
@@ -129,7 +134,7 @@ def test_the_models_answer_from_python(experiment):
         (['x'], {'block_length': 0}, 'block_length is 0'),
         (['x'], {'block_length': 200}, 'block_length is 200'),
         (['x'], {'max_new_tokens': 0}, 'max_new_tokens is 0'),
-        (['x'], {'verification': 'magic'}, "'magic'"),
+        (['x'], {'verifier': 'magic'}, "'magic'"),
     ],
 )
 def test_bad_requests_are_refused(experiment, inputs, changes, message):
@@ -144,32 +149,123 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     ds.load(tmp_path)
 
 
-@pytest.mark.parametrize('shared', [False, True])
-def test_an_experiment_shares_the_encoder_with_all_drafts_or_as_bound(
-    tmp_path, monkeypatch, shared
-):
-  calls = {}
+class Stages:
+  """Stands in for training and measuring; keeps what it is called with."""
 
-  def stage(name):
-    return lambda **kwargs: calls.setdefault(name, kwargs)
+  def __init__(self, monkeypatch):
+    self.trained, self.measured = {}, []
+    monkeypatch.setattr(experiment_lib.loop, 'train', self.train)
+    monkeypatch.setattr(
+        experiment_lib.report_lib, 'report', lambda run: self.measured
+    )
 
-  monkeypatch.setattr(experiment_lib.report_lib, 'report', lambda run: run)
+  def train(self, *, run, task, training, seed):
+    training.check()
+    self.trained[pathlib.Path(run).name, seed] = training
+
+  def measure(self, *, run, draft_name, seed, **others):
+    assert set(others) <= {'target', 'draft', 'task', 'show'}
+    self.measured.append((pathlib.Path(run).name, draft_name, seed))
+
+
+FINE_TUNE = settings.Training(
+    start=settings.Start(model='test'), steps=settings.Steps(num_steps=1)
+)
+DISTIL = settings.Training(
+    start=settings.Start(),
+    target=settings.Target(dtype='bfloat16'),
+    method=method.Method(divergence='jsd'),
+    steps=settings.Steps(num_steps=1),
+)
+
+
+def run_stages(stages, tmp_path, **changes):
   experiment_lib.run_experiment(
       run=str(tmp_path / 'run'),
       task=None,
-      fine_tune_target=stage('target'),
-      fine_tune_draft=stage('draft'),
-      control=stage('control'),
-      distil=stage('distil'),
-      evaluate=lambda **_: None,
-      shared_encoder=shared,
-      samples=0,
+      **{
+          'fine_tune_target': FINE_TUNE,
+          'fine_tune_draft': FINE_TUNE,
+          'distil': DISTIL,
+          'control': dataclasses.replace(FINE_TUNE, start=settings.Start()),
+          'evaluate': stages.measure,
+          'benchmark': stages.measure,
+          'samples': 0,
+          **changes,
+      },
   )
-  target = str(tmp_path / 'run' / 'target')
-  for name in ('draft', 'control'):
-    assert calls[name].get('target') == (target if shared else None)
-    assert calls[name].get('shared_encoder', False) == shared
-  assert calls['distil']['target'] == target
-  # Unless all do, it is what the file binds it to.
-  assert ('shared_encoder' in calls['distil']) == shared
-  assert 'shared_encoder' not in calls['target']
+
+
+def test_drafts_start_from_each_other_and_the_target_is_shared(
+    tmp_path, monkeypatch
+):
+  stages = Stages(monkeypatch)
+  run_stages(stages, tmp_path, seeds=(0, 1))
+  run = tmp_path / 'run'
+  assert [name for name in stages.trained] == [
+      ('target', 0),
+      *((name, 0) for name in ('fine-tuned', 'fine-tuned_longer', 'distilled')),
+      *((name, 1) for name in ('fine-tuned', 'fine-tuned_longer', 'distilled')),
+  ]
+  fine_tuned = str(run / 'seed_1' / 'fine-tuned')
+  for name in ('fine-tuned_longer', 'distilled'):
+    assert stages.trained[name, 1].start.checkpoint == fine_tuned
+  assert stages.trained['distilled', 1].target == settings.Target(
+      checkpoint=str(run / 'target'), dtype='bfloat16'
+  )
+  assert stages.trained['fine-tuned_longer', 1].target is None
+  # The control needs no clock, and one seed's time is enough.
+  assert stages.measured == [
+      ('evaluation_fine-tuned', 'fine-tuned', 0),
+      ('benchmark_fine-tuned', 'fine-tuned', 0),
+      ('evaluation_fine-tuned_longer', 'fine-tuned longer', 0),
+      ('evaluation_distilled', 'distilled', 0),
+      ('benchmark_distilled', 'distilled', 0),
+      ('evaluation_fine-tuned', 'fine-tuned', 1),
+      ('evaluation_fine-tuned_longer', 'fine-tuned longer', 1),
+      ('evaluation_distilled', 'distilled', 1),
+  ]
+
+
+@pytest.mark.parametrize('of_all', [False, True])
+def test_all_drafts_share_the_encoder_or_those_that_are_set_so(
+    tmp_path, monkeypatch, of_all
+):
+  stages = Stages(monkeypatch)
+  shared = dataclasses.replace(
+      DISTIL, start=settings.Start(shared_encoder=not of_all)
+  )
+  run_stages(stages, tmp_path, distil=shared, shared_encoder=of_all)
+  trained = {name: training for (name, _), training in stages.trained.items()}
+  target = settings.Target(checkpoint=str(tmp_path / 'run' / 'target'))
+  for name in ('fine-tuned', 'fine-tuned_longer'):
+    assert trained[name].start.shared_encoder == of_all
+    assert trained[name].target == (target if of_all else None)
+  assert trained['distilled'].start.shared_encoder
+  assert not trained['target'].start.shared_encoder
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'seeds': ()}, 'seeds is empty'),
+        ({'fine_tune_target': DISTIL}, 'Start.model is None'),
+        (
+            {
+                'distil': dataclasses.replace(
+                    DISTIL,
+                    method=method.Method(fixed_fraction=0.0),
+                    steps=settings.Steps(num_steps=1, pack=True),
+                )
+            },
+            'Steps.pack is True',
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_work_starts(
+    tmp_path, monkeypatch, changes, message
+):
+  stages = Stages(monkeypatch)
+  with pytest.raises(ds.UserError, match=message):
+    run_stages(stages, tmp_path, **changes)
+  assert not stages.trained
