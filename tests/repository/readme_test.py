@@ -1,4 +1,4 @@
-"""What the README says is so: its commands, code and tree of folders."""
+"""README and documentation are true: commands, code, links, folders."""
 
 import os
 import pathlib
@@ -9,17 +9,37 @@ import sys
 
 import pytest
 
-from distillspec_jax.commands import main
-
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
-PYTHON = [text for language, text in BLOCKS if language == 'python']
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+# Its blocks have tests of their own, which write files around them.
+ELSEWHERE = ('extending.md',)
+
+
+def _blocks():
+  """Language, text and a name of each block of code."""
+  for page in PAGES:
+    if page.name not in ELSEWHERE:
+      found = BLOCK.findall(page.read_text())
+      for number, (language, text) in enumerate(found):
+        yield language, text, f'{page.stem}-{number}'
+
+
+PYTHON = [
+    pytest.param(text, id=name)
+    for language, text, name in _blocks()
+    if language == 'python'
+]
 COMMANDS = [
-    ' '.join(shlex.split(line, comments=True))
-    for language, text in BLOCKS
-    for line in text.replace('\\\n', ' ').splitlines()
-    if language != 'python' and line.startswith(('make ', 'distillspec '))
+    pytest.param(shlex.join(shlex.split(command, comments=True)), id=name)
+    for language, text, name in _blocks()
+    if language != 'python'
+    for command in re.findall(
+        r'^(?:.*-- +)?((?:make|distillspec) [^&|;$\n]*)$',
+        text.replace('\\\n', ' '),
+        re.MULTILINE,
+    )
 ]
 
 # The quickstart's stages on models and data that take seconds.
@@ -56,8 +76,9 @@ def _folder(tmp_path_factory) -> pathlib.Path:
 
 
 def test_there_are_commands_and_code():
-  assert 'make quickstart' in COMMANDS and 'make test' in COMMANDS
-  assert PYTHON
+  commands = [command.values[0] for command in COMMANDS]
+  assert 'make quickstart' in commands and len(commands) > 25
+  assert len(PYTHON) > 5
 
 
 def test_the_quickstart_leaves_what_the_readme_shows(folder):
@@ -72,7 +93,7 @@ def test_the_configuration_of_a_run_can_be_run_again(folder, configure):
   configure('experiment', f'--gin_file={file}', '--run=x')
 
 
-@pytest.mark.parametrize('code', PYTHON, ids=range(len(PYTHON)))
+@pytest.mark.parametrize('code', PYTHON)
 def test_code_runs(folder, code):
   done = subprocess.run(
       [sys.executable, '-W', 'error::DeprecationWarning:__main__', '-c', code],
@@ -93,10 +114,15 @@ def test_command_is_complete(command, configure):
         ['make', '--dry-run', *arguments], cwd=ROOT, capture_output=True
     )
     assert done.returncode == 0, done.stderr
-  elif '...' in arguments:  # abridged: as the command before it
-    main.parse(arguments[: arguments.index('...')])
-  else:
-    configure(*arguments)
+  elif '...' not in arguments:  # an abridged one is a form, not a command
+    configure(*(x.replace('=DATA', '=folder') for x in arguments))
+
+
+def test_pages_link_to_what_exists():
+  for page in [ROOT / 'CONTRIBUTING.md', *PAGES]:
+    for link in re.findall(r'\]\(([^)#]+)(?:#[^)]*)?\)', page.read_text()):
+      if '://' not in link:
+        assert (page.parent / link).exists(), f'{page.name}: {link}'
 
 
 def _tree() -> list[str]:
