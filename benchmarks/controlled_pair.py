@@ -1,18 +1,18 @@
-"""A pair of published sizes that agrees as often as one says, without training.
+"""A pair of published sizes that agrees at a chosen rate, without training.
 
-What speculation gains depends on how often the draft says what the target
-says, and random weights never do. Here all layers are random and all are
-computed, but two matrices are made so that the last token decides: embeddings
+What speculation gains depends on how often the draft predicts what the target
+does, and random weights never agree. Here all layers are random and all are
+computed, but two matrices are set so that the last token decides: embeddings
 are so large that the decoder's last state points where the last token's
 embedding does, and the output layer's column of token next(v) points where the
 embedding of v does. So p(next(v) | ... v) is a chosen number near 1, and the
-rest is spread by chance. The target's `next` is one long cycle over all tokens
-but padding and EOS; the draft's differs from it for a share of tokens. Start
-tokens alone are small, so that the first token depends on the input, and each
-input starts at a place of its own.
+rest is spread at random. The target's `next` is one long cycle over all tokens
+but padding and EOS; the draft's differs from it for a share of tokens. Only the
+start token's embedding is small, so that the first token depends on the input,
+and each input starts at a place of its own.
 
-Run as a script it makes such a pair and measures its acceptance, or writes it
-to the folders target/ and draft/ of --out, for commands that take folders.
+Run as a script it measures the acceptance of such a pair, or writes it to the
+folders target/ and draft/ of --out, for commands that take folders.
 
     python benchmarks/controlled_pair.py [--target=base] [--draft=small]
         [--agreement=0.8] [--certainty=0.95] [--out=FOLDER]
@@ -22,19 +22,19 @@ import argparse
 import math
 import pathlib
 
+import comparison
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.core import randomness
-from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import speculative
 
-SPECIAL = 2  # padding and EOS, which are never said
+SPECIAL = 2  # padding and EOS, which are never emitted
 # Root mean square of embeddings. A layer adds about 1 to a random network's
 # state, 36 sublayers about 6: the cosine with the embedding stays above 0.99.
 SCALE = 100.0
@@ -47,10 +47,10 @@ CROSS_SCALE = 8.0
 def successors(
     vocab_size: int, agreement: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """int[V - 2] twice: what the target and the draft say after token 2 + i.
+  """int[V - 2] twice: what target and draft predict after token 2 + i.
 
   The target's is one cycle. The draft's is a permutation, too, and differs at
-  a share 1 - agreement of tokens, chosen by chance.
+  a share 1 - agreement of tokens, chosen at random.
   """
   rng = np.random.default_rng(seed)
   size = vocab_size - SPECIAL
@@ -84,16 +84,17 @@ def build(
     following: np.ndarray,
     certainty: float,
     seed: int,
-):
-  """Parameters of a model that says following[v - 2] after v.
+) -> model_lib.Model:
+  """A model that predicts following[v - 2] after v.
 
   Args:
     config: with an output layer of its own (T5 v1.1).
     following: int[V - 2], see `successors`.
     certainty: probability of that token at temperature 1.
-    seed: of all that is left to chance.
+    seed: of all that is random.
   """
-  params = transformer_lib.Transformer(config).init(jax.random.key(seed))
+  model = comparison.random_model(config, seed)
+  params = model.params
   rng = np.random.default_rng(seed)
   size, width = config.vocab_size, config.emb_dim
   embedding = rng.standard_normal((size, width), np.float32)
@@ -108,7 +109,7 @@ def build(
   for i in range(config.num_decoder_layers):
     attention = params['decoder'][f'layers_{i}']['encoder_decoder_attention']
     attention['out']['kernel'] *= CROSS_SCALE
-  return params
+  return model
 
 
 def pair(
@@ -117,8 +118,8 @@ def pair(
     agreement: float = 0.8,
     certainty: float = 0.95,
     seed: int = 0,
-):
-  """Parameters of both, see the head of this file."""
+) -> tuple[model_lib.Model, model_lib.Model]:
+  """Target and draft; see the module."""
   following, drafted = successors(target.vocab_size, agreement, seed)
   return (
       build(target, following, certainty, 2 * seed + 1),
@@ -126,12 +127,16 @@ def pair(
   )
 
 
-def acceptance(target, draft, inputs, decoding) -> float:
+def acceptance(
+    target: model_lib.Model,
+    draft: model_lib.Model,
+    inputs: np.ndarray,
+    decoding: decoding_lib.Decoding,
+) -> float:
   """Accepted over judged tokens of one speculative call."""
-  tokens = jnp.asarray(inputs, jnp.int32)
   keys = randomness.row_keys(jax.random.key(0), len(inputs))
-  samples = pair_lib.answer(
-      target, draft, tokens, jnp.ones_like(tokens), keys, decoding
+  samples = speculative.generate(
+      target, draft, comparison.prompt(inputs), keys, decoding
   )
   return float(samples.statistics.acceptance_rate)
 
@@ -145,30 +150,20 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=32)
   parser.add_argument('--out', type=pathlib.Path)
   options = parser.parse_args()
-  configs = [
-      config_lib.published(f't5_1_1_{size}')
-      for size in (options.target, options.draft)
-  ]
-  params = pair(*configs, options.agreement, options.certainty)
+  configs = map(comparison.published, (options.target, options.draft))
+  models = pair(*configs, options.agreement, options.certainty)
   if options.out:
-    for name, config, made in zip(('target', 'draft'), configs, params):
-      model_folder.save_model(
-          options.out / name, config.to_dict(), made, step=0
-      )
+    for name, model in zip(('target', 'draft'), models):
+      config = model.config.to_dict()
+      model_folder.save_model(options.out / name, config, model.params, step=0)
       print(options.out / name)
     return
-  models = [
-      loading.Model(transformer_lib.Transformer(config), made)
-      for config, made in zip(configs, params)
-  ]
-  rng = np.random.default_rng(0)
-  inputs = rng.integers(SPECIAL, 32000, (options.rows, 64))
+  (inputs,) = comparison.random_inputs(0, options.rows, 64)
+  decoding = decoding_lib.Decoding(max_new_tokens=64)
   for name, temperature in (('greedy', 0.0), ('sampled', 1.0)):
-    decoding = decoding_lib.Decoding(
-        temperature=temperature, max_new_tokens=64, block_length=5
-    )
-    found = acceptance(*models, inputs, decoding)
-    print(f'{name:8} acceptance {found:.3f} over {options.rows} inputs')
+    decoding = decoding.replace(temperature=temperature)
+    rate = acceptance(*models, inputs, decoding)
+    print(f'{name:8} acceptance {rate:.3f} over {options.rows} inputs')
 
 
 if __name__ == '__main__':

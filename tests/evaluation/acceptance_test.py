@@ -8,64 +8,73 @@ from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
+from distillspec_jax.core import statistics
 from distillspec_jax.data import vocabularies
 from distillspec_jax.evaluation import acceptance
-from distillspec_jax.evaluation import pair as pair_lib
+from distillspec_jax.evaluation import examples
+from distillspec_jax.evaluation import quality
+from distillspec_jax.sampling import adaptive_length
+from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import speculative
+from distillspec_jax.sampling import verification
 from tests import tiny
 
 L = 20  # not a multiple of the positions that are worked on together
 ROWS = 256
+SEED = 3
 SIGMAS = 4.9  # a two-sided false alarm of 1e-6
+SAMPLED = decoding_lib.Decoding(
+    sampling=decoding_lib.Sampling(temperature=1.0),
+    drafting=decoding_lib.Drafting(length=3),
+    max_new_tokens=L,
+)
+# Blocks as long as the output: every token is judged.
+LONG = SAMPLED.replace(length=L)
+GREEDY = LONG.replace(temperature=0.0)
 DECODER_ONLY = {'num_encoder_layers': 0}
 
 
-def settings(**changes):
-  return decoding_lib.Decoding(
-      **{
-          'temperature': 1.0,
-          'block_length': 3,
-          'max_new_tokens': L,
-          **changes,
-      }
-  )
+def keys_of(rows, seed=SEED):
+  return randomness.row_keys(jax.random.key(seed), rows)
 
 
-GREEDY = settings(temperature=0.0, block_length=L)
-
-
-def sample(decoding, changes, seed=3, empty=0):
-  """What `measure` samples with this seed."""
-  target, draft = tiny.target(**changes), tiny.draft(**changes)
-  batch = tiny.batch(ROWS, empty)
-  return speculative.generate(
-      target.transformer,
-      target.params,
-      draft.transformer,
-      draft.params,
-      batch.inputs,
-      batch.input_segments,
-      randomness.row_keys(jax.random.key(seed), ROWS),
+def counts_of(decoding, draft=None, empty=0, **changes):
+  """The sampler's counts of what `measure` samples."""
+  draft = tiny.draft(**changes) if draft is None else draft
+  samples = speculative.generate(
+      tiny.target(**changes).model,
+      draft.model,
+      tiny.batch(ROWS, empty).prompt,
+      keys_of(ROWS),
       decoding,
+  )
+  return jax.device_get(samples.statistics)
+
+
+def measure(decoding, draft=None, batches=None, seed=SEED, **changes):
+  return acceptance.measure(
+      tiny.target(**changes),
+      tiny.draft(**changes) if draft is None else draft,
+      [tiny.batch(ROWS)] if batches is None else batches,
+      decoding,
+      seed,
   )
 
 
 def distance(changes, judged, **warping):
   """How far acceptance is from accepted / judged tokens, and what is allowed.
 
-  With blocks as long as the output every token is judged, so that both are
-  averages over the same tokens. Their difference is a martingale, whose
-  variance is at most rate (1 - rate) / tokens.
+  With blocks as long as the output both are averages over the same tokens.
+  Their difference is a martingale, whose variance is at most
+  rate (1 - rate) / tokens.
   """
-  decoding = settings(block_length=L, **warping)
-  counts = jax.device_get(sample(decoding, changes).statistics)
+  decoding = LONG.replace(**warping)
+  counts = counts_of(decoding, **changes)
   tokens = counts.emitted.sum()
   assert counts.reached_at.sum() == tokens
   counted = counts.accepted.sum() / tokens
-  metrics = acceptance.measure(
-      tiny.target(**changes), judged, [tiny.batch(ROWS)], decoding, seed=3
-  )
+  metrics = measure(decoding, judged, **changes)
   allowed = SIGMAS * np.sqrt(counted * (1 - counted) / tokens)
   return abs(metrics['acceptance_rate'].value - counted), allowed
 
@@ -75,56 +84,38 @@ def distance(changes, judged, **warping):
     [({}, {}), (DECODER_ONLY, {'temperature': 0.7, 'top_k': 5})],
 )
 def test_expected_acceptance_is_what_is_accepted(changes, warping):
-  found, allowed = distance(changes, tiny.draft(**changes), **warping)
-  assert found < allowed
+  difference, allowed = distance(changes, tiny.draft(**changes), **warping)
+  assert difference < allowed
 
 
 def test_acceptance_of_a_slightly_better_draft_is_caught():
-  found, allowed = distance({}, tiny.draft(scale=0.2))
-  assert found > allowed
+  difference, allowed = distance({}, tiny.draft(scale=0.2))
+  assert difference > allowed
 
 
-@pytest.mark.parametrize('temperature', [0.0, 1.0])
-def test_acceptance_of_a_draft_of_some_tokens_is_what_is_accepted(temperature):
-  decoding = settings(block_length=L, temperature=temperature)
-  metrics = acceptance.measure(
-      tiny.target(), tiny.trimmed_draft(), [tiny.batch(ROWS)], decoding, seed=3
-  )
-  batch = tiny.batch(ROWS)
-  samples = pair_lib.answer(
-      tiny.target(),
-      tiny.trimmed_draft(),
-      batch.inputs,
-      batch.input_segments,
-      randomness.row_keys(jax.random.key(3), ROWS),
-      decoding,
-  )
-  counts = jax.device_get(samples.statistics)
+@pytest.mark.parametrize('decoding', [GREEDY, LONG], ids=['greedy', 'sampled'])
+def test_acceptance_of_a_trimmed_vocabulary_is_what_is_accepted(decoding):
+  draft = tiny.trimmed_draft()
+  counts = counts_of(decoding, draft)
   reached, passed = counts.reached_at.sum(), counts.accepted.sum()
   rate = passed / reached
   assert 0.05 < rate < 0.9
-  found = metrics['acceptance_rate'].value
-  if temperature == 0.0:
-    assert found == pytest.approx(rate)
+  expected = measure(decoding, draft)['acceptance_rate'].value
+  if decoding.is_greedy:
+    assert expected == pytest.approx(rate)
   else:
-    assert abs(found - rate) < SIGMAS * np.sqrt(rate * (1 - rate) / reached)
+    assert abs(expected - rate) < SIGMAS * np.sqrt(rate * (1 - rate) / reached)
 
 
 def test_greedy_acceptance_is_exactly_what_is_accepted():
-  counts = jax.device_get(sample(GREEDY, {}).statistics)
-  metrics = acceptance.measure(
-      tiny.target(), tiny.draft(), [tiny.batch(ROWS)], GREEDY, seed=3
-  )
+  counts = counts_of(GREEDY)
   counted = counts.accepted.sum() / counts.emitted.sum()
   assert 0.05 < counted < 0.95
-  assert metrics['acceptance_rate'].value == pytest.approx(counted)
+  assert measure(GREEDY)['acceptance_rate'].value == pytest.approx(counted)
 
 
 def test_counts_are_the_samplers():
-  counts = jax.device_get(sample(settings(), {}).statistics)
-  metrics = acceptance.measure(
-      tiny.target(), tiny.draft(), [tiny.batch(ROWS)], settings(), seed=3
-  )
+  counts, metrics = counts_of(SAMPLED), measure(SAMPLED)
   assert set(metrics) == {
       'acceptance_rate',
       'block_efficiency',
@@ -140,41 +131,33 @@ def test_counts_are_the_samplers():
   assert metrics['block_efficiency'].value == pytest.approx(
       counts.emitted.sum() / counts.blocks.sum()
   )
-  for place in range(3):
-    assert metrics[f'acceptance_at_{place + 1}'].value == pytest.approx(
-        counts.accepted_at[:, place].sum() / counts.reached_at[:, place].sum()
+  for position in range(3):
+    accepted, reached = counts.accepted_at.sum(0), counts.reached_at.sum(0)
+    assert metrics[f'acceptance_at_{position + 1}'].value == pytest.approx(
+        accepted[position] / reached[position]
     )
   rate = metrics['acceptance_rate'].value
   predicted = cost_model.predicted_block_efficiency(rate, 3)
   assert metrics['predicted_block_efficiency'].value == predicted
 
 
-@pytest.mark.parametrize('temperature', [0.0, 1.0])
-def test_a_draft_that_is_the_target_is_always_accepted(temperature):
-  decoding = settings() if temperature else GREEDY
-  metrics = acceptance.measure(
-      tiny.target(), tiny.target(), [tiny.batch(ROWS)], decoding, seed=0
-  )
+@pytest.mark.parametrize('decoding', [GREEDY, SAMPLED], ids=['greedy', 'T1'])
+def test_a_draft_that_is_the_target_is_always_accepted(decoding):
+  metrics = measure(decoding, tiny.target(), seed=0)
   assert metrics['acceptance_rate'].value == pytest.approx(1.0, abs=1e-5)
   assert metrics['acceptance_rate'].value <= 1.0
   # The sampler's two ways to a distribution differ by rounding.
   assert metrics['acceptance_at_1'].value == pytest.approx(1.0, abs=1e-2)
   assert metrics['predicted_block_efficiency'].value == pytest.approx(
-      decoding.block_length + 1, abs=1e-2
+      decoding.drafting.length + 1, abs=1e-2
   )
 
 
 def test_padding_rows_do_not_count():
   real = ROWS - 100
-  counts = jax.device_get(sample(settings(), {}, empty=100).statistics)
+  counts = counts_of(SAMPLED, empty=100)
   assert counts.emitted[real:].any()  # they are decoded all the same
-  metrics = acceptance.measure(
-      tiny.target(),
-      tiny.draft(),
-      [tiny.batch(ROWS, empty=100)],
-      settings(),
-      seed=3,
-  )
+  metrics = measure(SAMPLED, batches=[tiny.batch(ROWS, empty=100)])
   assert all(metric.count == real for metric in metrics.values())
   assert metrics['tokens'].value == counts.emitted[:real].mean()
   assert metrics['block_efficiency'].value == pytest.approx(
@@ -184,71 +167,97 @@ def test_padding_rows_do_not_count():
 
 def test_the_batch_size_changes_nothing():
   whole = tiny.batch(ROWS, empty=100)
-  middle = ROWS // 2
   halves = [
       jax.tree.map(lambda x, at=at: x[at], whole)
-      for at in (slice(0, middle), slice(middle, ROWS))
+      for at in (slice(0, ROWS // 2), slice(ROWS // 2, ROWS))
   ]
-  found, expected = (
-      acceptance.measure(
-          tiny.target(), tiny.draft(), batches, settings(), seed=3
-      )
-      for batches in (halves, [whole])
+  actual, expected = (
+      measure(SAMPLED, batches=batches) for batches in (halves, [whole])
   )
-  assert found.keys() == expected.keys()
-  for name, metric in found.items():
+  assert actual.keys() == expected.keys()
+  for name, metric in actual.items():
     assert metric.count == expected[name].count
     assert metric.value == pytest.approx(expected[name].value, rel=1e-5)
 
 
 def test_one_example_has_no_standard_error():
-  batch = tiny.batch(ROWS, empty=ROWS - 1)
-  metrics = acceptance.measure(
-      tiny.target(), tiny.draft(), [batch], settings(), seed=0
-  )
+  metrics = measure(SAMPLED, batches=[tiny.batch(ROWS, empty=ROWS - 1)], seed=0)
   assert all(metric.standard_error is None for metric in metrics.values())
 
 
 @pytest.mark.parametrize('batches', [[], [tiny.batch(ROWS, empty=ROWS)]])
 def test_no_example_is_an_error(batches):
   with pytest.raises(errors.UserError, match='no example to measure'):
-    acceptance.measure(tiny.target(), tiny.draft(), batches, settings(), seed=0)
+    measure(SAMPLED, batches=batches)
 
 
-def byte_pair():
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'verifier': verification.Lenient('linear', 0.5)},
+        {'paths': 2},
+        {'adaptive': adaptive_length.Confidence(0.4)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_formula_is_not_applied_to_other_ways_to_speculate(changes):
+  zeros = np.zeros((4, 3))
+  counts = dict.fromkeys(('reached_at', 'accepted_at'), zeros)
+  counts |= dict.fromkeys(('expected', 'emitted', 'blocks'), np.ones(4))
+  assert 'predicted_block_efficiency' in acceptance._metrics(counts, SAMPLED)
+  other = SAMPLED.replace(**changes)
+  assert 'predicted_block_efficiency' not in acceptance._metrics(counts, other)
+
+
+# `evaluate`: its lines.
+
+SHORT = SAMPLED.replace(length=2, max_new_tokens=None)  # the task's labels: 8
+
+
+def byte_pair(scale=0.3):
   vocabulary = vocabularies.load('bytes')
   return [
-      tiny.with_vocabulary(model(384), vocabulary)
-      for model in (tiny.target, tiny.draft)
+      tiny.with_vocabulary(model, vocabulary)
+      for model in (tiny.target(tiny.BYTES), tiny.draft(tiny.BYTES, scale))
   ]
 
 
+def evaluate(tmp_path, metrics=(), scale=0.3, **changes):
+  target, draft = byte_pair(scale)
+  task = tiny.task(tmp_path / 'task', label_length=8, metrics=metrics)
+  arguments = {
+      'run': str(tmp_path / 'measured'),
+      'target': target,
+      'draft': draft,
+      'task': task,
+      'batch_size': 6,
+      **changes,
+  }
+  return acceptance.evaluate(**arguments)
+
+
 def test_evaluate_writes_acceptance_and_quality(tmp_path):
-  target, draft = byte_pair()
-  lines = acceptance.evaluate(
-      run=str(tmp_path / 'measured'),
-      target=target,
-      draft=draft,
-      task=tiny.task(
-          tmp_path / 'task', label_length=8, metrics=('exact_match',)
-      ),
+  lines = evaluate(
+      tmp_path,
+      ('exact_match',),
       examples=5,
       batch_size=4,
-      temperatures=(1.0,),
-      block_lengths=(2,),
+      decodings=[SHORT],
       seed=7,
   )
   assert results.read(tmp_path / 'measured' / 'results.jsonl') == lines
-  first, *quality = lines
+  first, *of_quality = lines
   assert first['kind'] == 'acceptance'
   assert first['decoding']['temperature'] == 1.0
   assert first['decoding']['block_length'] == 2
   assert first['decoding']['max_new_tokens'] == 8
   assert first['metrics']['acceptance_rate']['count'] == 5
-  for line, who in zip(quality, ('target', 'draft'), strict=True):
+  for line, who, temperature in zip(
+      of_quality, ('pair', 'target', 'draft'), (1.0, 0.0, 0.0), strict=True
+  ):
     assert line['kind'] == 'task_quality'
     assert line['decoding']['model'] == who
-    assert line['decoding']['temperature'] == 0.0
+    assert line['decoding']['temperature'] == temperature
     assert line['metrics']['exact_match']['count'] == 5
   for line in lines:
     assert (line['run'], line['draft']) == ('measured', 'draft')
@@ -256,80 +265,224 @@ def test_evaluate_writes_acceptance_and_quality(tmp_path):
     assert line['provenance']['seed'] == 7
 
 
-def test_evaluate_measures_every_setting(tmp_path, monkeypatch):
-  def count(target, draft, batches, decoding, seed):
-    assert sum(len(batch.inputs) for batch in batches) == 6
-    ones = np.ones((6, decoding.block_length))
-    names = ('expected', 'emitted', 'blocks', 'reached_at', 'accepted_at')
-    return {n: ones if n.endswith('at') else ones[:, 0] for n in names}
+def fake_counts(target, draft, batches, decoding, seed):
+  assert sum(len(batch.inputs) for batch in batches) == 6
+  ones = np.ones((6, decoding.drafting.length))
+  names = ('expected', 'emitted', 'blocks', 'reached_at', 'accepted_at')
+  return {n: ones if n.endswith('at') else ones[:, 0] for n in names}
 
-  monkeypatch.setattr(acceptance, 'count', count)
-  target, draft = byte_pair()
-  lines = acceptance.evaluate(
-      run=str(tmp_path / 'measured'),
-      target=target,
-      draft=draft,
-      task=tiny.task(tmp_path / 'task'),
-      batch_size=2,
-      temperatures=(0.0, 1.0),
-      block_lengths=(3, 5),
-      top_k=9,
-      top_p=0.5,
-      draft_name='distilled',
+
+def test_evaluate_measures_every_decoding(tmp_path, monkeypatch):
+  monkeypatch.setattr(acceptance, 'count', fake_counts)
+  shown = []
+  decodings = decoding_lib.grid(
+      temperatures=(0.0, 1.0), block_lengths=(3, 5), top_k=9, top_p=0.5
   )
-  measured = [
+  lines = evaluate(
+      tmp_path,
+      batch_size=2,
+      decodings=decodings,
+      draft_name='distilled',
+      show=lambda *arguments: shown.append(arguments),
+  )
+  settings = [
       (line['decoding']['temperature'], line['decoding']['block_length'])
       for line in lines
   ]
-  assert measured == [(0.0, 3), (0.0, 5), (1.0, 3), (1.0, 5)]
+  assert settings == [(0.0, 3), (0.0, 5), (1.0, 3), (1.0, 5)]
   for line in lines:
     assert (line['kind'], line['draft']) == ('acceptance', 'distilled')
     assert line['decoding']['top_k'] == 9
     assert line['decoding']['top_p'] == 0.5
+  ((title, measured),) = shown
+  assert title == 'distilled, tiny validation'
+  assert [one.decoding for one in measured] == [
+      decoding.replace(max_new_tokens=8) for decoding in decodings
+  ]
+  for one, line in zip(measured, lines):
+    assert one.quality == {}  # the task has no metrics
+    rate = line['metrics']['acceptance_rate']['value']
+    assert one.acceptance['acceptance_rate'].value == rate
 
 
-def rules(tmp_path, draft, **changes):
-  """Lines of both rules of verification."""
-  return acceptance.evaluate(
-      run=str(tmp_path / 'measured'),
-      target=tiny.target(384),
-      draft=draft,
-      task=tiny.task(tmp_path / 'task', label_length=L),
-      block_lengths=(4,),
-      verifications=('token', 'block'),
-      **changes,
-  )
-
-
-def test_rules_of_verification_are_compared_on_the_same_inputs(tmp_path):
-  task = {'temperatures': (0.0, 1.0), 'examples': 6}
-  lines = rules(tmp_path, tiny.draft(384, scale=0.1), **task)
+def test_by_default_greedy_and_sampled_blocks_of_five_are_measured(
+    tmp_path, monkeypatch
+):
+  monkeypatch.setattr(acceptance, 'count', fake_counts)
+  lines = evaluate(tmp_path)
   settings = [
-      (line['decoding']['temperature'], line['decoding']['verification'])
+      (line['decoding']['temperature'], line['decoding']['block_length'])
       for line in lines
   ]
-  # Greedy, the two are one.
-  assert settings == [(0.0, 'token'), (1.0, 'token'), (1.0, 'block')]
-  greedy, token, block = (line['metrics'] for line in lines)
-  assert 'block_efficiency_gain' not in greedy
-  assert 'block_efficiency_gain' not in token
-  gain = block['block_efficiency_gain']
-  assert gain['unit'] == 'tokens/block' and gain['count'] == 6
-  assert gain['standard_error'] > 0
-  difference = [one['block_efficiency']['value'] for one in (block, token)]
-  assert gain['value'] == pytest.approx(difference[0] - difference[1])
+  assert settings == [(0.0, 5), (1.0, 5)]
+
+
+GAINED = {  # have a gain, over the first decoding of the same sampling
+    'block': {'verifier': verification.Block()},
+    'paths': {'paths': 2},
+    'lenient': {'verifier': verification.Lenient('linear', 0.5)},
+    'typical': {'verifier': verification.Typical()},
+    'as token': {'verifier': verification.Lenient('linear', 1.0)},
+    'greedy lenient': {
+        'temperature': 0.0,
+        'verifier': verification.Lenient('linear', 0.1),
+    },
+}
+ALL = {
+    'token': {},
+    'greedy': {'temperature': 0.0},
+    **GAINED,
+    'adaptive': {'adaptive': adaptive_length.Confidence(0.4)},
+    'greedy adaptive': {
+        'temperature': 0.0,
+        'adaptive': adaptive_length.Confidence(0.4),
+    },
+}
+
+
+@pytest.fixture(scope='module', name='measured')
+def _measured(tmp_path_factory):
+  """Every way to speculate, evaluated in one call: lines, and texts scored.
+
+  The metric in the lines is the mean length of the outputs.
+  """
+  scored = []
+
+  def score(task, vocabulary, outputs, labels):
+    del task, vocabulary
+    assert len(outputs) == len(labels) == 6
+    scored.append([tuple(output.tolist()) for output in outputs])
+    length = float(np.mean([len(output) for output in outputs]))
+    return {'mean_length': results.Metric(length, None, len(outputs), '1')}
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(quality, 'score', score)
+    lines = evaluate(
+        tmp_path_factory.mktemp('evaluation'),
+        ('exact_match',),
+        scale=0.1,
+        decodings=[SHORT.replace(**changes) for changes in ALL.values()],
+        seed=SEED,
+    )
+  of_acceptance = [line for line in lines if line['kind'] == 'acceptance']
+  of_quality = [line for line in lines if line['kind'] == 'task_quality']
+  return of_acceptance, list(zip(of_quality, scored, strict=True))
+
+
+def prompt_of(tmp_path):
+  """What `evaluate` reads; its task is the same one."""
+  task = tiny.task(tmp_path / 'task', label_length=8)
+  (batch,) = examples.first(task, 'validation', 6, 6)
+  return batch
+
+
+def decoding_of(name):
+  return SHORT.replace(**ALL[name], max_new_tokens=8)
+
+
+def outputs_of(samples):
+  tokens, lengths = np.asarray(samples.tokens), np.asarray(samples.lengths)
+  return [tuple(row[:n].tolist()) for row, n in zip(tokens, lengths)]
+
+
+def test_every_way_to_speculate_is_measured_in_one_call(measured):
+  lines, _ = measured
+  assert len(lines) == len(ALL)
+  for line, name in zip(lines, ALL):
+    decoding = decoding_of(name)
+    assert line['decoding'] == decoding.describe(speculative=True, batch_size=6)
+    efficiency = line['metrics']['block_efficiency']['value']
+    assert 1.0 <= efficiency <= 3.0
+  by_name = dict(zip(ALL, (line['decoding'] for line in lines)))
+  assert by_name['block']['verifier'] == 'block'
+  assert by_name['typical']['verifier'] == 'typical'
+  assert by_name['lenient']['verifier'] == 'lenient(linear, 0.5)'
+  assert by_name['paths']['paths'] == 2
+  assert by_name['adaptive']['adaptive'] == 'confidence(0.4)'
+
+
+def test_quality_is_of_the_text_that_each_decoding_emits(measured, tmp_path):
+  _, of_quality = measured
+  target, draft = byte_pair(0.1)
+  prompt = prompt_of(tmp_path).prompt
+  # Greedy, a lossless verifier emits the target's text: those are left out.
+  names = [
+      name for name in ALL if not name.startswith('greedy') or name in GAINED
+  ]
+  assert [line['decoding']['model'] for line, _ in of_quality] == [
+      *['pair'] * len(names), 'target', 'draft',
+  ]  # fmt: skip
+  greedy = decoding_of('greedy').without_draft()
+  models = {'target': target.model, 'draft': draft.model}
+  for (line, outputs), name in zip(of_quality, [*names, 'target', 'draft']):
+    if name in models:
+      samples = autoregressive.generate(
+          models[name], prompt, keys_of(6), greedy
+      )
+      described = greedy.describe(speculative=False, batch_size=6)
+    else:
+      decoding = decoding_of(name)
+      samples = speculative.generate(
+          target.model, draft.model, prompt, keys_of(6), decoding
+      )
+      described = decoding.describe(speculative=True, batch_size=6)
+    assert outputs == outputs_of(samples), name
+    who = name if name in models else 'pair'
+    assert line['decoding'] == {**described, 'model': who}
+    assert line['metrics']['mean_length']['value'] == pytest.approx(
+        np.mean([len(output) for output in outputs])
+    )
+  # A lossy verifier's text is not the target's.
+  texts = dict(zip([*names, 'target', 'draft'], (t for _, t in of_quality)))
+  assert texts['greedy lenient'] != texts['target']
+  assert texts['token'] != texts['lenient']
+
+
+def test_the_gain_of_verifiers_and_paths_is_paired(measured, tmp_path):
+  lines, _ = measured
+  target, draft = byte_pair(0.1)
+  batch = prompt_of(tmp_path)
+
+  def counts(name):
+    return acceptance.count(target, draft, [batch], decoding_of(name), SEED)
+
+  by_name = dict(zip(ALL, (line['metrics'] for line in lines)))
+  with_gain = {
+      name
+      for name, metrics in by_name.items()
+      if 'block_efficiency_gain' in metrics
+  }
+  # Those that differ from an earlier decoding in verifier or paths alone.
+  assert with_gain == set(GAINED)
+  for name in GAINED:
+    base = 'greedy' if name.startswith('greedy') else 'token'
+    first, second = counts(base), counts(name)
+    value, error = statistics.ratio_difference(
+        (first['emitted'], second['emitted']),
+        (first['blocks'], second['blocks']),
+    )
+    gain = by_name[name]['block_efficiency_gain']
+    assert gain['value'] == pytest.approx(value)
+    assert gain['standard_error'] == pytest.approx(error)
+    assert (gain['unit'], gain['count']) == ('tokens/block', 6)
+    apart = (
+        by_name[name]['block_efficiency']['value']
+        - by_name[base]['block_efficiency']['value']
+    )
+    assert gain['value'] == pytest.approx(apart)
+  # The same verdicts on the same inputs: the difference is known to be zero,
+  # which two separate measurements would not know.
+  gain = by_name['as token']['block_efficiency_gain']
+  assert gain['value'] == gain['standard_error'] == 0.0
+  assert by_name['token']['block_efficiency']['standard_error'] > 0.0
+  assert by_name['lenient']['block_efficiency_gain']['standard_error'] > 0.0
 
 
 @pytest.mark.parametrize(
     'changes, message',
     [
-        ({'verifications': ()}, 'give at least one of each'),
-        ({'verifications': ('tree',)}, "verification is 'tree'"),
-        ({'temperatures': ()}, 'give at least one of each'),
-        ({'block_lengths': ()}, 'give at least one of each'),
-        ({'temperatures': (-1.0,)}, 'temperature is -1.0'),
-        ({'block_lengths': (13,)}, 'block_length is 13'),
-        ({'max_new_tokens': 0}, 'max_new_tokens is 0'),
+        ({'decodings': ()}, 'decodings is empty'),
+        ({'decodings': [SHORT.replace(length=9)]}, 'block_length is 9'),
         ({'examples': 0}, 'examples is 0'),
         ({'batch_size': 0}, 'batch_size is 0'),
         ({'split': 'nowhere'}, "no split 'nowhere'"),
@@ -337,25 +490,12 @@ def test_rules_of_verification_are_compared_on_the_same_inputs(tmp_path):
     ],
 )
 def test_evaluate_refuses_before_work_starts(tmp_path, changes, message):
-  target, draft = byte_pair()
-  arguments = {
-      'target': target,
-      'draft': draft,
-      'task': tiny.task(tmp_path / 'task'),
-      **changes,
-  }
   with pytest.raises(errors.UserError, match=message):
-    acceptance.evaluate(run=str(tmp_path / 'measured'), **arguments)
+    evaluate(tmp_path, **changes)
   assert not (tmp_path / 'measured' / 'results.jsonl').exists()
 
 
 def test_evaluate_refuses_a_folder_that_is_a_file(tmp_path):
-  target, draft = byte_pair()
   (tmp_path / 'measured').write_text('')
   with pytest.raises(errors.UserError, match='Nothing can be written'):
-    acceptance.evaluate(
-        run=str(tmp_path / 'measured'),
-        target=target,
-        draft=draft,
-        task=tiny.task(tmp_path / 'task'),
-    )
+    evaluate(tmp_path)

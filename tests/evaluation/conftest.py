@@ -1,4 +1,4 @@
-"""Steps that are to be timed, to look at instead."""
+"""Steps that would be timed, to look at instead."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from distillspec_jax.evaluation.speed import stopwatch
 
 @pytest.fixture
 def loops(monkeypatch):
-  """The loops that were to be timed, as functions: steps -> last carry."""
-  found = []
+  """The loops that would be timed, as functions: steps -> last carry."""
+  runs = []
 
   def loop(step, arguments, carry):
     step = jax.jit(step)
@@ -21,7 +21,7 @@ def loops(monkeypatch):
         now = step(arguments, now, jnp.int32(i))
       return now
 
-    found.append(run)
+    runs.append(run)
 
   monkeypatch.setattr(stopwatch, 'loop', loop)
-  return found
+  return runs

@@ -28,10 +28,10 @@ def rows_of(batches):
 @pytest.mark.parametrize('batch_size', [1, 2, 3, 4, 6, 50])
 @pytest.mark.parametrize('number', [1, 5, 6, 50])
 def test_first_are_the_same_whatever_the_batch(task, number, batch_size):
-  found = examples.first(task, 'validation', number, batch_size)
+  batches = examples.first(task, 'validation', number, batch_size)
   expected = rows_of(examples.first(task, 'validation', 6, 6))[:number]
-  np.testing.assert_array_equal(rows_of(found), expected)
-  assert len({b.inputs.shape for b in found}) == 1
+  np.testing.assert_array_equal(rows_of(batches), expected)
+  assert len({b.inputs.shape for b in batches}) == 1
 
 
 def test_rows_that_are_left_over_are_empty(task):
@@ -42,16 +42,16 @@ def test_rows_that_are_left_over_are_empty(task):
 
 
 def test_repeated_starts_again_where_examples_run_out(task):
-  found = examples.repeated(task, 'validation', 4, batch_size=3, number=3)
+  batches = examples.repeated(task, 'validation', 4, batch_size=3, number=3)
   every = rows_of(examples.first(task, 'validation', 4, 4))
-  assert [len(b.inputs) for b in found] == [3, 3, 3]
-  np.testing.assert_array_equal(rows_of(found), every[np.arange(9) % 4])
+  assert [len(b.inputs) for b in batches] == [3, 3, 3]
+  np.testing.assert_array_equal(rows_of(batches), every[np.arange(9) % 4])
 
 
 def test_repeated_takes_no_empty_row_of_a_short_split(task):
-  (found,) = examples.repeated(task, 'validation', 50, batch_size=8, number=1)
-  assert examples.real_rows(found).all()
-  np.testing.assert_array_equal(found.inputs[6:], found.inputs[:2])
+  (batch,) = examples.repeated(task, 'validation', 50, batch_size=8, number=1)
+  assert examples.real_rows(batch).all()
+  np.testing.assert_array_equal(batch.inputs[6:], batch.inputs[:2])
 
 
 def test_a_row_is_real_if_it_has_an_input_or_a_label():

@@ -10,7 +10,9 @@ from distillspec_jax.sampling import decoding as decoding_lib
 from tests import tiny
 
 DECODING = decoding_lib.Decoding(
-    temperature=1.0, block_length=3, max_new_tokens=12
+    sampling=decoding_lib.Sampling(temperature=1.0),
+    drafting=decoding_lib.Drafting(length=3),
+    max_new_tokens=12,
 )
 
 
@@ -18,7 +20,7 @@ DECODING = decoding_lib.Decoding(
 def folders(tmp_path_factory):
   folder = tmp_path_factory.mktemp('pair')
   for name, model in (('target', tiny.target()), ('draft', tiny.draft())):
-    tiny.save(folder / name, model)
+    tiny.save(folder / name, model.model)
   return folder / 'target', folder / 'draft'
 
 
@@ -31,10 +33,10 @@ def measured(folders):
 @pytest.mark.parametrize('sizes', ['-1,1,1', '2,2,2'])
 def test_numbers_are_those_of_one_device(folders, sizes):
   target, expected = measured(folders)
-  assert len(jax.tree.leaves(target.params)[0].devices()) == 1
+  assert len(jax.tree.leaves(target.model.params)[0].devices()) == 1
   with mesh_lib.using(sizes):
     target, metrics = measured(folders)
-  kernel = target.params['token_embedder']['embedding']
+  kernel = target.model.params['token_embedder']['embedding']
   assert len(kernel.devices()) == 8
   assert kernel.is_fully_replicated == (sizes == '-1,1,1')
   for name, metric in expected.items():

@@ -16,9 +16,9 @@ def task(tmp_path_factory):
 
 
 def test_models_are_taken_as_they_are_and_named_after_the_folder(task):
-  found = pair.load(tiny.target(384), tiny.draft(384), task)
-  assert found == (tiny.target(384), tiny.draft(384), 'draft', task)
-  assert pair.load(*found[:2], task, 'distilled').draft_name == 'distilled'
+  models = tiny.target(384), tiny.draft(384)
+  assert pair.load(*models, task) == (*models, task, 'draft')
+  assert pair.load(*models, task, 'distilled').draft_name == 'distilled'
 
 
 def test_folders_are_loaded(task, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Task quality of answers that are known."""
+"""Task quality of outputs that are known."""
 
 import numpy as np
 import pytest
@@ -24,25 +24,37 @@ def measure(task, batches):
   return quality.measure(model, task, batches, DECODING, seed=0)
 
 
-def test_right_answers_are_counted_over_real_rows(task, monkeypatch):
+def test_right_outputs_are_counted_over_real_rows(task, monkeypatch):
   batches = examples.first(task, 'validation', 5, 3)
   calls = iter(batches)
 
-  def answers(model, params, inputs, segments, keys, decoding, encoded):
+  def generate(model, prompt, keys, decoding):
     """The labels, but for the first row of each batch."""
-    tokens = np.array(next(calls).labels)
+    batch = next(calls)
+    np.testing.assert_array_equal(prompt.tokens, batch.inputs)
+    tokens = np.array(batch.labels)
     tokens[0, 0] += 1
     lengths = np.maximum((tokens != 0).sum(1), 1)
     return samples.Samples(tokens, lengths, None, None, None, None)
 
-  monkeypatch.setattr(autoregressive, 'generate', answers)
-  found = measure(task, batches)
-  assert set(found) == {'exact_match'}
-  value, error, count, unit = found['exact_match']
+  monkeypatch.setattr(autoregressive, 'generate', generate)
+  metrics = measure(task, batches)
+  assert set(metrics) == {'exact_match'}
+  value, error, count, unit = metrics['exact_match']
   assert (value, count, unit) == (3 / 5, 5, '1')
   assert error == pytest.approx(np.sqrt(0.24 / 4))
 
 
 def test_a_random_model_is_always_wrong(task):
-  found = measure(task, examples.first(task, 'validation', 3, 4))
-  assert found['exact_match'] == (0.0, 0.0, 3, '1')
+  metrics = measure(task, examples.first(task, 'validation', 3, 4))
+  assert metrics['exact_match'] == (0.0, 0.0, 3, '1')
+
+
+def test_tokens_are_scored_as_text(task):
+  vocabulary = vocabularies.load('bytes')
+  encode = lambda texts: [
+      np.array([*vocabulary.encode(text), 1]) for text in texts
+  ]
+  labels = encode(['ab', 'cd', 'é'])
+  metrics = quality.score(task, vocabulary, encode(['ab', 'c', 'é']), labels)
+  assert metrics['exact_match'].value == pytest.approx(2 / 3)

@@ -1,4 +1,4 @@
-"""Pieces of an answer make up the answer, whatever bytes it is cut at."""
+"""The pieces of an output make up the output, whatever bytes split it."""
 
 import json
 
@@ -11,15 +11,17 @@ import pytest
 
 from distillspec_jax.core import randomness
 from distillspec_jax.data import vocabularies
-from distillspec_jax.evaluation import pair
 from distillspec_jax.evaluation import sample_texts
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from distillspec_jax.sampling import samples as samples_lib
+from distillspec_jax.sampling import speculative
 from tests import tiny
 
 DECODING = decoding_lib.Decoding(
-    temperature=1.0, block_length=3, max_new_tokens=16
+    sampling=decoding_lib.Sampling(temperature=1.0),
+    drafting=decoding_lib.Drafting(length=3),
+    max_new_tokens=16,
 )
 Origin = samples_lib.Origin
 
@@ -35,8 +37,7 @@ def pieces(vocabulary, text, origins):
 
 
 def test_neighbours_of_one_origin_are_one_piece(vocabulary):
-  found = pieces(vocabulary, 'abcd', [2, 2, 3, 4])
-  assert found == [
+  assert pieces(vocabulary, 'abcd', [2, 2, 3, 4]) == [
       {'text': 'ab', 'source': 'accepted'},
       {'text': 'c', 'source': 'corrected'},
       {'text': 'd', 'source': 'bonus'},
@@ -44,8 +45,8 @@ def test_neighbours_of_one_origin_are_one_piece(vocabulary):
 
 
 def test_a_character_is_with_its_last_byte(vocabulary):
-  found = pieces(vocabulary, 'aé', [2, 2, 3])
-  assert [piece['text'] for piece in found] == ['a', 'é']
+  texts = [piece['text'] for piece in pieces(vocabulary, 'aé', [2, 2, 3])]
+  assert texts == ['a', 'é']
 
 
 @settings(max_examples=200)
@@ -58,43 +59,45 @@ def test_a_character_is_with_its_last_byte(vocabulary):
 )
 def test_pieces_of_any_tokens_make_up_the_text(vocabulary, row):
   tokens, origins = np.array(row).T
-  found = sample_texts._pieces(vocabulary, tokens, origins)
-  whole = generation.detokenize(vocabulary, tokens)
-  assert ''.join(piece['text'] for piece in found) == whole
+  texts = [
+      piece['text']
+      for piece in sample_texts._pieces(vocabulary, tokens, origins)
+  ]
+  assert ''.join(texts) == generation.detokenize(vocabulary, tokens)
 
 
-def test_collected_answers_are_the_models(vocabulary):
+def test_collected_outputs_are_the_models(vocabulary):
   target, draft = (
       tiny.with_vocabulary(model(384), vocabulary)
       for model in (tiny.target, tiny.draft)
   )
   batches = [tiny.batch(4, empty=2), tiny.batch(4, seed=1)]
-  found = sample_texts.collect(
+  outputs = sample_texts.collect(
       target, draft, batches, DECODING, seed=5, count=3, draft_name='distilled'
   )
-  json.dumps(found)
-  assert len(found) == 3
-  for sample in found:
+  json.dumps(outputs)
+  assert len(outputs) == 3
+  for sample in outputs:
     assert sample['draft'] == 'distilled'
     assert sample['decoding']['block_length'] == 3
     assert 1 <= sample['blocks'] <= sample['emitted'] <= 16
     sources = {piece['source'] for piece in sample['pieces']}
     assert sources <= {'accepted', 'corrected', 'bonus'}
-  # The third answer is the first row of the second batch, the fifth of all.
+  # The third output is the first row of the second batch, the fifth of all.
   keys = randomness.row_keys(jax.random.key(5), 4 + np.arange(4))
   second = batches[1]
-  samples = pair.answer(
-      target, draft, second.inputs, second.input_segments, keys, DECODING
+  samples = speculative.generate(
+      target.model, draft.model, second.prompt, keys, DECODING
   )
   tokens = np.asarray(samples.tokens)[0, : int(samples.lengths[0])]
-  text = ''.join(piece['text'] for piece in found[2]['pieces'])
+  text = ''.join(piece['text'] for piece in outputs[2]['pieces'])
   assert text == generation.detokenize(vocabulary, tokens)
-  assert found[2]['emitted'] == len(tokens)
+  assert outputs[2]['emitted'] == len(tokens)
 
 
 def test_no_more_than_there_are(vocabulary):
   target = tiny.with_vocabulary(tiny.target(384), vocabulary)
-  found = sample_texts.collect(
+  outputs = sample_texts.collect(
       target,
       target,
       [tiny.batch(4, empty=2)],
@@ -103,4 +106,4 @@ def test_no_more_than_there_are(vocabulary):
       count=9,
       draft_name='itself',
   )
-  assert len(found) == 2
+  assert len(outputs) == 2

@@ -1,46 +1,59 @@
+import functools
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from distillspec_jax.checkpoints import conversion
+from distillspec_jax.checkpoints import convert
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
+from distillspec_jax.distributed import mesh as mesh_lib
+from distillspec_jax.losses import divergences
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import settings
 from tests import tiny
 
 MODEL = tiny.config(tiny.BYTES)
+NEW = settings.Start(model=MODEL)
 ON_POLICY = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
 FAST = optimizers.Optimizer(name='adamw', learning_rate=3e-3, warmup_steps=1)
+VALIDATION = settings.Validation(
+    every=3,
+    examples=8,
+    decoding=decoding_lib.Decoding(drafting=decoding_lib.Drafting(length=2)),
+)
+STEPS = {'num_steps': 6, 'batch_size': 8, 'log_every': 1, 'checkpoint_every': 3}
+_STEP_NAMES = {field for field in settings.Steps.__dataclass_fields__}
 
 
-def train(folder, task, **changes):
-  defaults = {
-      'num_steps': 6,
-      'batch_size': 8,
-      'log_every': 1,
-      'validation_every': 3,
-      'validation_examples': 8,
-      'validation_block_length': 2,
-      'checkpoint_every': 3,
-      'optimizer': FAST,
-  }
-  return loop.train(run=str(folder), task=task, **{**defaults, **changes})
+def train(folder, task, start=NEW, **changes):
+  """Trains; `changes` are fields of Training, or of its Steps."""
+  if isinstance(start, str):
+    start = settings.Start(checkpoint=start)
+  steps = {k: changes.pop(k) for k in list(changes) if k in _STEP_NAMES}
+  groups = {'optimizer': FAST, 'validation': VALIDATION, **changes}
+  training = settings.Training(
+      start=start, steps=settings.Steps(**STEPS | steps), **groups
+  )
+  return loop.train(run=str(folder), task=task, training=training)
 
 
 @pytest.fixture(scope='module')
@@ -51,19 +64,28 @@ def task(tmp_path_factory):
 @pytest.fixture(scope='module')
 def target(tmp_path_factory, task):
   folder = tmp_path_factory.mktemp('runs') / 'target'
-  train(folder, task, model=MODEL, num_steps=3)
+  train(folder, task, num_steps=3)
   return str(folder)
 
 
 def lines(folder):
   """What was recorded, but for times and rates."""
-  found = results.read(folder / 'results.jsonl')
-  for line in found:
+  recorded = results.read(folder / 'results.jsonl')
+  for line in recorded:
     line['metrics'].pop('tokens_per_second', None)
     line.pop('provenance')
     line.pop('run')
     line.pop('draft')
-  return found
+  return recorded
+
+
+def values(folder, name):
+  """The values of a metric, in order."""
+  return [
+      line['metrics'][name]['value']
+      for line in results.read(folder / 'results.jsonl')
+      if name in line['metrics']
+  ]
 
 
 def latest_step(folder):
@@ -78,15 +100,17 @@ def last_state(folder):
     return checkpointer.restore(path)
 
 
+def params(folder):
+  return loading.load(folder).model.params
+
+
 @pytest.mark.parametrize('distil', [False, True], ids=['fine-tune', 'distil'])
-def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
+def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(
     tmp_path, task, target, distil
 ):
-  changes = (
-      {'initial': target, 'target': target, 'method': ON_POLICY}
-      if distil
-      else {'model': MODEL}
-  )
+  changes = {'start': NEW}
+  if distil:
+    changes = {'start': target, 'target': target, 'method': ON_POLICY}
   train(tmp_path / 'whole', task, **changes)
 
   # Stopped hard after step 4, one step after a checkpoint: step 4 is redone.
@@ -112,12 +136,12 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
       last_state(tmp_path / name) for name in ('whole', 'stopped')
   )
   jax.tree.map(np.testing.assert_array_equal, whole, stopped)
-  best = [loading.load(tmp_path / name).params for name in ('whole', 'stopped')]
+  best = [params(tmp_path / name) for name in ('whole', 'stopped')]
   jax.tree.map(np.testing.assert_array_equal, *best)
 
 
 def test_a_run_leaves_its_files(tmp_path, task):
-  best = train(tmp_path / 'run', task, model=MODEL)
+  best = train(tmp_path / 'run', task)
   folder = tmp_path / 'run'
   assert best == str(folder / 'best')
   assert (folder / 'best' / 'model.json').is_file()
@@ -131,18 +155,18 @@ def test_a_run_leaves_its_files(tmp_path, task):
   assert model.vocabulary.decode(model.vocabulary.encode('ab')) == 'ab'
 
 
-def test_what_is_cut_off_is_said(tmp_path, capfd):
+def test_what_is_truncated_is_printed(tmp_path, capfd):
   task = tiny.task(tmp_path / 'task', validation=8, label_length=6)
-  train(tmp_path / 'run', task, model=MODEL, num_steps=1)
-  said = capfd.readouterr().err
-  assert 'run: train: 48 examples' in said
-  assert '48 labels cut, without EOS' in said
+  train(tmp_path / 'run', task, num_steps=1)
+  printed = capfd.readouterr().err
+  assert 'run: train: 48 examples' in printed
+  assert '48 labels cut, without EOS' in printed
 
 
 def test_a_finished_run_is_not_done_again(tmp_path, task):
-  train(tmp_path / 'run', task, model=MODEL, num_steps=3)
+  train(tmp_path / 'run', task, num_steps=3)
   before = (tmp_path / 'run' / 'results.jsonl').read_text()
-  train(tmp_path / 'run', task, model=MODEL, num_steps=3)
+  train(tmp_path / 'run', task, num_steps=3)
   assert (tmp_path / 'run' / 'results.jsonl').read_text() == before
 
 
@@ -152,53 +176,83 @@ def test_distillation_records_acceptance_and_block_efficiency(
   train(
       tmp_path / 'run',
       task,
-      initial=target,
+      target,
       target=target,
       method=ON_POLICY,
       num_steps=2,
   )
-  found = results.read(tmp_path / 'run' / 'results.jsonl')
+  recorded = results.read(tmp_path / 'run' / 'results.jsonl')
   # The draft starts as the target itself: all is accepted.
-  first = next(line for line in found if line['split'] == 'train')
+  first = next(line for line in recorded if line['split'] == 'train')
   assert first['metrics']['acceptance_rate']['value'] > 0.99
-  validation = next(line for line in found if line['split'] == 'validation')
+  validation = next(line for line in recorded if line['split'] == 'validation')
   assert 2.0 < validation['metrics']['block_efficiency']['value'] <= 3.0
 
 
-def test_a_draft_of_frequent_tokens_is_distilled_and_kept(
+def test_a_draft_with_a_trimmed_vocabulary_is_distilled_and_kept(
     tmp_path, task, target
 ):
   texts = tmp_path / 'texts.txt'
   texts.write_text('\n'.join(word * 2 for word in tiny.WORDS[:3]))
-  cut = conversion.convert(
-      target, str(tmp_path / 'cut'), trim_vocabulary=9, texts=str(texts)
-  ).folder
+  trimmed = tmp_path / 'trimmed'
+  convert.convert(target, str(trimmed), trimmed_vocabulary=9, texts=str(texts))
   best = train(
       tmp_path / 'run',
       task,
-      initial=str(cut),
+      str(trimmed),
       target=target,
       method=method_lib.Method(divergence='total_variation'),
       num_steps=2,
   )
-  kept = loading.load(best).config.output_tokens
-  assert kept == loading.load(cut).config.output_tokens
+  kept = loading.load(best).config.trimmed_vocabulary
+  assert kept == loading.load(trimmed).config.trimmed_vocabulary
   assert len(kept) == 9
-  found = results.read(tmp_path / 'run' / 'results.jsonl')
-  metrics = next(line for line in found if line['split'] == 'train')['metrics']
-  assert 0.1 < metrics['uncovered']['value'] < 0.9
-  assert metrics['loss']['value'] < 1.0
+  assert 0.1 < values(tmp_path / 'run', 'uncovered')[0] < 0.9
+  assert values(tmp_path / 'run', 'loss')[0] < 1.0
 
 
 def test_packed_fine_tuning_runs(tmp_path, task):
-  train(
-      tmp_path / 'run',
-      task,
-      model=MODEL,
-      num_steps=2,
-      pack=True,
-  )
+  train(tmp_path / 'run', task, num_steps=2, pack=True)
   assert (tmp_path / 'run' / 'best').is_dir()
+
+
+def half_forward_kl(p_logits, q_logits):
+  """A divergence of one's own."""
+  return 0.5 * divergences.forward_kl(p_logits, q_logits)
+
+
+class Halving:
+  """An optimizer of one's own: plain descent, its rate halved every step."""
+
+  def schedule(self, num_steps):
+    return lambda step: 0.1 * 0.5**step
+
+  def build(self, num_steps):
+    return optax.sgd(self.schedule(num_steps))
+
+
+def test_a_divergence_and_an_optimizer_of_ones_own_are_trained_with(
+    tmp_path, task, target
+):
+  own = method_lib.Method(divergence=half_forward_kl)
+  named = method_lib.Method(divergence='forward_kl')
+  for name, method in (('own', own), ('named', named)):
+    train(
+        tmp_path / name,
+        task,
+        target=target,
+        method=method,
+        optimizer=Halving(),
+        num_steps=2,
+    )
+  # The same model and data at the first step: half the divergence.
+  own_losses, losses = (
+      values(tmp_path / name, 'loss') for name in ('own', 'named')
+  )
+  assert own_losses[0] == pytest.approx(0.5 * losses[0], rel=1e-5)
+  assert losses[1] < losses[0] and own_losses[1] < own_losses[0]
+  rates = values(tmp_path / 'own', 'learning_rate')
+  assert rates == pytest.approx([0.1, 0.05])
 
 
 @pytest.mark.parametrize(
@@ -209,51 +263,40 @@ def test_packed_fine_tuning_runs(tmp_path, task):
         ({'micro_batches': 3}, 'micro_batches is 3'),
         ({'log_every': 0}, 'log_every is 0'),
         ({'method': ON_POLICY}, 'needs a target'),
-        ({'model': None}, 'give one of them'),
-        ({'model': 'huge'}, "'huge'"),
-        ({'mesh_data': 3}, 'The mesh is data 3'),
-        ({'batch_size': 12}, '12 rows cannot be split'),
+        ({'start': settings.Start()}, 'give one of them'),
+        ({'start': settings.Start(model='huge')}, "'huge'"),
+        ({'mesh': mesh_lib.MeshSizes(data=3)}, 'The mesh is data 3'),
+        ({'batch_size': 12}, 'batch size 12 is not a multiple of 8'),
+        (
+            {'optimizer': types.SimpleNamespace(build=None)},
+            'has no function build',
+        ),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(
     tmp_path, task, changes, message
 ):
   with pytest.raises(errors.UserError, match=message):
-    train(tmp_path / 'run', task, **{'model': MODEL, **changes})
+    train(tmp_path / 'run', task, **changes)
   left = (
       list((tmp_path / 'run').iterdir()) if (tmp_path / 'run').exists() else []
   )
   assert not left
 
 
-def test_packing_where_tokens_are_sampled_is_refused(tmp_path, task, target):
-  with pytest.raises(errors.UserError, match='pack is True'):
-    train(
-        tmp_path, task, initial=target, target=target, method=ON_POLICY,
-        pack=True,
-    )  # fmt: skip
-
-
-def test_a_run_goes_on_on_another_mesh(tmp_path, task, target):
+def test_a_run_resumes_on_another_mesh(tmp_path, task, target):
   steady = optimizers.Optimizer(
       name='adamw', learning_rate=3e-3, cooldown_from=1.0
   )
-  changes = {
-      'initial': target,
-      'target': target,
-      'method': ON_POLICY,
-      'optimizer': steady,
-  }
-  train(tmp_path / 'whole', task, **changes)
-  train(tmp_path / 'moved', task, num_steps=3, **changes)
-  train(
+  distil = functools.partial(
+      train, task=task, target=target, method=ON_POLICY, optimizer=steady
+  )
+  distil(tmp_path / 'whole', start=target)
+  distil(tmp_path / 'moved', start=target, num_steps=3)
+  distil(
       tmp_path / 'moved',
-      task,
-      mesh_fsdp=2,
-      mesh_tensor=2,
-      layout='fsdp',
-      remat='dots',
-      **changes,
+      start=settings.Start(checkpoint=target, layout='fsdp', remat='dots'),
+      mesh=mesh_lib.MeshSizes(fsdp=2, tensor=2),
   )
   for line, moved in zip(
       lines(tmp_path / 'whole'), lines(tmp_path / 'moved'), strict=True
@@ -269,48 +312,38 @@ def test_a_target_in_little_memory(tmp_path, task, target):
   train(
       tmp_path / 'run',
       task,
-      initial=target,
-      target=target,
+      settings.Start(checkpoint=target, dtype='bfloat16', remat='full'),
+      target=settings.Target(
+          checkpoint=target, weights='int8', layout='replicated'
+      ),
       method=ON_POLICY,
       num_steps=1,
       micro_batches=2,
-      mesh_fsdp=2,
-      mesh_tensor=2,
-      dtype='bfloat16',
-      remat='full',
-      target_weights='int8',
-      target_layout='whole',
+      mesh=mesh_lib.MeshSizes(fsdp=2, tensor=2),
   )
-  (line,) = (
-      line['metrics']
-      for line in lines(tmp_path / 'run')
-      if 'loss' in line['metrics']
-  )
+  (loss,) = values(tmp_path / 'run', 'loss')
   # Nearly the same model: what is lost in the third digit.
-  assert 0.0 < line['loss']['value'] < 0.05
+  assert 0.0 < loss < 0.05
   draft = loading.load(tmp_path / 'run')
   assert draft.config.dtype == 'bfloat16'
-  assert draft.params['token_embedder']['embedding'].dtype == jnp.float32
+  embedding = draft.model.params['token_embedder']['embedding']
+  assert embedding.dtype == jnp.float32
 
 
 def test_another_model_in_the_same_folder_is_refused(tmp_path, task):
-  train(tmp_path / 'run', task, model=MODEL, num_steps=1)
+  train(tmp_path / 'run', task, num_steps=1)
+  other = settings.Start(model=tiny.config(tiny.BYTES, emb_dim=32))
   with pytest.raises(errors.UserError, match='another model'):
-    train(
-        tmp_path / 'run',
-        task,
-        model=tiny.config(tiny.BYTES, emb_dim=32),
-        num_steps=2,
-    )
+    train(tmp_path / 'run', task, other, num_steps=2)
 
 
-def test_an_interrupted_run_writes_a_checkpoint(tmp_path):
+def test_a_terminated_run_writes_a_checkpoint(tmp_path):
   # A process of its own: a signal is for a whole process.
   script = tmp_path / 'run.py'
   script.write_text(f"""
 import os, pathlib, signal, sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
-from distillspec_jax.training import loop
+from distillspec_jax.training import loop, settings
 from tests import tiny
 original = loop._Recorder.step
 def step(self, number, metrics):
@@ -318,11 +351,14 @@ def step(self, number, metrics):
   if number == 2:
     os.kill(os.getpid(), signal.SIGTERM)
 loop._Recorder.step = step
-loop.train(run={str(tmp_path / 'run')!r},
-           task=tiny.task(pathlib.Path({str(tmp_path / 'task')!r})),
-           model=tiny.config(tiny.BYTES), num_steps=50, batch_size=8,
-           log_every=50, validation_every=50, checkpoint_every=50,
-           validation_examples=4)
+loop.train(
+    run={str(tmp_path / 'run')!r},
+    task=tiny.task(pathlib.Path({str(tmp_path / 'task')!r})),
+    training=settings.Training(
+        start=settings.Start(model=tiny.config(tiny.BYTES)),
+        steps=settings.Steps(
+            num_steps=50, batch_size=8, log_every=50, checkpoint_every=50),
+        validation=settings.Validation(every=50, examples=4)))
 """)
   done = subprocess.run(
       [sys.executable, str(script)],
@@ -337,6 +373,9 @@ loop.train(run={str(tmp_path / 'run')!r},
   assert latest_step(tmp_path / 'run') == 2
 
 
+# Runs that continue one of t5x.
+
+
 @pytest.fixture(scope='module')
 def adafactor_checkpoint(tmp_path_factory):
   """A checkpoint of t5x after 4 steps, and the moments in it."""
@@ -345,8 +384,9 @@ def adafactor_checkpoint(tmp_path_factory):
   transform = optimizers.Optimizer().build(10)
   state = transform.init(params)
   ones = jax.tree.map(jnp.ones_like, params)
+  update = jax.jit(transform.update)
   for _ in range(4):
-    _, state = jax.jit(transform.update)(ones, state, params)
+    _, state = update(ones, state, params)
   moments = optimizers.adafactor_moments(state)
   flat = tensors.flatten(params)
   t5x.write(
@@ -357,16 +397,20 @@ def adafactor_checkpoint(tmp_path_factory):
   return str(folder), moments
 
 
-def test_a_run_of_t5x_is_gone_on_with(tmp_path, task, adafactor_checkpoint):
+def continuing(folder):
+  return settings.Start(checkpoint=folder, with_optimizer=True)
+
+
+def test_a_run_of_t5x_is_continued(tmp_path, task, adafactor_checkpoint):
   folder, moments = adafactor_checkpoint
   train(
-      tmp_path / 'run', task, initial=folder, initial_optimizer=True,
-      num_steps=6, optimizer=optimizers.Optimizer(),
+      tmp_path / 'run', task, continuing(folder), num_steps=6,
+      optimizer=optimizers.Optimizer(),
       method=method_lib.Method(reduction='sum'),
   )  # fmt: skip
   assert moments.step == 4
   assert latest_step(tmp_path / 'run') == 6
-  steps = {line['metrics']['step']['value'] for line in lines(tmp_path / 'run')}
+  steps = set(values(tmp_path / 'run', 'step'))
   assert steps >= {5, 6} and min(steps) == 4
   state = last_state(tmp_path / 'run')
   assert int(state['step']) == 6
@@ -379,93 +423,97 @@ def test_a_run_of_t5x_is_gone_on_with(tmp_path, task, adafactor_checkpoint):
         ({'optimizer': FAST}, 'The optimizer is not Adafactor'),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_refused(
+def test_what_cannot_be_continued_is_refused(
     tmp_path, task, adafactor_checkpoint, changes, message
 ):
+  changes = {'optimizer': optimizers.Optimizer(), **changes}
+  start = continuing(adafactor_checkpoint[0])
   with pytest.raises(errors.UserError, match=message):
-    train(
-        tmp_path / 'run', task, initial=adafactor_checkpoint[0],
-        initial_optimizer=True,
-        **{'optimizer': optimizers.Optimizer(), **changes},
-    )  # fmt: skip
+    train(tmp_path / 'run', task, start, **changes)
 
 
-def test_only_a_run_of_t5x_is_gone_on_with(tmp_path, task, target):
+def test_only_a_run_of_t5x_is_continued(tmp_path, task, target):
   with pytest.raises(errors.UserError, match='is no checkpoint of t5x'):
-    train(tmp_path / 'run', task, initial=target, initial_optimizer=True)
+    train(tmp_path / 'run', task, continuing(target))
+
+
+# Vocabularies.
 
 
 def test_the_vocabulary_is_that_of_the_model(tmp_path, target):
-  chosen_by_none = tiny.task(tmp_path / 'task', validation=8, vocabulary=None)
-  train(tmp_path / 'run', chosen_by_none, initial=target, num_steps=1)
+  task = tiny.task(tmp_path / 'task', validation=8, vocabulary=None)
+  train(tmp_path / 'run', task, target, num_steps=1)
   assert loading.load(tmp_path / 'run').vocabulary.vocab_size == 259
 
 
 def test_a_model_without_vocabulary_needs_one(tmp_path, adafactor_checkpoint):
   task = tiny.task(tmp_path / 'task', validation=8, vocabulary=None)
   with pytest.raises(errors.UserError, match='comes without a vocabulary'):
-    train(tmp_path / 'run', task, initial=adafactor_checkpoint[0])
+    train(tmp_path / 'run', task, adafactor_checkpoint[0])
 
 
 # A draft that shares the target's encoder.
 
 
-@pytest.mark.parametrize('how', ['model', 'initial', 'again'])
+@pytest.mark.parametrize('how', ['model', 'checkpoint', 'again'])
 def test_a_draft_that_shares_the_encoder_is_trained(
     tmp_path, task, target, how
 ):
-  folder = tmp_path / 'draft'
-  changes = {'model': 'test', 'shared_encoder': True}
+  distil = functools.partial(train, task=task, target=target)
+  start = settings.Start(model='test', shared_encoder=True)
   if how != 'model':
-    train(tmp_path / 'first', task, model=MODEL, num_steps=1)
-    changes = {'initial': str(tmp_path / 'first'), 'shared_encoder': True}
-  if how == 'again':  # it shares already, and nothing needs to be said
-    train(tmp_path / 'second', task, num_steps=1, target=target, **changes)
-    changes = {'initial': str(tmp_path / 'second')}
-  train(folder, task, target=target, method=ON_POLICY, **changes)
+    train(tmp_path / 'first', task, num_steps=1)
+    start = settings.Start(
+        checkpoint=str(tmp_path / 'first'), shared_encoder=True
+    )
+  if how == 'again':  # it shares already, and need not be told
+    distil(tmp_path / 'second', start=start, num_steps=1)
+    start = str(tmp_path / 'second')
+  folder = tmp_path / 'draft'
+  distil(folder, start=start, method=ON_POLICY)
   draft = loading.load(folder)
   assert draft.config.encoded_dim == 16 and draft.config.num_encoder_layers == 0
   loading.check_pair(loading.load(target), draft)
-  losses = [
-      line['metrics']['loss']['value']
-      for line in results.read(folder / 'results.jsonl')
-      if 'loss' in line['metrics']
-  ]
+  losses = values(folder, 'loss')
   assert losses[-1] < losses[0]
-  # Gone on with, it does nothing more.
-  train(folder, task, target=target, method=ON_POLICY, **changes)
+  # Started again, it does nothing more.
+  distil(folder, start=start, method=ON_POLICY)
+  assert values(folder, 'loss') == losses
 
 
 def test_a_draft_starts_near_the_one_it_was_made_of(tmp_path, task, target):
   # The target itself as the draft: the fitted map is the identity, nearly.
-  method = method_lib.Method(divergence='forward_kl')
-  firsts = []
-  for name, changes in (
-      ('made', {'initial': target, 'shared_encoder': True}),
-      ('new', {'model': MODEL, 'shared_encoder': True}),
-  ):
-    folder = tmp_path / name
-    train(folder, task, target=target, method=method, num_steps=1, **changes)
-    firsts += [
-        line['metrics']['loss']['value']
-        for line in results.read(folder / 'results.jsonl')
-        if 'loss' in line['metrics']
-    ]
-  made, new = firsts
-  assert made < 0.05 * new
+  starts = {
+      'fitted': settings.Start(checkpoint=target, shared_encoder=True),
+      'new': settings.Start(model=MODEL, shared_encoder=True),
+  }
+  for name, start in starts.items():
+    train(
+        tmp_path / name,
+        task,
+        start,
+        target=target,
+        method=method_lib.Method(divergence='forward_kl'),
+        num_steps=1,
+    )
+  (fitted,), (new,) = (values(tmp_path / name, 'loss') for name in starts)
+  assert fitted < 0.05 * new
 
 
 @pytest.mark.parametrize(
-    'changes, message',
+    'start, message',
     [
-        ({'model': 'test', 'shared_encoder': True}, 'there is no target'),
         (
-            {'model': tiny.config(tiny.BYTES, encoded_dim=16)},
+            settings.Start(model='test', shared_encoder=True),
+            'there is no target',
+        ),
+        (
+            settings.Start(model=tiny.config(tiny.BYTES, encoded_dim=16)),
             "reads its target's encoder output, but there is no target",
         ),
     ],
 )
-def test_a_shared_encoder_needs_a_target(tmp_path, task, changes, message):
+def test_a_shared_encoder_needs_a_target(tmp_path, task, start, message):
   with pytest.raises(errors.UserError, match=message):
-    train(tmp_path / 'run', task, **changes)
+    train(tmp_path / 'run', task, start)
   assert not (tmp_path / 'run').exists()

@@ -1,6 +1,7 @@
 import pytest
 
 from distillspec_jax.core import errors
+from distillspec_jax.losses import divergences
 from distillspec_jax.training import method
 
 
@@ -30,10 +31,10 @@ from distillspec_jax.training import method
     ],
 )
 def test_what_a_method_needs(changes, needs, from_draft, from_target):
-  found = method.Method(**changes)
-  assert found.needs_target == needs
-  assert found.samples_from_draft == from_draft
-  assert found.samples_from_target == from_target
+  described = method.Method(**changes)
+  assert described.needs_target == needs
+  assert described.samples_from_draft == from_draft
+  assert described.samples_from_target == from_target
 
 
 @pytest.mark.parametrize(
@@ -41,11 +42,33 @@ def test_what_a_method_needs(changes, needs, from_draft, from_target):
     [
         ({'fixed_fraction': 1.5}, 'fixed_fraction is 1.5'),
         ({'draft_fraction': -0.1}, 'draft_fraction is -0.1'),
+        ({'temperature': -1.0}, 'Method.temperature is -1.0'),
+        ({'reduction': 'max'}, "Method.reduction is 'max'"),
         ({'divergence': 'kl'}, "'kl'"),
         ({'divergence': 'jsd', 'beta': 1.0}, '1.0'),
         ({'divergence': 'forward_kl', 'z_loss': 0.1}, 'z_loss'),
+        (
+            {'divergence': divergences.total_variation, 'beta': 0.5},
+            'beta is 0.5, but the divergence is a function, total_variation',
+        ),
+        (
+            {'divergence': divergences.forward_kl, 'label_smoothing': 0.1},
+            'with forward_kl they must be 0',
+        ),
     ],
 )
 def test_bad_methods_are_refused(changes, message):
   with pytest.raises(errors.UserError, match=message):
     method.Method(**changes)
+
+
+def test_a_divergence_may_be_a_function():
+  def my_divergence(p_logits, q_logits):
+    return divergences.forward_kl(p_logits, q_logits)
+
+  own = method.Method(divergence=my_divergence, fixed_fraction=0.0)
+  assert own.needs_target
+  # The functions of this package are made finite where q is 0; one's own not.
+  for covered in (False, True):
+    assert own.divergence_function(covered) is my_divergence
+  assert own.describe().startswith('my_divergence, fixed_fraction 0.0')

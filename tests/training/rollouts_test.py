@@ -12,7 +12,7 @@ from tests import tiny
 @pytest.fixture(scope='module')
 def pair():
   draft = tiny.model(tiny.BYTES)
-  return *draft, *tiny.model(tiny.BYTES, seed=1, num_decoder_layers=2)
+  return draft, tiny.model(tiny.BYTES, seed=1, num_decoder_layers=2)
 
 
 @pytest.fixture(scope='module')
@@ -28,23 +28,27 @@ def batch():
 
 def labelled(batch, pair, key=0, **method):
   return rollouts.with_labels(
-      batch, jax.random.key(key), method_lib.Method(**method), *pair
+      batch,
+      batch.prompt,
+      jax.random.key(key),
+      method_lib.Method(**method),
+      *pair,
   )
 
 
-def test_fixed_labels_are_the_datasets(batch, pair):
-  found, source = labelled(batch, pair)
-  np.testing.assert_array_equal(found.labels, batch.labels)
+def test_fixed_labels_are_those_of_the_dataset(batch, pair):
+  relabelled, source = labelled(batch, pair)
+  np.testing.assert_array_equal(relabelled.labels, batch.labels)
   assert source == rollouts.DATASET
 
 
 @pytest.mark.parametrize('draft_fraction', [0.0, 1.0])
 def test_sampled_labels_are_masked_after_their_end(batch, pair, draft_fraction):
-  found, source = labelled(
+  relabelled, source = labelled(
       batch, pair, fixed_fraction=0.0, draft_fraction=draft_fraction
   )
   assert source == (rollouts.DRAFT if draft_fraction else rollouts.TARGET)
-  labels, mask = np.asarray(found.labels), np.asarray(found.mask)
+  labels, mask = np.asarray(relabelled.labels), np.asarray(relabelled.mask)
   assert not np.array_equal(labels, batch.labels)
   assert not mask[-1].any()
   for row, on in zip(labels[:-1], mask[:-1]):
@@ -82,10 +86,10 @@ def test_sources_are_drawn_at_their_fractions():
 def test_a_mixture_takes_each_source(batch, pair):
   seen = set()
   for key in range(12):
-    found, source = labelled(
+    relabelled, source = labelled(
         batch, pair, key=key, fixed_fraction=0.5, draft_fraction=0.5
     )
-    same = np.array_equal(found.labels[:-1], batch.labels[:-1])
+    same = np.array_equal(relabelled.labels[:-1], batch.labels[:-1])
     assert same == (source == rollouts.DATASET)
     seen.add(int(source))
   assert len(seen) >= 2  # all twelve alike: 3 in a million

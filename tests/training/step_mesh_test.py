@@ -9,7 +9,9 @@ import pytest
 
 from distillspec_jax.core import types
 from distillspec_jax.distributed import layouts
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
 from distillspec_jax.training import step as step_lib
@@ -24,6 +26,9 @@ METHODS = {
 }
 # Updates are as large as gradients, so that they can be compared.
 OPTIMIZER = optax.sgd(1.0)
+DECODING = decoding_lib.Decoding(
+    drafting=decoding_lib.Drafting(length=3), max_new_tokens=T
+)
 
 
 def config(**changes):
@@ -35,9 +40,13 @@ def config(**changes):
 TARGET = config(num_decoder_layers=2)
 
 
-@functools.cache
-def parameters():
-  return tiny.random_params(config()), tiny.random_params(TARGET, seed=1)
+def placed(config, seed, mesh, layout='sharded'):
+  """A model laid out on the mesh."""
+  network = transformer.Transformer(config, layouts.rules(layout))
+  params = tiny.random_params(config, seed=seed)
+  return model_lib.Model(
+      jax.device_put(params, network.shardings(mesh)), network
+  )
 
 
 def batch():
@@ -52,26 +61,24 @@ def batch():
   )
 
 
-def compiled(mesh, method, layout='split', micro_batches=1, scan=False):
+@functools.cache
+def compiled(shape, method, layout='sharded', micro_batches=1):
   """The step's program and its arguments on a mesh."""
-  rules = layouts.rules(layout)
-  draft = transformer.Transformer(config(), rules)
-  target = transformer.Transformer(TARGET)
-  draft_params, target_params = parameters()
-  params = jax.device_put(draft_params, draft.shardings(mesh))
+  mesh = meshes.make(shape)
+  draft = placed(config(), 0, mesh, layout)
   arguments = (
-      step_lib.initial_state(params, OPTIMIZER, jax.random.key(4)),
-      jax.device_put(target_params, target.shardings(mesh)),
+      step_lib.initial_state(draft.params, OPTIMIZER, jax.random.key(4)),
+      placed(TARGET, 1, mesh),
       meshes.put(mesh, batch()),
   )
   with jax.set_mesh(mesh):
-    step = step_lib.make_step(method, OPTIMIZER, draft, target, micro_batches)
+    step = step_lib.make_step(method, OPTIMIZER, draft.network, micro_batches)
     return jax.jit(step).lower(*arguments).compile(), arguments
 
 
 @functools.cache
 def on_one_device(name):
-  program, arguments = compiled(meshes.make((1, 1, 1)), METHODS[name])
+  program, arguments = compiled((1, 1, 1), METHODS[name])
   return jax.device_get(program(*arguments))
 
 
@@ -90,15 +97,14 @@ def assert_same_step(actual, expected):
 @meshes.every
 @pytest.mark.parametrize('name', METHODS)
 def test_a_step_on_a_mesh_is_that_on_one_device(name, shape):
-  program, arguments = compiled(meshes.make(shape), METHODS[name])
+  program, arguments = compiled(shape, METHODS[name])
   assert_same_step(program(*arguments), on_one_device(name))
 
 
-@pytest.mark.parametrize('layout', ['fsdp', 'whole'])
-def test_a_draft_may_lie_otherwise_than_its_target(layout):
-  mesh = meshes.make((2, 2, 2))
+@pytest.mark.parametrize('layout', ['fsdp', 'replicated'])
+def test_a_draft_may_be_laid_out_unlike_its_target(layout):
   program, arguments = compiled(
-      mesh, METHODS['on-policy'], layout, micro_batches=2
+      (2, 2, 2), METHODS['on-policy'], layout, micro_batches=2
   )
   assert_same_step(program(*arguments), on_one_device('on-policy'))
 
@@ -107,18 +113,12 @@ def test_a_draft_may_lie_otherwise_than_its_target(layout):
 def test_a_validation_on_a_mesh_is_that_on_one_device(shape):
   def scores(shape):
     mesh = meshes.make(shape)
-    draft = transformer.Transformer(config())
-    target = transformer.Transformer(TARGET)
-    draft_params, target_params = (
-        jax.device_put(params, model.shardings(mesh))
-        for model, params in zip((draft, target), parameters())
-    )
+    draft, target = placed(config(), 0, mesh), placed(TARGET, 1, mesh)
     batches = [meshes.put(mesh, batch())]
     with jax.set_mesh(mesh):
-      return validation.cross_entropy(
-          draft, draft_params, batches
-      ), validation.block_efficiency(
-          target, target_params, draft, draft_params, batches, 3
+      return (
+          validation.cross_entropy(draft, batches),
+          validation.block_efficiency(target, draft, batches, DECODING),
       )
 
   (nats, blocks), (expected_nats, expected_blocks) = (
@@ -130,7 +130,7 @@ def test_a_validation_on_a_mesh_is_that_on_one_device(shape):
 
 
 def logits_that_move(program):
-  """Of all logits of a chunk: what has V columns and is neither a kernel."""
+  """Exchanges of a chunk's logits: V columns, and not those of a kernel."""
   wide = [
       shapes for _, shapes in meshes.exchanges(program) if f',{V}]' in shapes
   ]
@@ -140,14 +140,14 @@ def logits_that_move(program):
 @pytest.mark.parametrize(
     'shape, layout',
     [
-        ((1, 8, 1), 'split'),
-        ((1, 1, 8), 'split'),
-        ((1, 1, 8), 'whole'),
+        ((1, 8, 1), 'sharded'),
+        ((1, 1, 8), 'sharded'),
+        ((1, 1, 8), 'replicated'),
         ((2, 2, 2), 'fsdp'),
     ],
 )
 def test_logits_stay_where_they_are(shape, layout):
-  program, _ = compiled(meshes.make(shape), METHODS['on-policy'], layout)
+  program, _ = compiled(shape, METHODS['on-policy'], layout)
   assert not logits_that_move(program)
 
 
@@ -155,41 +155,39 @@ def test_logits_that_are_gathered_are_seen(monkeypatch):
   gathered = lambda x, *_: jax.lax.with_sharding_constraint(
       x, jax.sharding.PartitionSpec(None, None, None)
   )
-  original = transformer.Transformer.unembed
+  original = model_lib.Model.unembed
   monkeypatch.setattr(
-      transformer.Transformer,
+      model_lib.Model,
       'unembed',
       lambda self, *args: gathered(original(self, *args)),
   )
-  program, _ = compiled(meshes.make((1, 1, 8)), METHODS['fine-tuning'])
+  # `__wrapped__`: not the program that was compiled without the change.
+  program, _ = compiled.__wrapped__((1, 1, 8), METHODS['fine-tuning'])
   assert logits_that_move(program)
 
 
 @pytest.mark.parametrize('name', ['adafactor', 'adamw'])
-def test_the_optimizer_lies_with_its_parameters(name):
+def test_the_optimizer_is_sharded_like_its_parameters(name):
   mesh = meshes.make((1, 4, 2))
-  draft = transformer.Transformer(config())
+  network = transformer.Transformer(TARGET)
   params = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(
           leaf.shape, leaf.dtype, sharding=sharding
       ),
-      draft.abstract(),
-      draft.shardings(mesh),
+      network.abstract(),
+      network.shardings(mesh),
   )
   optimizer = optimizers.Optimizer(name=name).build(10)
   state = step_lib.abstract_state(params, optimizer, mesh)
-  real = step_lib.initial_state(parameters()[1], optimizer, jax.random.key(0))
+  real = step_lib.initial_state(
+      tiny.random_params(TARGET), optimizer, jax.random.key(0)
+  )
   jax.tree.map(lambda a, b: a.update(shape=b.shape), state, real)
   assert jax.tree.structure(state) == jax.tree.structure(real)
-  split = [
-      leaf
-      for leaf in jax.tree.leaves(state.optimizer)
-      if not leaf.sharding.is_fully_replicated
-  ]
+
+  def sharded(tree):
+    leaves = jax.tree.leaves(tree)
+    return [leaf for leaf in leaves if not leaf.sharding.is_fully_replicated]
+
   kinds = {'adafactor': 1, 'adamw': 2}  # of arrays of a parameter's shape
-  of_params = [
-      leaf
-      for leaf in jax.tree.leaves(params)
-      if not leaf.sharding.is_fully_replicated
-  ]
-  assert len(split) == kinds[name] * len(of_params)
+  assert len(sharded(state.optimizer)) == kinds[name] * len(sharded(params))

@@ -18,6 +18,7 @@ from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import types
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
@@ -38,13 +39,9 @@ def golden(shared):
 def model(golden):
   values = json.loads((golden / 'configs.json').read_text())[NAME]
   config = config_lib.T5Config.from_dict({**values, 'dropout_rate': 0.0})
-  return transformer.Transformer(config)
-
-
-@pytest.fixture(scope='module')
-def params(golden):
   with np.load(golden / f'{NAME}.params.npz') as arrays:
-    return tensors_lib.unflatten({path: arrays[path] for path in arrays})
+    params = tensors_lib.unflatten({path: arrays[path] for path in arrays})
+  return model_lib.Model(params, transformer.Transformer(config))
 
 
 def as_batch(arrays):
@@ -80,15 +77,17 @@ def features(arrays, prefix):
     ],
 )
 def test_losses_and_norms_of_gradients_are_those_of_t5x(
-    golden, model, params, part, case, settings
+    golden, model, part, case, settings
 ):
   expected = json.loads((golden / f'{NAME}.loss.json').read_text())
   expected = expected[f'{case}/{part}']
   with np.load(golden / f'{NAME}.forward.npz') as arrays:
     batch = as_batch(features(arrays, f'{part}/'))
-  loss = step_lib.make_loss(method_lib.Method(**settings), model, None)
+  loss = step_lib.make_loss(method_lib.Method(**settings), model.network)
   gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  (total, metrics), gradients = gradient(params, None, batch, None)
+  (total, metrics), gradients = gradient(
+      model.params, None, batch, batch.prompt, None
+  )
   if case == 'z1e-4_lnf_real_tokens':
     divisor = float(metrics['loss'].count)  # the mean, as in our steps
   else:
@@ -110,42 +109,43 @@ def test_losses_and_norms_of_gradients_are_those_of_t5x(
     )
 
 
-def test_gradients_of_the_loss_are_those_of_t5x(golden, model, params):
+def test_gradients_of_the_loss_are_those_of_t5x(golden, model):
   with np.load(golden / f'{NAME}.forward.npz') as arrays:
     batch = as_batch(features(arrays, 'batch/'))
-  loss = step_lib.make_loss(METHOD, model, None)
+  loss = step_lib.make_loss(METHOD, model.network)
   gradients, _ = jax.jit(jax.grad(loss, has_aux=True))(
-      params, None, batch, None
+      model.params, None, batch, batch.prompt, None
   )
   with np.load(golden / f'{NAME}.grads_z1e-4.npz') as arrays:
     expected = features(arrays, '')
-  found = tensors_lib.flatten(gradients)
-  assert set(found) == set(expected)
+  flat = tensors_lib.flatten(gradients)
+  assert set(flat) == set(expected)
   for path, value in expected.items():
-    np.testing.assert_allclose(found[path], value, atol=1e-4, err_msg=path)
+    np.testing.assert_allclose(flat[path], value, atol=1e-4, err_msg=path)
 
 
-def make_trainer(model, params, reduction='sum'):
+def make_trainer(model, reduction='sum'):
   """(state, transform, step) with the settings of the recording."""
   rate = schedules.Factors(
       factors='constant * rsqrt_decay', base_learning_rate=1.0
   )
   transform = optimizers.Optimizer(learning_rate=rate).build(STEPS)
   method = dataclasses.replace(METHOD, reduction=reduction)
-  state = step_lib.initial_state(params, transform, jax.random.key(0))
-  return state, transform, jax.jit(step_lib.make_step(method, transform, model))
+  state = step_lib.initial_state(model.params, transform, jax.random.key(0))
+  step = step_lib.make_step(method, transform, model.network)
+  return state, transform, jax.jit(step)
 
 
 @pytest.mark.parametrize('interrupted_after', [None, 10])
 def test_twenty_steps_are_those_of_t5x(
-    golden, model, params, tmp_path, interrupted_after
+    golden, model, tmp_path, interrupted_after
 ):
-  """Also where the run goes on from a checkpoint of t5x in the middle."""
+  """Also where the run resumes from a t5x checkpoint in the middle."""
   with np.load(golden / f'{NAME}.train20.npz') as arrays:
     batches = features(arrays, 'batches/')
     expected = features(arrays, 'params_after_20/')
   recorded = json.loads((golden / f'{NAME}.train20.json').read_text())
-  state, transform, step = make_trainer(model, params)
+  state, transform, step = make_trainer(model)
   for number in range(STEPS):
     if number == interrupted_after:
       state = through_t5x(tmp_path, state, transform)
@@ -162,10 +162,10 @@ def test_twenty_steps_are_those_of_t5x(
       np.testing.assert_allclose(
           value, theirs[name], rtol=1e-5, err_msg=f'{name}, step {number}'
       )
-  found = tensors_lib.flatten(state.params)
-  assert set(found) == set(expected)
+  params = tensors_lib.flatten(state.params)
+  assert set(params) == set(expected)
   for path, value in expected.items():
-    np.testing.assert_allclose(found[path], value, atol=2e-6, err_msg=path)
+    np.testing.assert_allclose(params[path], value, atol=2e-6, err_msg=path)
 
 
 def through_t5x(folder, state, transform):
@@ -185,12 +185,12 @@ def through_t5x(folder, state, transform):
   )
 
 
-def test_steps_of_the_mean_are_others(golden, model, params):
+def test_steps_of_the_mean_are_others(golden, model):
   """The twin of the test above: the mean, with all else alike, is not it."""
   with np.load(golden / f'{NAME}.train20.npz') as arrays:
     batches = features(arrays, 'batches/')
   recorded = json.loads((golden / f'{NAME}.train20.json').read_text())
-  state, _, step = make_trainer(model, params, reduction='mean')
+  state, _, step = make_trainer(model, reduction='mean')
   for number in range(STEPS):
     batch = as_batch({path: x[number] for path, x in batches.items()})
     state, metrics = step(state, None, batch)

@@ -1,16 +1,36 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from distillspec_jax.core import errors
 from distillspec_jax.core import types
-from distillspec_jax.models import transformer
+from distillspec_jax.losses import divergences
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import step as step_lib
 from tests import tiny
 
+FORWARD_KL = method_lib.Method(divergence='forward_kl')
+ON_POLICY = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
+DRAFT = tiny.config(tiny.BYTES)
+SHARING = tiny.config(tiny.BYTES, encoded_dim=16)
+TARGET = tiny.config(tiny.BYTES, num_decoder_layers=2)
 
+
+def make(config, seed=0):
+  return model_lib.Model(tiny.random_params(config, seed), tiny.network(config))
+
+
+@functools.cache
+def target():
+  return make(TARGET, seed=1)
+
+
+@functools.cache
 def ragged_batch(rows=8):
   inputs = jax.random.randint(jax.random.key(2), (rows, 6), 3, 90)
   labels = jax.random.randint(jax.random.key(3), (rows, 9), 3, 90)
@@ -21,24 +41,44 @@ def ragged_batch(rows=8):
   )
 
 
-TARGET = {'num_decoder_layers': 2}  # the draft has one
+def loss_of(method, draft, target, batch=None, dropout_key=None):
+  """The summed loss; `draft` and `target` are models."""
+  batch = ragged_batch() if batch is None else batch
+  loss = step_lib.make_loss(method, draft.network)
+  return loss(draft.params, target, batch, batch.prompt, dropout_key)[0]
 
 
-@pytest.fixture(scope='module')
-def pair():
-  draft = tiny.model(tiny.BYTES)
-  return draft.network, *tiny.model(tiny.BYTES, seed=1, **TARGET)
+@functools.cache
+def one_step(config, method, micro_batches=1):
+  """The state after a step, whose update is the gradient, and its metrics."""
+  draft, optimizer = make(config), optax.sgd(1.0)
+  state = step_lib.initial_state(draft.params, optimizer, jax.random.key(4))
+  step = step_lib.make_step(method, optimizer, draft.network, micro_batches)
+  return jax.jit(step)(state, target(), ragged_batch())
 
 
-def initial(network):
-  return tiny.random_params(network.config)
+def train(config, method, steps, learning_rate=3e-3, micro_batches=1):
+  """The state after the steps, and the metrics of each."""
+  draft, optimizer = make(config), optax.adam(learning_rate)
+  step = jax.jit(
+      step_lib.make_step(method, optimizer, draft.network, micro_batches)
+  )
+  state = step_lib.initial_state(draft.params, optimizer, jax.random.key(4))
+  history = []
+  for _ in range(steps):
+    state, metrics = step(state, target(), ragged_batch())
+    history.append(metrics)
+  return state, history
 
 
-def one_step(pair, method, optimizer, micro_batches):
-  draft, target, target_params = pair
-  state = step_lib.initial_state(initial(draft), optimizer, jax.random.key(4))
-  step = step_lib.make_step(method, optimizer, draft, target, micro_batches)
-  return jax.jit(step)(state, target_params, ragged_batch())
+def losses_of(history):
+  return [float(metrics['loss'].value()) for metrics in history]
+
+
+def assert_same_params(actual, expected):
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected
+  )
 
 
 @pytest.mark.parametrize(
@@ -50,39 +90,32 @@ def one_step(pair, method, optimizer, micro_batches):
     ids=['fine-tuning', 'on-policy'],
 )
 @pytest.mark.parametrize('micro_batches', [2, 4])
-def test_micro_batches_give_the_update_of_the_whole(
-    pair, method, micro_batches
+def test_micro_batches_give_the_update_of_the_whole_batch(
+    method, micro_batches
 ):
-  optimizer = optax.sgd(1.0)
-  whole, metrics = one_step(pair, method, optimizer, 1)
-  parts, metrics_of_parts = one_step(pair, method, optimizer, micro_batches)
-  jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-      whole.params,
-      parts.params,
-  )
+  whole, metrics = one_step(DRAFT, method)
+  parts, metrics_of_parts = one_step(DRAFT, method, micro_batches)
+  assert_same_params(parts.params, whole.params)
   for name, mean in metrics.items():
     np.testing.assert_allclose(
         mean.value(), metrics_of_parts[name].value(), rtol=1e-4, err_msg=name
     )
 
 
-def test_a_mean_of_means_would_not_pass(pair):
+def test_a_mean_of_means_would_not_pass():
   # The twin: weighing parts alike, not by tokens, moves parameters by more.
-  draft, target, target_params = pair
-  gradient = jax.grad(
-      lambda *args: step_lib.make_loss(method_lib.Method(), draft, target)(
-          *args
-      )[0]
-  )
-  params = initial(draft)
+  draft = make(DRAFT)
   batch = ragged_batch()
   halves = [jax.tree.map(lambda x, i=i: x[i::2], batch) for i in range(2)]
 
+  @jax.grad
+  def summed(params, batch):
+    model = draft.replace(params=params)
+    return loss_of(method_lib.Method(), model, None, batch)
+
   def mean_gradient(batch):
     count = batch.mask.sum()
-    summed = gradient(params, None, batch, None)
-    return jax.tree.map(lambda g: g / count, summed)
+    return jax.tree.map(lambda g: g / count, summed(draft.params, batch))
 
   whole, *parts = map(mean_gradient, [batch, *halves])
   wrong = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
@@ -90,153 +123,132 @@ def test_a_mean_of_means_would_not_pass(pair):
   assert max(jax.tree.leaves(difference)) > 1e-4
 
 
-def test_nothing_is_differentiated_through_the_target(pair):
-  draft, target, target_params = pair
-  loss = step_lib.make_loss(
-      method_lib.Method(divergence='forward_kl'), draft, target
-  )
-  params = initial(draft)
-  gradient = jax.grad(lambda p: loss(params, p, ragged_batch(), None)[0])(
-      target_params
+def test_nothing_is_differentiated_through_the_target():
+  draft = make(DRAFT)
+  gradient = jax.grad(lambda target: loss_of(FORWARD_KL, draft, target))(
+      target()
   )
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_steps_lower_the_divergence(pair):
-  draft, target, target_params = pair
-  optimizer = optax.adam(3e-3)
-  method = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
-  step = jax.jit(step_lib.make_step(method, optimizer, draft, target))
-  state = step_lib.initial_state(initial(draft), optimizer, jax.random.key(4))
-  losses = []
-  for _ in range(30):
-    state, metrics = step(state, target_params, ragged_batch())
-    losses.append(float(metrics['loss'].value()))
+def test_steps_lower_the_divergence():
+  state, history = train(DRAFT, ON_POLICY, steps=30)
+  losses = losses_of(history)
   assert losses[-1] < 0.7 * losses[0]
   assert int(state.step) == 30
 
 
-def test_dropout_changes_the_loss_and_only_where_it_is_on(pair):
-  _, target, target_params = pair
-  batch = ragged_batch()
+def test_dropout_changes_the_loss_and_only_where_it_is_on():
   for rate, differ in ((0.5, True), (0.0, False)):
-    model = tiny.network(tiny.config(tiny.BYTES, **TARGET, dropout_rate=rate))
-    loss = step_lib.make_loss(method_lib.Method(), model, None)
+    network = tiny.network(
+        tiny.config(tiny.BYTES, num_decoder_layers=2, dropout_rate=rate)
+    )
+    model = target().replace(network=network)
     values = [
-        float(loss(target_params, None, batch, jax.random.key(i))[0])
+        float(
+            loss_of(
+                method_lib.Method(), model, None, dropout_key=jax.random.key(i)
+            )
+        )
         for i in range(2)
     ]
     assert (values[0] != values[1]) == differ
 
 
+def test_a_divergence_of_ones_own_is_minimised():
+  own = lambda p, q: 0.5 * divergences.forward_kl(p, q)
+  method = method_lib.Method(divergence=own)
+  whole, metrics = one_step(DRAFT, FORWARD_KL)
+  half, half_metrics = one_step(DRAFT, method)
+  np.testing.assert_allclose(
+      half_metrics['loss'].value(), 0.5 * metrics['loss'].value(), rtol=1e-5
+  )
+  # Updates are gradients: those of half the divergence are half as large.
+  moved = lambda state: jax.tree.map(
+      jnp.subtract, state.params, make(DRAFT).params
+  )
+  assert_same_params(moved(half), jax.tree.map(lambda x: x / 2, moved(whole)))
+
+
+def test_int8_weights_are_not_trained():
+  network = tiny.network(tiny.config(tiny.BYTES, weights='int8_weight_only'))
+  with pytest.raises(errors.UserError, match='trained'):
+    step_lib.make_step(FORWARD_KL, optax.sgd(1.0), network)
+
+
 # A draft that shares the target's encoder.
 
 
-@pytest.fixture(scope='module')
-def sharing(pair):
-  _, target, target_params = pair
-  draft = transformer.Transformer(tiny.config(tiny.BYTES, encoded_dim=16))
-  return draft, target, target_params
-
-
-ON_POLICY = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
-
-
-def test_a_shared_encoder_is_read_and_not_trained(sharing):
-  draft, target, target_params = sharing
-  params = initial(draft)
-  loss = step_lib.make_loss(
-      method_lib.Method(divergence='forward_kl'), draft, target
-  )
-  gradients = jax.jit(
+def test_a_shared_encoder_is_read_and_not_trained():
+  draft = make(SHARING)
+  of_draft, of_target = jax.jit(
       jax.grad(
-          lambda *both: loss(*both, ragged_batch(), None)[0], argnums=(0, 1)
+          lambda draft, target: loss_of(FORWARD_KL, draft, target),
+          argnums=(0, 1),
       )
-  )(params, target_params)
-  of_draft, of_target = gradients
-  assert np.abs(of_draft['encoder_projection']['kernel']).max() > 1e-3
+  )(draft, target())
+  kernel = of_draft.params['encoder_projection']['kernel']
+  assert np.abs(kernel).max() > 1e-3
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(of_target))
 
 
-def test_it_gets_the_gradient_of_a_draft_with_the_same_encoder(pair):
-  # The draft is the target: one with its own encoder, one reading it.
-  _, model, params = pair
-  other = tiny.random_params(model.config, seed=7)
-  own = {**other, 'encoder': params['encoder']}
-  own['token_embedder'] = params['token_embedder']
-  draft, shared = tiny.sharing(tiny.Model(model, own))
-
-  @jax.jit
-  def gradients():
-    method = method_lib.Method(divergence='forward_kl')
-    return [
-        jax.grad(
-            lambda p, m=m: step_lib.make_loss(method, m, model)(
-                p, params, ragged_batch(), None
-            )[0]
-        )(p)['decoder']
-        for m, p in ((model, own), (draft, shared))
-    ]
-
+def test_its_gradient_is_that_of_a_draft_with_the_same_encoder():
+  # The draft is the target: one with its own encoder, one reading the target's.
+  other = tiny.random_params(TARGET, seed=7)
+  own = {**other, 'encoder': target().params['encoder']}
+  own['token_embedder'] = target().params['token_embedder']
+  own = target().replace(params=own)
+  gradient = jax.jit(
+      jax.grad(lambda draft, target: loss_of(FORWARD_KL, draft, target))
+  )
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-      *gradients(),
+      *(
+          gradient(draft, target()).params['decoder']
+          for draft in (own, tiny.sharing(own))
+      ),
   )
 
 
-def test_a_shared_encoder_runs_once_a_step(sharing, monkeypatch):
-  draft, target, target_params = sharing
-  runs = []
-  encode = transformer.Transformer.encode
+def test_a_shared_encoder_runs_once_per_step(monkeypatch):
+  networks = []
+  encode = model_lib.Model.encode
 
   def counted(self, *args):
-    runs.append(self)
+    networks.append(self.network)
     return encode(self, *args)
 
-  monkeypatch.setattr(transformer.Transformer, 'encode', counted)
-  optimizer = optax.sgd(1.0)
+  monkeypatch.setattr(model_lib.Model, 'encode', counted)
+  draft, optimizer = make(SHARING), optax.sgd(1.0)
   state = jax.eval_shape(
-      lambda: step_lib.initial_state(
-          initial(draft), optimizer, jax.random.key(4)
-      )
+      lambda: step_lib.initial_state(draft.params, optimizer, jax.random.key(4))
   )
-  step = step_lib.make_step(ON_POLICY, optimizer, draft, target)
+  step = step_lib.make_step(ON_POLICY, optimizer, draft.network)
   batch = ragged_batch(5)  # a shape that nothing has cached
-  jax.eval_shape(step, state, target_params, batch)
-  assert runs == [target]
+  jax.eval_shape(step, state, target(), batch)
+  assert networks == [target().network]
 
 
 @pytest.mark.parametrize('fixed_fraction', [0.0, 1.0])
-def test_micro_batches_share_the_encoder_row_by_row(sharing, fixed_fraction):
+def test_micro_batches_share_the_encoder_row_by_row(fixed_fraction):
   method = method_lib.Method(divergence='jsd', fixed_fraction=fixed_fraction)
-  optimizer = optax.sgd(1.0)
-  whole, _ = one_step(sharing, method, optimizer, 1)
-  parts, _ = one_step(sharing, method, optimizer, 4)
-  jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-      whole.params,
-      parts.params,
-  )
+  whole, parts = (one_step(SHARING, method, size)[0] for size in (1, 4))
+  assert_same_params(parts.params, whole.params)
 
 
-@pytest.mark.parametrize('divergence', ['forward_kl', 'cross_entropy'])
-def test_steps_lower_the_loss_of_a_draft_that_shares(sharing, divergence):
-  draft, target, target_params = sharing
-  optimizer = optax.adam(3e-3)
-  method = method_lib.Method(
-      divergence=divergence,
-      fixed_fraction=1.0 if divergence == 'cross_entropy' else 0.0,
-  )
-  step = jax.jit(step_lib.make_step(method, optimizer, draft, target))
-  params = initial(draft)
-  state = step_lib.initial_state(params, optimizer, jax.random.key(4))
-  losses = []
-  for _ in range(30):
-    state, metrics = step(state, target_params, ragged_batch())
-    losses.append(float(metrics['loss'].value()))
+@pytest.mark.parametrize('method', [ON_POLICY, method_lib.Method()], ids=str)
+def test_steps_lower_the_loss_of_a_draft_that_shares(method):
+  state, history = train(SHARING, method, steps=30)
+  losses = losses_of(history)
   assert losses[-1] < 0.7 * losses[0]
-  kernels = [p['encoder_projection']['kernel'] for p in (params, state.params)]
+  kernels = [
+      params['encoder_projection']['kernel']
+      for params in (make(SHARING).params, state.params)
+  ]
   assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+
+
+# A draft with a trimmed vocabulary.
 
 
 @pytest.mark.parametrize(
@@ -253,27 +265,19 @@ def test_steps_lower_the_loss_of_a_draft_that_shares(sharing, divergence):
     ],
     ids=lambda options: options['divergence'],
 )
-def test_a_draft_of_some_tokens_learns_by_every_method(pair, options):
-  _, target, target_params = pair
+def test_a_trimmed_vocabulary_learns_by_every_method(options):
   tokens = (0, 1, *range(2, 384, 2))
-  draft = tiny.network(tiny.config(tiny.BYTES, output_tokens=tokens))
-  optimizer = optax.adam(1e-2)
-  step = jax.jit(
-      step_lib.make_step(
-          method_lib.Method(**options), optimizer, draft, target, 2
-      )
+  config = tiny.config(tiny.BYTES, trimmed_vocabulary=tokens)
+  state, history = train(
+      config, method_lib.Method(**options), 6, 1e-2, micro_batches=2
   )
-  state = step_lib.initial_state(initial(draft), optimizer, jax.random.key(4))
-  losses = []
-  for _ in range(6):
-    state, metrics = step(state, target_params, ragged_batch())
-    losses.append(float(metrics['loss'].value()))
-    uncovered = float(metrics['uncovered'].value())
-    assert all(
-        np.isfinite(leaf).all()
-        for leaf in jax.tree.leaves((state.params, metrics))
-    )
+  losses = losses_of(history)
+  assert all(
+      np.isfinite(leaf).all()
+      for leaf in jax.tree.leaves((state.params, history))
+  )
+  uncovered = float(history[-1]['uncovered'].value())
   assert losses[-1] < losses[0]
-  # Of the draft's own tokens all have a column, of others about half.
+  # All of the draft's own tokens are in its vocabulary, of others about half.
   own = options['divergence'] == 'forward_kl'
   assert uncovered == 0 if own else 0.2 < uncovered < 0.8

@@ -60,7 +60,7 @@ class Breakdown(NamedTuple):
     return sum(part.total_s for part in self.parts)
 
   def metrics(self) -> dict[str, results.Metric]:
-    """`block_ms`, `block_NAME_ms` of each part, and `begin_NAME_ms`."""
+    """`block_ms`, `block_NAME_ms` of each part, and `prefill_NAME_ms`."""
 
     def metric(seconds):
       return results.Metric(1e3 * seconds, None, 1, 'ms')

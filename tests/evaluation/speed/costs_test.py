@@ -1,7 +1,6 @@
 """The steps that are timed are those of decoding, and how costs add up."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,36 +13,22 @@ from tests import tiny
 L = 8
 
 
-def settings(temperature=0.0, **changes):
-  return decoding_lib.Decoding(
-      **{
-          'temperature': temperature,
-          'max_new_tokens': L,
-          'block_length': 3,
-          'eos_ids': (),
-          **changes,
-      }
-  )
+DECODING = decoding_lib.Decoding(
+    drafting=decoding_lib.Drafting(length=3), max_new_tokens=L, eos_ids=()
+)
 
 
-def inputs(rows=2):
-  batch = tiny.batch(rows)
-  tokens = jnp.asarray(batch.inputs)
-  return costs.Inputs(tokens, jnp.asarray(batch.input_segments))
+def prompt():
+  return jax.device_put(tiny.batch(2).prompt)
 
 
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
 def test_steps_are_those_of_autoregressive_decoding(loops, temperature):
-  decoding, read = settings(temperature), inputs()
-  costs.step(tiny.target(), read, decoding, tiny.V, speculative=False)
-  model = tiny.target()
+  decoding = DECODING.replace(temperature=temperature)
+  model = tiny.target().model
+  costs.step(model, prompt(), decoding, tiny.V, speculative=False)
   expected = autoregressive.generate(
-      model.transformer,
-      model.params,
-      read.tokens,
-      read.segments,
-      costs.row_keys(2),
-      decoding,
+      model, prompt(), costs.row_keys(2), decoding.without_draft()
   )
   (run,) = loops
   for steps in (1, 2, L):
@@ -53,7 +38,8 @@ def test_steps_are_those_of_autoregressive_decoding(loops, temperature):
 
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
 def test_a_block_is_read_and_judged_anew_in_every_step(loops, temperature):
-  costs.verify(tiny.target(), inputs(), settings(temperature), tiny.V)
+  decoding = DECODING.replace(temperature=temperature)
+  costs.verify(tiny.target().model, prompt(), decoding, tiny.V)
   (run,) = loops
   first, second = run(1), run(2)
   assert first[1].shape == (2, 4)  # the last token and three that are drafted
@@ -67,34 +53,49 @@ def test_a_block_is_read_and_judged_anew_in_every_step(loops, temperature):
 
 
 def test_a_first_step_reads_two_tokens(loops):
-  costs.step(tiny.draft(), inputs(), settings(), tiny.V, tokens=2)
+  costs.step(tiny.draft().model, prompt(), DECODING, tiny.V, tokens=2)
   (run,) = loops
   assert run(1)[1].shape == (2, 2)
 
 
-def test_a_draft_of_some_tokens_proposes_those(loops):
+def test_a_trimmed_vocabulary_proposes_its_own_tokens(loops):
   draft = tiny.trimmed_draft()
-  costs.step(draft, inputs(), settings(), tiny.V)
+  costs.step(draft.model, prompt(), DECODING, tiny.V)
   (run,) = loops
   _, tokens = run(1)
-  assert set(np.asarray(tokens).flat) <= set(draft.config.output_tokens)
+  assert set(np.asarray(tokens).flat) <= set(draft.config.trimmed_vocabulary)
 
 
 def test_costs_add_up():
-  found = costs.Costs(10.0, 4.0, 5.0, 1.5, 1.0, {1: 5.0, 3: 6.0})
-  assert found.draft_ratio == 0.25
-  assert found.verify_ratio(3) == 1.5
-  assert found.block(1) == 1.5 + 5.0
-  assert found.block(3) == 1.5 + 2 * 1.0 + 6.0
+  total = costs.Costs(10.0, 4.0, 5.0, 1.5, 1.0, {1: 5.0, 3: 6.0})
+  assert total.draft_ratio == 0.25
+  assert total.verify_ratio(3) == 1.5
+  assert total.block(1) == 1.5 + 5.0
+  assert total.block(3) == 1.5 + 2 * 1.0 + 6.0
 
 
-def test_every_cost_of_a_pair_is_measured():
-  decodings = [settings(1.0, block_length=size) for size in (1, 2)]
-  found = costs.measure(tiny.target(), tiny.draft(), inputs(), decodings)
-  *single, verify = found
+@pytest.mark.parametrize('paths', [1, 2])
+def test_every_cost_of_a_pair_is_measured(paths):
+  decodings = [
+      DECODING.replace(temperature=1.0, length=length, paths=paths)
+      for length in (1, 2)
+  ]
+  *single, verify = costs.measure(
+      tiny.target().model, tiny.draft().model, prompt(), decodings
+  )
   assert all(seconds > 0 for seconds in single)
   assert set(verify) == {1, 2}
   assert all(seconds > 0 for seconds in verify.values())
+
+
+def test_all_paths_are_read_and_judged(loops):
+  decoding = DECODING.replace(temperature=1.0, paths=2)
+  costs.verify(tiny.target().model, prompt(), decoding, tiny.V)
+  (run,) = loops
+  state, read, q_logits = run(1)
+  assert read.shape == (2, 1 + 2 * 3)
+  assert q_logits.shape == (2, 3, 2, tiny.V)
+  assert jax.tree.leaves(state.cache)[0].shape[2] == 1 + L + 2 * 3 + 1
 
 
 def test_rows_have_keys_of_their_own():

@@ -3,7 +3,6 @@
 How fast anything is depends on the machine and is not tested.
 """
 
-import dataclasses
 import itertools
 
 import jax
@@ -15,11 +14,13 @@ from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.evaluation.speed import costs
 from distillspec_jax.evaluation.speed import latency
+from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import verification
 from tests import tiny
 
 L = 8
-EOS = 39  # a token that the target says often
+EOS = 39  # a token that the target emits often
 COSTS = costs.Costs(
     prefill=0.0,
     step=2.0,
@@ -27,6 +28,9 @@ COSTS = costs.Costs(
     draft_first=0.5,
     draft=0.5,
     verify={2: 3.0},
+)
+GREEDY = decoding_lib.Decoding(
+    drafting=decoding_lib.Drafting(length=2), max_new_tokens=L
 )
 
 
@@ -37,19 +41,25 @@ def clock(monkeypatch):
   monkeypatch.setattr(latency.time, 'perf_counter', lambda: next(seconds))
 
 
-def measure(batches, target=tiny.target, eos_id=1):
-  decoding = decoding_lib.Decoding(
-      block_length=2, max_new_tokens=L, eos_ids=(eos_id,)
+def measure(batches, target=tiny.target, **changes):
+  """Metrics of autoregressive and of speculative decoding."""
+  measured = latency.measure(
+      target().model,
+      tiny.draft().model,
+      jax.device_put(batches),
+      [GREEDY.replace(**changes)],
+      COSTS,
+      seed=0,
   )
-  found = latency.measure(
-      target(), tiny.draft(), batches, [decoding], COSTS, seed=0
-  )
-  return found.plain, found.fast[2]
+  return measured.plain, measured.fast[0]
+
+
+def batches(number=3):
+  return [tiny.batch(3, seed=seed) for seed in range(number)]
 
 
 def test_greedy_runs_emit_the_same_tokens(clock):
-  batches = [tiny.batch(3, seed=seed) for seed in range(3)]
-  plain, fast = measure(batches, eos_id=EOS)
+  plain, fast = measure(batches(), eos_ids=(EOS,))
   assert plain['compile_s'].value == fast['compile_s'].value == 1.0
   # Each run takes a second by this clock, so rates are tokens of a run.
   assert plain['tokens_per_second'] == fast['tokens_per_second']
@@ -58,7 +68,7 @@ def test_greedy_runs_emit_the_same_tokens(clock):
 
 
 def test_predictions_are_the_cost_models(clock):
-  _, fast = measure([tiny.batch(3, seed=seed) for seed in range(3)])
+  _, fast = measure(batches())
   tau = fast['block_efficiency']
   assert 1 <= tau.value <= 3
   assert tau.count == 9
@@ -73,6 +83,14 @@ def test_predictions_are_the_cost_models(clock):
     assert error == pytest.approx(value / tau.value * tau.standard_error)
 
 
+def test_adaptive_length_has_no_prediction_and_no_plan(clock):
+  _, fast = measure(batches(1), adaptive=adaptive_length.Confidence(0.4))
+  assert set(fast) == {
+      'tokens_per_second', 'compile_s', 'cost_ratio', 'verify_ratio',
+      'block_efficiency', 'measured_speedup',
+  }  # fmt: skip
+
+
 def test_tokens_of_padding_rows_do_not_count(clock):
   plain, fast = measure([tiny.batch(3, empty=2)])
   assert plain['tokens_per_second'].value <= L
@@ -85,52 +103,48 @@ def test_padding_of_the_larger_vocabulary_is_never_emitted(clock):
 
   def larger():
     model = tiny.target(tiny.V + 1)
-    params = jax.tree.map(np.copy, model.params)
+    params = jax.tree.map(np.array, model.model.params)
     params['decoder']['logits_dense']['kernel'][:, -1] *= 100
-    return dataclasses.replace(model, params=params)
+    return tiny.loaded(model.model.replace(params=params))
 
   # A row would end there, so that there would be fewer tokens.
-  plain, fast = measure([tiny.batch(9)], target=larger, eos_id=tiny.V)
+  plain, fast = measure([tiny.batch(9)], target=larger, eos_ids=(tiny.V,))
   assert plain['tokens_per_second'].value == 9 * L
   assert fast['tokens_per_second'].value == 9 * L
 
 
-def plan(scale, verify_s):
-  """The plan's metrics, with the clock's times."""
-  decodings = [
-      decoding_lib.Decoding(block_length=size, max_new_tokens=L, eos_ids=())
-      for size in (1, 2)
-  ]
-  prices = COSTS._replace(verify={1: verify_s, 2: verify_s})
-  found = latency.measure(
-      tiny.target(),
-      tiny.draft(scale=scale),
-      [tiny.batch(8)],
-      decodings,
-      prices,
+def planned(verify_s):
+  """The plan, and the metrics of each block length, with the clock's times."""
+  lengths = (1, 2)
+  measured = latency.measure(
+      tiny.target().model,
+      tiny.draft(scale=0.0).model,
+      jax.device_put([tiny.batch(8)]),
+      [GREEDY.replace(length=length, eos_ids=()) for length in lengths],
+      COSTS._replace(verify=dict.fromkeys(lengths, verify_s)),
       seed=0,
   )
-  return found.plan, found.fast
+  return measured.plan, dict(zip(lengths, measured.fast))
 
 
 def test_a_perfect_draft_is_planned_with_the_longest_block(clock):
-  found, fast = plan(scale=0.0, verify_s=2.0)
-  assert found.block_length == 2
+  plan, fast = planned(verify_s=2.0)
+  assert plan.block_length == 2
   # 8 tokens in 3 blocks of 3 s, against 8 steps of 2 s.
-  assert found.speedup == pytest.approx(16 / 9)
-  for size, calls, block_s in ((1, 4, 2.5), (2, 3, 3.0)):
-    metrics = fast[size]
+  assert plan.speedup == pytest.approx(16 / 9)
+  for length, calls, block_s in ((1, 4, 2.5), (2, 3, 3.0)):
+    metrics = fast[length]
     assert metrics['planned_block_length'].value == 2
-    assert metrics['planned_speedup'].value == found.speedup
+    assert metrics['planned_speedup'].value == plan.speedup
     measured = fast[2]['measured_speedup']
     assert metrics['planned_measured_speedup'] == measured
-    by_place = metrics['predicted_speedup_by_place'].value
-    assert by_place == pytest.approx(16 / (calls * block_s))
+    predicted = metrics['predicted_speedup_by_place'].value
+    assert predicted == pytest.approx(16 / (calls * block_s))
 
 
 def test_where_nothing_pays_the_plan_is_not_to_speculate(clock):
-  found, fast = plan(scale=0.0, verify_s=20.0)
-  assert found.block_length is None
+  plan, fast = planned(verify_s=20.0)
+  assert plan.block_length is None
   for metrics in fast.values():
     assert metrics['planned_block_length'].value == 0
     assert metrics['planned_speedup'].value == 1.0
@@ -138,14 +152,29 @@ def test_where_nothing_pays_the_plan_is_not_to_speculate(clock):
     assert metrics['predicted_speedup_by_place'].value < 1.0
 
 
+# `benchmark`: its lines.
+
+
+def benchmark(tmp_path, label_length=6, **changes):
+  arguments = {
+      'run': str(tmp_path / 'timed'),
+      'target': tiny.target(tiny.BYTES),
+      'draft': tiny.draft(tiny.BYTES),
+      'task': tiny.task(tmp_path / 'task', label_length=label_length),
+      **changes,
+  }
+  return latency.benchmark(**arguments)
+
+
+def block_lengths(*lengths):
+  return decoding_lib.grid(temperatures=(0.0,), block_lengths=lengths)
+
+
 def test_benchmark_writes_autoregressive_once_and_each_block_length(tmp_path):
-  lines = latency.benchmark(
-      run=str(tmp_path / 'timed'),
-      target=tiny.target(384),
-      draft=tiny.draft(384),
-      task=tiny.task(tmp_path / 'task', label_length=6),
+  lines = benchmark(
+      tmp_path,
       batch_sizes=(4,),
-      block_lengths=(1, 2),
+      decodings=block_lengths(1, 2),
       repeats=3,
       draft_name='distilled',
   )
@@ -182,16 +211,73 @@ def test_benchmark_writes_autoregressive_once_and_each_block_length(tmp_path):
     assert metrics['measured_speedup']['standard_error'] is not None
 
 
-def test_a_profile_is_beside_the_fastest_block_length(tmp_path, capsys):
-  _, *fast = latency.benchmark(
-      run=str(tmp_path / 'timed'),
-      target=tiny.target(384),
-      draft=tiny.draft(384),
-      task=tiny.task(tmp_path / 'task', label_length=32),
+def test_every_way_to_speculate_is_timed_in_one_call(tmp_path, monkeypatch):
+  """Those that differ in block length alone share a plan and the costs."""
+  timed = []
+
+  def fake_costs(target, draft, prompt, decodings):
+    timed.append(decodings)
+    lengths = [decoding.drafting.length for decoding in decodings]
+    return COSTS._replace(verify=dict.fromkeys(lengths, 3.0))
+
+  monkeypatch.setattr(costs, 'measure', fake_costs)
+  sampled = decoding_lib.Decoding(
+      sampling=decoding_lib.Sampling(temperature=1.0),
+      drafting=decoding_lib.Drafting(length=2),
+  )
+  ways = {
+      'token': {},
+      'block': {'verifier': verification.Block()},
+      'paths': {'paths': 2},
+      'lenient': {'verifier': verification.Lenient('linear', 0.5)},
+      'typical': {'verifier': verification.Typical()},
+      'adaptive': {'adaptive': adaptive_length.Confidence(0.4)},
+  }
+  decodings = [sampled.replace(**changes) for changes in ways.values()]
+  shown = []
+  lines = benchmark(
+      tmp_path,
       batch_sizes=(2,),
-      block_lengths=(1, 2),
+      decodings=[*decodings, sampled.replace(length=1)],
+      repeats=2,
+      show=lambda *arguments: shown.append(arguments),
+  )
+  expected = [[each.replace(max_new_tokens=6)] for each in decodings]
+  expected[0].append(expected[0][0].replace(length=1))
+  assert timed == expected  # one group each; the first with two lengths
+  plain = [line for line in lines if line['draft'] is None]
+  fast = [line for line in lines if line['draft'] is not None]
+  assert len(plain) == len(ways) and len(fast) == len(ways) + 1
+  described = [
+      decoding.describe(speculative=True, batch_size=2)
+      for group in expected
+      for decoding in group
+  ]
+  assert [line['decoding'] for line in fast] == described
+  for line in fast:
+    metrics = line['metrics']
+    assert 1 <= metrics['block_efficiency']['value'] <= 3
+    assert metrics['measured_speedup']['count'] == 2
+    is_adaptive = line['decoding']['adaptive'] is not None
+    assert ('planned_speedup' in metrics) == (not is_adaptive)
+  ((title, measured),) = shown
+  assert title == 'draft, tiny validation'
+  assert [one.decodings for one in measured] == expected
+  assert [one.plan is None for one in measured] == [
+      name == 'adaptive' for name in ways
+  ]
+
+
+def test_a_profile_is_beside_the_fastest_block_length(tmp_path):
+  shown = []
+  _, *fast = benchmark(
+      tmp_path,
+      label_length=32,
+      batch_sizes=(2,),
+      decodings=block_lengths(1, 2),
       repeats=1,
       profile=True,
+      show=lambda *arguments: shown.append(arguments),
   )
   speedup = lambda line: line['metrics']['measured_speedup']['value']
   best, other = sorted(fast, key=speedup, reverse=True)
@@ -199,12 +285,14 @@ def test_a_profile_is_beside_the_fastest_block_length(tmp_path, capsys):
   metrics = best['metrics']
   parts = [name for name in metrics if name.startswith('block_')]
   assert {'block_ms', 'block_target_read_ms', 'block_commit_ms'} <= set(parts)
-  assert {'begin_target_ms', 'begin_draft_ms'} <= set(metrics)
-  folder = tmp_path / 'timed' / 'profile' / 'batch_2_temperature_0'
+  assert {'prefill_target_ms', 'prefill_draft_ms'} <= set(metrics)
+  (folder,) = (tmp_path / 'timed' / 'profile').iterdir()
+  length = best['decoding']['block_length']
+  assert folder.name == f'batch-2_greedy_block-length-{length}'
   assert list(folder.rglob('*.xplane.pb'))
-  shown = capsys.readouterr().err
-  assert 'the block in the loop' in shown
-  assert 'best measured' in shown
+  ((_, (one,)),) = shown
+  block_s = one.breakdown.block_s
+  assert metrics['block_ms']['value'] == pytest.approx(1e3 * block_s)
 
 
 @pytest.mark.parametrize(
@@ -212,22 +300,14 @@ def test_a_profile_is_beside_the_fastest_block_length(tmp_path, capsys):
     [
         ({'repeats': 0}, 'repeats is 0'),
         ({'examples': 0}, 'examples is 0'),
-        ({'batch_sizes': ()}, 'give at least one of each'),
+        ({'batch_sizes': ()}, r'batch_sizes is \(\) .* at least one of each'),
         ({'batch_sizes': (1, 0)}, 'batch_size is 0'),
-        ({'temperatures': ()}, 'give at least one of each'),
-        ({'block_lengths': ()}, 'give at least one of each'),
-        ({'block_lengths': (0,)}, 'block_length is 0'),
-        ({'max_new_tokens': 0}, 'max_new_tokens is 0'),
+        ({'decodings': ()}, 'there are 0 decodings'),
+        ({'decodings': [GREEDY.replace(length=9)]}, 'block_length is 9'),
         ({'draft': 'no/such/folder'}, 'There is no folder'),
     ],
 )
 def test_benchmark_refuses_before_work_starts(tmp_path, changes, message):
-  arguments = {
-      'target': tiny.target(384),
-      'draft': tiny.draft(384),
-      'task': tiny.task(tmp_path / 'task'),
-      **changes,
-  }
   with pytest.raises(errors.UserError, match=message):
-    latency.benchmark(run=str(tmp_path / 'timed'), **arguments)
+    benchmark(tmp_path, **changes)
   assert not (tmp_path / 'timed' / 'results.jsonl').exists()

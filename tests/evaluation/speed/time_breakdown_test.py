@@ -1,30 +1,26 @@
 """The parts of a block are those of the loop, and add up."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.evaluation.speed import costs
+from distillspec_jax.core import errors
 from distillspec_jax.evaluation.speed import stopwatch
 from distillspec_jax.evaluation.speed import time_breakdown
+from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.sampling import verification
 from tests import tiny
 
 L, G = 12, 3
 
 
-def settings(temperature=0.0):
-  return decoding_lib.Decoding(
-      temperature=temperature, max_new_tokens=L, block_length=G
-  )
-
-
-def inputs(rows=2):
-  batch = tiny.batch(rows)
-  return costs.Inputs(
-      jnp.asarray(batch.inputs), jnp.asarray(batch.input_segments)
-  )
+DECODING = decoding_lib.Decoding(
+    drafting=decoding_lib.Drafting(length=G), max_new_tokens=L
+)
 
 
 class Fake:
@@ -37,7 +33,7 @@ class Fake:
 @pytest.fixture
 def watches(monkeypatch):
   """What `measure` would time, by name; every step takes a second."""
-  found = {}
+  timed = {}
 
   def loop(step, arguments, carry):
     carries, step = [carry], jax.jit(step)
@@ -46,24 +42,28 @@ def watches(monkeypatch):
     return Fake(carries=carries)
 
   def read(these):
-    found.update(these)
+    timed.update(these)
     return dict.fromkeys(these, 1.0)
 
   monkeypatch.setattr(stopwatch, 'loop', loop)
   monkeypatch.setattr(stopwatch, 'Stopwatch', lambda *args: Fake(args))
   monkeypatch.setattr(stopwatch, 'read', read)
-  return found
+  return timed
 
 
-def profile(temperature=0.0, draft=tiny.draft):
+def measure(draft=tiny.draft, **changes):
   return time_breakdown.measure(
-      tiny.target(), draft(), inputs(), settings(temperature), seed=0
+      tiny.target().model,
+      draft().model,
+      jax.device_put(tiny.batch(2).prompt),
+      DECODING.replace(**changes),
+      seed=0,
   )
 
 
 def test_parts_are_called_as_often_as_in_a_block(watches):
-  found = profile()
-  assert {part.name: part.calls for part in found.parts} == {
+  breakdown = measure()
+  assert {part.name: part.calls for part in breakdown.parts} == {
       "draft's first read": 1,
       "draft's reads": G - 1,
       "draft's output layer": G,
@@ -73,12 +73,12 @@ def test_parts_are_called_as_often_as_in_a_block(watches):
       'verification': 1,
       'commit': 1,
   }
-  assert found.parts_s == 1 + (G - 1) + 2 * G + 4
-  assert found.block_s == 1.0
-  metrics = found.metrics()
+  assert breakdown.parts_s == 1 + (G - 1) + 2 * G + 4
+  assert breakdown.block_s == 1.0
+  metrics = breakdown.metrics()
   assert metrics['block_ms'].value == 1000.0
   assert metrics['block_draft_output_layer_ms'].value == 3000.0
-  assert metrics['begin_target_ms'].value == 1000.0
+  assert metrics['prefill_target_ms'].value == 1000.0
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_parts_are_called_as_often_as_in_a_block(watches):
 )
 def test_every_step_is_another_one(watches, temperature, draft):
   """What does not change from step to step could be done before the loop."""
-  parts = profile(temperature, draft).parts
+  parts = measure(draft, temperature=temperature).parts
   loops = {n: watch for n, watch in watches.items() if watch.carries}
   assert set(loops) == {part.name for part in parts}
   for name, watch in loops.items():
@@ -108,9 +108,41 @@ def test_every_step_is_another_one(watches, temperature, draft):
 
 
 def test_a_block_is_taken_from_the_loop_itself(watches):
-  profile()
+  measure()
   few, many, blocks = watches['block'].programs
   counts = [int(np.max(call().statistics.blocks)) for call in (few, many)]
   assert counts[0] == 1
   assert counts[1] - counts[0] == blocks > 1
   np.testing.assert_array_equal(many().lengths, [L, L])
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{'paths': 2}, {'adaptive': adaptive_length.Confidence(0.4)}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_blocks_without_fixed_parts_are_refused(changes):
+  assert not time_breakdown.can_measure(DECODING.replace(**changes))
+  with pytest.raises(errors.UserError, match='have no fixed parts'):
+    measure(**changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(verification.Block):
+  """Says when it is traced."""
+
+  def sampled(self, *args):
+    TRACED.append(len(args))
+    return super().sampled(*args)
+
+
+TRACED = []
+
+
+def test_verification_is_that_of_the_decoding(watches):
+  TRACED.clear()
+  time_breakdown._verify(2, DECODING.replace(temperature=1.0), tiny.V)
+  assert not TRACED
+  decoding = DECODING.replace(temperature=1.0, verifier=Recorded())
+  time_breakdown._verify(2, decoding, tiny.V)
+  assert TRACED
