@@ -1,5 +1,6 @@
 # make quickstart   the whole story on embedded data, in minutes
-# make test         all tests
+# make test         all tests; TESTS=tests/sampling for some of them
+# make test-fast    a few tests of each area, in two minutes
 #
 # Each makes .venv, installs what was tested, and runs. PYTHON=python3.12 uses
 # another interpreter, with an environment of its own.
@@ -15,11 +16,11 @@ BIN := $(VENV)/bin
 LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test lint format lock docs wheel clean \
+.PHONY: help install quickstart test test-fast lint format lock docs wheel clean \
   check-hugging-face benchmark-peers benchmark-t5x
 
 help:
-	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@sed -n '1,3s/^# \{0,1\}//p' Makefile
 	@echo 'make install | lint | format | docs | lock | wheel | clean'
 	@echo 'make check-hugging-face: do exported models load in transformers?'
 	@echo 'make benchmark-peers: decoding, speculation and training beside' \
@@ -46,8 +47,14 @@ $(STAMP): $(LOCK) requirements/tpu.txt setup.py
 quickstart: install
 	$(BIN)/distillspec quickstart --run=runs/quickstart
 
+# A worker takes neighbouring tests, which share compiled programs.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: install
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(PYTEST) $(TESTS)
+
+test-fast: install
+	$(PYTEST) -m fast $$(grep -rl mark.fast --include=*_test.py tests)
 
 lint: install
 	$(BIN)/ruff check .
