@@ -81,6 +81,7 @@ setuptools.setup(
         'numpy>=2,<3',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
+        'protobuf>=5,<8',
         'rich>=13,<16',
         'sentencepiece>=0.2,<0.3',
         'tensorboardX>=2.6,<3',

@@ -1,1 +1,1 @@
-"""A run -> what it needs on a TPU slice, found out without having one."""
+"""A run -> what it needs on a TPU slice, without having one."""

@@ -87,7 +87,7 @@ def _environment() -> dict[str, str]:
 def library() -> pathlib.Path:
   """The file of the TPU compiler.
 
-  JAX loads a libtpu that is installed beside it in every process, which takes a
+  A libtpu in site-packages is loaded by JAX in every process, which takes a
   second and, without a TPU, prints a few lines of complaints. So a development
   environment has it in a folder of its own, PREFIX/tpu_compiler.
 
@@ -127,7 +127,9 @@ def _key(config: config_lib.PlanConfig, programs: tuple[str, ...]) -> str:
 def _plain(value: Any) -> Any:
   """For `json`: the fields of a dataclass and its name, or pickled bytes."""
   if dataclasses.is_dataclass(value):
-    return [type(value).__qualname__, vars(value), *_own_source(type(value))]
+    kind = type(value)
+    name = f'{kind.__module__}.{kind.__qualname__}'
+    return [name, vars(value), *_own_source(kind)]
   try:
     return [pickle.dumps(value).hex(), *_own_source(value)]
   except Exception as error:  # of many kinds

@@ -1,8 +1,8 @@
-"""The process that holds the TPU compiler: a request in, an answer out.
+"""The process with the TPU compiler: a request in, an answer out.
 
-The compiler is a library that takes hold of the machine's TPUs, if any, and
-writes to the error output of the process; so it gets one of its own, which
-runs JAX on the CPU and has the compiler for slices only. `compiler` starts it:
+The compiler is a library that takes the machine's TPUs, if any, and writes to
+the error output of the process; so it gets a process of its own, which runs JAX
+on the CPU and compiles for slices only. `compiler` starts it:
 
   python -m distillspec_jax.planning.compiler_process < request > answer
 """

@@ -134,7 +134,7 @@ class PlanConfig:
         )
 
 
-@functools.lru_cache(maxsize=16)  # its shapes are found by tracing, once
+@functools.lru_cache(maxsize=16)  # finding its shapes takes a trace
 def _network(
     config: config_lib.T5Config, layout: layouts.Rules
 ) -> transformer.Transformer:

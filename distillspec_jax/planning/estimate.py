@@ -1,11 +1,11 @@
-"""From what the compiler says of a program to seconds and shares of the peak.
+"""From a compiled program to seconds and shares of the chip's peak.
 
 Predicted seconds are the compiler's own: the cycles that it expects of every
-instruction, as often as the loops run, over the clock. What it does not say is
+instruction, as often as the loops run, over the clock. What it leaves out is
 added here: exchanges between chips take as long as their bytes need on the
 links of the torus, plus a microsecond per hop. They count in full where the
-program waits for them; where they run beside computation, as copies from HBM to
-fast memory do, they count as far as they take longer than it.
+program waits for them; where they overlap with computation, as copies from HBM
+to fast memory do, only what exceeds it counts.
 
   step       work + exchanges + sum over loops of trips x body
   roofline   the longest of FLOPs, HBM bytes and exchanged bytes at the chip's
@@ -25,8 +25,8 @@ from distillspec_jax.planning import config as config_lib
 from distillspec_jax.planning import hlo
 from distillspec_jax.planning import topologies
 
-# Trips of loops whose end only the data tells: of the outermost ones, of those
-# in them, and so on; the last number holds for all that are deeper.
+# Trips of loops whose end depends on the data: of the outermost ones, of those
+# in them, and so on; the last number holds for all deeper ones.
 Trips = Sequence[int]
 
 
@@ -35,7 +35,7 @@ class Visit(NamedTuple):
 
   block: hlo.Block
   times: int
-  depth: int  # how many loops whose end only the data tells are around it
+  depth: int  # how many loops whose end depends on the data are around it
 
 
 def walk(
@@ -60,10 +60,10 @@ class Cost(NamedTuple):
 
   Attributes:
     seconds: predicted.
-    waited_s: of these, in which it waits for other chips.
+    waited_s: of these, the seconds of waiting for other chips.
     flops: of matrix products.
     hbm_bytes: read and written.
-    exchange_s: of exchanges between chips at the links' peak, without hops.
+    exchange_s: seconds of exchanges at the links' peak, without hops.
     exchanges: how many.
     sent: bytes that a chip sends, for each of `hlo.COLLECTIVES`.
   """
@@ -108,7 +108,7 @@ def cost(
     block: from `hlo`.
     topology: that it was compiled for.
     places: coordinates of the chips, in the order of the mesh.
-    trips: of loops whose end only the data tells.
+    trips: of loops whose end depends on the data.
     skip: inner blocks that are left out.
   """
   total = Cost()
@@ -136,9 +136,9 @@ def _own(
     sent[each.kind] += topologies.moved_bytes(each.kind, each.bytes, len(chips))
     exchange_s += topology.exchange_s(each.kind, each.bytes, chips, hop_s=0.0)
   work = block.cycles / chip.clock
-  beside = max(hidden, block.prefetched_bytes / chip.hbm_bandwidth)
+  overlapped = max(hidden, block.prefetched_bytes / chip.hbm_bandwidth)
   return Cost(
-      seconds=max(work, beside) + waited,
+      seconds=max(work, overlapped) + waited,
       waited_s=waited + max(0.0, hidden - work),
       flops=block.flops,
       hbm_bytes=block.hbm_bytes,
@@ -269,7 +269,7 @@ def sampling(
 
 
 def _data_dependent(block: hlo.Block) -> list[hlo.Block]:
-  """The outermost loops in a block whose end only the data tells."""
+  """The outermost loops in a block whose end depends on the data."""
   loops = []
   for inner in block.inner:
     loops += [inner] if inner.trips is None else _data_dependent(inner)
@@ -284,7 +284,7 @@ class Exchanges(NamedTuple):
     kind: one of `hlo.COLLECTIVES`.
     shape: of one.
     chips: how many take part.
-    hidden: beside computation.
+    hidden: they overlap with computation.
     bytes: that a chip sends in all of them.
     count: how many exchanges.
   """
@@ -306,7 +306,7 @@ def exchanges(
   Args:
     name: of the program.
     program: as it was compiled.
-    trips: of loops whose end only the data tells.
+    trips: of loops whose end depends on the data.
   """
   counts: collections.Counter[Exchanges] = collections.Counter()
   for visit in walk(program.block, trips):

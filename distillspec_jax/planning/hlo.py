@@ -1,8 +1,9 @@
 """What is in a compiled TPU program: loops, work, exchanges between chips.
 
-The compiler writes the cycles that it expects beside every instruction, and
-which chips exchange data. XLA's own `cost_analysis` counts the body of a loop
-once; here the loops are kept as a tree, to be counted as often as they run.
+The compiler annotates every instruction with the cycles that it expects, and
+exchanges with the chips that take part. XLA's own `cost_analysis` counts the
+body of a loop once; here the loops are kept as a tree, to be counted as often
+as they run.
 
   bytes of an HloModuleProto -> parse -> Computation -> block -> Block
 
@@ -132,7 +133,7 @@ class Collective(NamedTuple):
     shape: what one chip exchanges: gathered, or not yet reduced.
     bytes: its size.
     group: numbers of the devices of the first group that exchanges; () is all.
-    hidden: it runs beside computation (asynchronously).
+    hidden: it overlaps with computation (it is asynchronous).
   """
 
   kind: str
@@ -148,11 +149,11 @@ class Block:
 
   Attributes:
     op_name: of the loop; '' for a program.
-    trips: how often it runs; None where only the data tells.
+    trips: how often it runs; None where that depends on the data.
     cycles: expected for all but collectives and inner loops.
     flops: of matrix products.
     hbm_bytes: read and written.
-    prefetched_bytes: of these, copied beside computation.
+    prefetched_bytes: of these, copied while something else is computed.
     host_transfers: instructions that wait for the host.
     work: the instructions that take longest, without inner loops.
     collectives: of this block.
@@ -267,7 +268,7 @@ def _trips(loop: Instruction) -> int | None:
 
 
 def _number(value: Instruction) -> int | None:
-  """A whole number that is a constant of the program; None for all else."""
+  """The value of a constant that is a whole number; None for all else."""
   literal = value.proto.literal
   for number in (*literal.s32s, *literal.s64s, *literal.u32s, *literal.u64s):
     return number

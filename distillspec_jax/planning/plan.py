@@ -129,7 +129,7 @@ def plan(
   replaced = [each.instead_of for each in plans]
   hopeless = [
       f'{each.config.topology.name}: {each.shortage()}; no configuration near'
-      ' it was found to fit. Take more or larger chips, a smaller model, or'
+      ' it fits either. Take more or larger chips, a smaller model, or'
       " Target.weights = 'int8'"
       for each in plans
       if not each.compilation.fits and each not in replaced
@@ -168,27 +168,27 @@ def _models(
   Raises:
     UserError: one is unknown, or the draft cannot propose for the target.
   """
-  start, target = training.start, training.target
+  start, placed = training.start, training.target
   draft = _model(start.model or start.checkpoint)
-  if target is None:
+  if placed is None:
     return None, draft
-  decides = _model(target.checkpoint)
-  decides = dataclasses.replace(
-      decides,
-      dtype=target.dtype or decides.dtype,
-      weights=target.weights or decides.weights,
+  target = _model(placed.checkpoint)
+  target = dataclasses.replace(
+      target,
+      dtype=placed.dtype or target.dtype,
+      weights=placed.weights or target.weights,
   )
   if start.shared_encoder and not draft.shares_encoder:
-    draft = shared_encoder.config(draft, decides)
+    draft = shared_encoder.config(draft, target)
   loading.check_pair(
       *(
           loading.Loaded(
               model_lib.Model(None, transformer.Transformer(config)), name=name
           )
-          for config, name in ((decides, 'target'), (draft, 'draft'))
+          for config, name in ((target, 'target'), (draft, 'draft'))
       )
   )
-  return decides, draft
+  return target, draft
 
 
 def _model(model: model_config.T5Config | str) -> model_config.T5Config:
@@ -198,10 +198,9 @@ def _model(model: model_config.T5Config | str) -> model_config.T5Config:
       model = model_config.published(model)
     except errors.UserError as unknown:
       try:
-        values = loading.read(sources.resolve(model)).config
+        model = loading.read(sources.resolve(model)).config
       except errors.UserError as absent:
         raise errors.UserError(f'{unknown} {absent}') from absent
-      model = model_config.T5Config.from_dict(values)
   return dataclasses.replace(
       model, scan_layers=True, dtype='bfloat16', remat='none'
   )

@@ -28,7 +28,7 @@ _COPIES = 6  # of them, float32, in a divergence and its gradient
 def nearest(
     config: config_lib.PlanConfig,
 ) -> tuple[config_lib.PlanConfig, compiled_program.Compilation] | None:
-  """A configuration that fits, near one that does not; None: none was found."""
+  """A configuration near one that does not fit; None if none fits."""
   limit = _MARGIN * config.topology.chip.hbm_bytes
   per_row: dict[str, float] = {}  # bytes of activations, by remat
   compiled = 0
@@ -138,7 +138,7 @@ def estimated_bytes(
   if not config.train:
     return samplers
   logits = config.rows * _CHUNK * config.draft.num_logits * 4 * _COPIES
-  if fsdp > 1:  # a whole table of embeddings is gathered
+  if fsdp > 1:  # the embeddings are gathered in full
     widest = config.target or config.draft
     logits += 2 * 2 * widest.vocab_size * widest.emb_dim
   step = sum(held.values()) + held['draft']  # and its gradient

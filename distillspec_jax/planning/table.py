@@ -135,7 +135,7 @@ def _notes(plans: Sequence[slice_plan.SlicePlan]) -> list[str]:
 
 def _exchange(each: estimate.Exchanges) -> str:
   shape = each.shape if len(each.shape) < 60 else f'{each.shape[:57]}...'
-  how = 'beside work' if each.hidden else 'waited for'
+  how = 'overlapped' if each.hidden else 'waited for'
   return (
       f'{slice_plan.gib(each.bytes)} GiB  {each.count} x {each.kind} {shape}'
       f' between {each.chips} chips, {how}, in {each.where}'

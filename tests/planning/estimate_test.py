@@ -1,4 +1,4 @@
-"""Seconds and FLOPs by hand, on blocks made for it."""
+"""Seconds and FLOPs by hand, on handmade blocks."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def test_cycles_count_as_often_as_loops_run():
   assert seconds(block) == pytest.approx(1e-3 + 10 * 2e-3)
 
 
-def test_trips_that_only_data_tells_are_given_by_depth():
+def test_trips_that_depend_on_data_are_given_by_depth():
   inner = hlo.Block('', None, cycles=1_500_000)
   outer = hlo.Block('', None, cycles=1_500_000, inner=[inner])
   block = hlo.Block('', 1, inner=[outer])
@@ -45,13 +45,13 @@ def test_trips_that_only_data_tells_are_given_by_depth():
   )
 
 
-def test_what_runs_beside_work_counts_as_far_as_it_takes_longer():
+def test_what_overlaps_with_work_counts_as_far_as_it_takes_longer():
   shared = dict(op_name='', trips=1, cycles=1_500_000)  # 1 ms
   # A half of 90 MB over one link of 45 GB/s: 1 ms, and a microsecond a hop.
   waited = hlo.Block(**shared, collectives=[exchange(90_000_000)])
   assert seconds(waited) == pytest.approx(2e-3 + 1e-6)
-  beside = hlo.Block(**shared, collectives=[exchange(90_000_000, True)])
-  assert seconds(beside) == pytest.approx(1e-3 + 1e-6)
+  overlapped = hlo.Block(**shared, collectives=[exchange(90_000_000, True)])
+  assert seconds(overlapped) == pytest.approx(1e-3 + 1e-6)
   longer = hlo.Block(**shared, collectives=[exchange(270_000_000, True)])
   assert seconds(longer) == pytest.approx(3e-3 + 1e-6)
 

@@ -1,4 +1,4 @@
-"""What a plan tells about its programs, on programs made for it."""
+"""The numbers of a plan, on handmade programs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Plans as text, on programs made for it."""
+"""Plans as text, on handmade programs."""
 
 from distillspec_jax.planning import table
 from tests.planning import tiny

@@ -18,9 +18,9 @@ from distillspec_jax.planning import topologies
     ],
 )
 def test_a_slice_is_found_by_name_or_shape(text, layout, chips):
-  found = topologies.parse(text)
-  assert (found.layout, found.chips) == (layout, chips)
-  assert topologies.parse(found.layout) == found
+  topology = topologies.parse(text)
+  assert (topology.layout, topology.chips) == (layout, chips)
+  assert topologies.parse(topology.layout) == topology
 
 
 @pytest.mark.parametrize(
