@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import itertools
 import textwrap
 
 from distillspec_jax.core import results
@@ -79,6 +80,12 @@ def text(plans: Sequence[slice_plan.SlicePlan]) -> str:
     elif any(name in each for each in numbers):
       cells = [_cell(label, n[name]) if name in n else '–' for n in numbers]
       rows.append((f'  {label}', cells))
+  # A heading with no rows below it is left out.
+  rows = [
+      row
+      for row, below in itertools.pairwise([*rows, ('', [])])
+      if any(row[1]) or any(below[1])
+  ]
   first = max(len(label) for label, _ in rows)
   widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(plans))]
   lines = [

@@ -19,3 +19,4 @@ def test_what_does_not_fit_is_explained_below_it():
   (row,) = [x for x in text.splitlines() if x.startswith('fits')]
   assert row.split()[-1] == 'no'
   assert '4.25 GiB too many' in text
+  assert 'A training step' not in text  # there is nothing to tell of it
