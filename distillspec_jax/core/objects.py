@@ -20,6 +20,7 @@ from typing import Any
 
 from distillspec_jax.core import errors
 
+_PACKAGE = 'distillspec_jax.'
 _CALL = re.compile(r'\s*([\w.]+(?::\w+)?)\s*(?:\((.*)\))?\s*', re.DOTALL)
 
 
@@ -60,7 +61,11 @@ def parse(text: str, known: Mapping[str, Callable[..., Any]], kind: str) -> Any:
 
 
 def describe(instance: Any) -> str:
-  """The text of a dataclass instance; fields at their defaults are left out."""
+  """The text of a dataclass instance; fields at their defaults are left out.
+
+  Classes of the package are in lower case: 'lenient(linear, 0.5)'; others have
+  their module: 'my_module:MyVerifier(3)'.
+  """
   parts, is_skipped = [], False
   for field in dataclasses.fields(instance):
     value = getattr(instance, field.name)
@@ -71,7 +76,9 @@ def describe(instance: Any) -> str:
     is_number = isinstance(value, numbers.Real)
     text = str(value).removesuffix('.0') if is_number else str(value)
     parts.append(f'{field.name}={text}' if is_skipped else text)
-  name = type(instance).__name__.lower()
+  module, name = type(instance).__module__, type(instance).__name__
+  is_ours = module.startswith(_PACKAGE)
+  name = name.lower() if is_ours else f'{module}:{name}'
   return f'{name}({", ".join(parts)})' if parts else name
 
 

@@ -25,6 +25,9 @@ class Nothing:
   pass
 
 
+for _class in (Shape, Nothing):  # as if the package had them
+  _class.__module__ = 'distillspec_jax.figures'
+
 KNOWN = {'shape': Shape, 'nothing': Nothing}
 
 
@@ -129,7 +132,8 @@ def test_a_users_module_lies_in_the_working_folder(folder):
   )
   cube = parse('figures_of_mine:Cube(2.5)')
   assert type(cube).__name__ == 'Cube' and cube.side == 2.5
-  assert objects.describe(cube) == 'cube(2.5)'
+  assert objects.describe(cube) == 'figures_of_mine:Cube(2.5)'
+  assert parse(objects.describe(cube)) == cube
   with pytest.raises(errors.UserError, match='has no figure Ball'):
     parse('figures_of_mine:Ball')
 

@@ -55,7 +55,7 @@ quickstart --run=runs/quickstart --gin.TARGET=test --gin.DRAFT=test
 """.split()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
   """One in which this checkout's package is found from any folder."""
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
 
@@ -67,7 +67,7 @@ def _folder(tmp_path_factory) -> pathlib.Path:
   done = subprocess.run(
       [sys.executable, '-m', 'distillspec_jax', *SMALL],
       cwd=folder,
-      env=_environment(),
+      env=environment(),
       capture_output=True,
       text=True,
   )
@@ -98,7 +98,7 @@ def test_code_runs(folder, code):
   done = subprocess.run(
       [sys.executable, '-W', 'error::DeprecationWarning:__main__', '-c', code],
       cwd=folder,
-      env=_environment(),
+      env=environment(),
       capture_output=True,
       text=True,
   )

@@ -176,4 +176,4 @@ def test_what_does_not_implement_the_functions_is_told_so():
     Nothing().sampled(None, None, None, None)
   with pytest.raises(NotImplementedError):
     Nothing().greedy(None, None, None)
-  assert Nothing().describe() == 'nothing'
+  assert Nothing().describe().endswith('verifier_test:Nothing')
