@@ -91,7 +91,7 @@ def test_a_change_of_dtype_is_counted_and_its_effect_measured(own, tmp_path):
       converted
   )
   half = loading.load(tmp_path / 'half')
-  assert {x.dtype for x in jax.tree.leaves(half.params)} == {
+  assert {x.dtype for x in jax.tree.leaves(half.model.params)} == {
       jnp.dtype('bfloat16')
   }
 
@@ -213,7 +213,7 @@ def test_an_output_layer_is_trimmed_to_the_frequent_tokens(
   draft, whole = loading.load(converted.folder), loading.load(source)
   # Padding, EOS and unknown; a byte is its number and three.
   expected = (0, 1, 2, 32 + 3, ord('b') + 3, ord('c') + 3)
-  assert draft.config.output_tokens == expected
+  assert draft.config.trimmed_vocabulary == expected
   assert draft.config.vocab_size == whole.config.vocab_size
   assert converted.trimmed.chosen == (expected, 8, 8)
   assert converted.comparison.largest_logit_difference == 0.0
@@ -231,7 +231,7 @@ def test_an_output_layer_is_trimmed_to_the_frequent_tokens(
   again = conversion.convert(
       str(converted.folder), str(tmp_path / 'half'), dtype='bfloat16'
   )
-  assert loading.load(again.folder).config.output_tokens == expected
+  assert loading.load(again.folder).config.trimmed_vocabulary == expected
   # ... and its token numbers are on one line.
   lines = (tmp_path / 'trimmed' / 'model.json').read_text().splitlines()
   assert sum('_tokens": [ 0, 1, 2, 35' in line for line in lines) == 1
@@ -299,7 +299,12 @@ def test_trimming_needs_a_vocabulary_and_takes_a_field(tmp_path):
       vocabulary='bytes',
   )
   letters = ord('x') + 3, ord('y') + 3
-  assert loading.load(out.folder).config.output_tokens == (0, 1, 2, *letters)
+  assert loading.load(out.folder).config.trimmed_vocabulary == (
+      0,
+      1,
+      2,
+      *letters,
+  )
 
 
 def test_a_writer_that_confuses_tensors_is_caught(own, tmp_path, monkeypatch):

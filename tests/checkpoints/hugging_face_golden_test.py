@@ -11,12 +11,12 @@ import pytest
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import randomness
-from distillspec_jax.models import config as config_lib
+from distillspec_jax.core import types
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import relative_position
-from distillspec_jax.models import transformer as transformer_lib
-from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
-from distillspec_jax.sampling import speculative
+from distillspec_jax.sampling import sampler
+from tests import tiny
 
 FULL = ['t5_v10', 't5_v11', 'byt5']  # everything was recorded of these
 NAMES = [*FULL, 't5_v11_bf16_sharded']
@@ -47,6 +47,13 @@ def _full(folder, request):
 
 def integers(arrays, name):
   return arrays[name].astype(np.int32)
+
+
+def prompt(arrays, prefix=''):
+  return types.Prompt(
+      integers(arrays, f'{prefix}input_ids'),
+      integers(arrays, f'{prefix}attention_mask'),
+  )
 
 
 def assert_near(found, expected, atol):
@@ -87,10 +94,9 @@ def test_logits_of_long_inputs(full):
 def test_logits_where_decoder_positions_are_masked(full):
   model, recorded = full
   mask = integers(recorded, 'decoder_attention_mask')
-  logits = jax.jit(model.transformer.logits)(
-      model.params,
-      integers(recorded, 'input_ids'),
-      integers(recorded, 'attention_mask'),
+  logits = jax.jit(model_lib.Model.logits)(
+      model.model,
+      prompt(recorded),
       integers(recorded, 'decoder_input_ids'),
       mask,
   )
@@ -99,10 +105,10 @@ def test_logits_where_decoder_positions_are_masked(full):
 
 
 def assert_encoded(model, recorded, prefix):
-  encode = functools.partial(model.transformer._apply, method='encode')
   mask = integers(recorded, f'{prefix}attention_mask')
-  tokens = integers(recorded, f'{prefix}input_ids')
-  states = jax.jit(encode)(model.params, tokens, mask)
+  states = jax.jit(model_lib.Model.encode)(
+      model.model, prompt(recorded, prefix)
+  )
   expected = recorded[f'{prefix}encoder_last_hidden_state']
   assert_near(states[mask > 0], expected[mask > 0], 1e-3)
 
@@ -118,12 +124,8 @@ def test_encoder_states_of_long_inputs(full):
 def test_decoder_states(full):
   model, recorded = full
   tokens = integers(recorded, 'decoder_input_ids')
-  states = jax.jit(model.transformer.hidden)(
-      model.params,
-      integers(recorded, 'input_ids'),
-      integers(recorded, 'attention_mask'),
-      tokens,
-      np.ones_like(tokens),
+  states = jax.jit(model_lib.Model.hidden)(
+      model.model, prompt(recorded), tokens, np.ones_like(tokens)
   )
   assert_near(states, recorded['decoder_hidden_states'][-1], 1e-3)
 
@@ -132,7 +134,7 @@ def test_the_loss_of_labels(full):
   model, recorded = full
   labels = recorded['labels']
   real = labels >= 0
-  decoder_inputs = transformer_lib.shift_right(
+  decoder_inputs = model_lib.shift_right(
       jnp.asarray(np.where(real, labels, 0)), jnp.ones(labels.shape, jnp.int32)
   )
   logits = model.logits(
@@ -153,31 +155,19 @@ def test_buckets(full):
     np.testing.assert_array_equal(found, recorded[f'bucket_{name}'])
 
 
-@functools.cache
-def draft_of(vocab_size):
-  """A small model of the same vocabulary, with random weights."""
-  config = config_lib.published('test', vocab_size=vocab_size)
-  transformer = transformer_lib.Transformer(config)
-  return transformer, transformer.init(jax.random.key(0))
-
-
-alone = jax.jit(autoregressive.generate, static_argnums=(0, 5))
-drafted = jax.jit(speculative.generate, static_argnums=(0, 2, 7))
-
-
 def generated(model, recorded, prefix, length, eos_ids, is_speculative):
   decoding = decoding_lib.Decoding(
-      max_new_tokens=length, block_length=4, eos_ids=eos_ids
+      drafting=decoding_lib.Drafting(length=4),
+      max_new_tokens=length,
+      eos_ids=eos_ids,
   )
-  tokens = integers(recorded, f'{prefix}input_ids')
-  segments = integers(recorded, f'{prefix}attention_mask')
-  keys = randomness.row_keys(jax.random.key(0), len(tokens))
-  arguments = (tokens, segments, keys, decoding)
-  models = (model.transformer, model.params)
-  if is_speculative:
-    draft = draft_of(model.config.vocab_size)
-    return np.asarray(drafted(*models, *draft, *arguments).tokens)
-  return np.asarray(alone(*models, *arguments).tokens)
+  read = prompt(recorded, prefix)
+  keys = randomness.row_keys(jax.random.key(0), len(read.tokens))
+  draft = None
+  if is_speculative:  # a small model of the same vocabulary
+    draft = tiny.model(model.config.vocab_size)
+  samples = sampler.generate(model.model, read, keys, decoding, draft=draft)
+  return np.asarray(samples.tokens)
 
 
 both_ways = pytest.mark.parametrize(
@@ -224,20 +214,16 @@ def test_greedy_tokens_end_with_eos(full, is_speculative):
 @pytest.mark.parametrize('block', [1, 8])
 def test_logits_of_every_greedy_step(full, block):
   model, recorded = full
-  transformer, expected = model.transformer, recorded['greedy_scores']
-  advance, unembed = jax.jit(transformer.extend), jax.jit(transformer.unembed)
-  state, _ = jax.jit(transformer.prefill, static_argnums=3)(
-      model.params,
-      integers(recorded, 'input_ids'),
-      integers(recorded, 'attention_mask'),
-      expected.shape[1],
+  expected = recorded['greedy_scores']
+  extend = jax.jit(model_lib.Model.extend)
+  unembed = jax.jit(model_lib.Model.unembed)
+  state, _ = jax.jit(model_lib.Model.prefill, static_argnums=2)(
+      model.model, prompt(recorded), expected.shape[1]
   )
   tokens = integers(recorded, 'greedy_sequences')[:, :-1]
   for start in range(0, tokens.shape[1], block):
-    hidden, state = advance(
-        model.params, state, tokens[:, start : start + block]
-    )
-    logits = unembed(model.params, hidden)
+    hidden, state = extend(model.model, state, tokens[:, start : start + block])
+    logits = unembed(model.model, hidden)
     assert_near(logits, expected[:, start : start + block], 1e-3)
 
 
@@ -253,9 +239,11 @@ def test_the_hubs_older_configuration_is_the_same_model(folder, tmp_path, name):
 
 def test_parameters_are_kept_as_they_lie_on_disk(folder):
   half = load(folder, 't5_v11_bf16_sharded')[0]
-  assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.bfloat16.dtype}
+  assert {x.dtype for x in jax.tree.leaves(half.model.params)} == {
+      jnp.bfloat16.dtype
+  }
   wide = loading.load(folder / 't5_v11_bf16_sharded', param_dtype='float32')
-  assert {x.dtype for x in jax.tree.leaves(wide.params)} == {
+  assert {x.dtype for x in jax.tree.leaves(wide.model.params)} == {
       jnp.dtype('float32')
   }
 

@@ -218,7 +218,7 @@ def test_logits_of_every_kind(tmp_path, kind):
   config, params = save(tmp_path / 'm', **KINDS[kind])
   model = assert_agree(tmp_path / 'm')
   assert model.config == config
-  loaded = tensors_lib.flatten(model.params)
+  loaded = tensors_lib.flatten(model.model.params)
   assert set(loaded) == set(params)
   for path, array in params.items():
     np.testing.assert_array_equal(loaded[path], array)

@@ -492,7 +492,7 @@ def test_a_wrong_index_is_named(tmp_path, edit, message):
             {'num_encoder_layers': 0, 'encoded_dim': 4},
             "its target's encoder output.*Write it with to=distillspec",
         ),
-        ({'output_tokens': (0, 1, 5)}, 'predicts 3 of 24 tokens only'),
+        ({'trimmed_vocabulary': (0, 1, 5)}, 'predicts 3 of 24 tokens only'),
         ({'mlp_activations': ('gelu_exact', 'linear')}, 'mlp_activations'),
         ({'mlp_activations': ('relu', 'relu')}, 'mlp_activations'),
         (
