@@ -206,6 +206,33 @@ def _commands() -> str:
   return _table(['results', 'command', 'time', 'machine', 'date'], rows)
 
 
+def _decoding() -> str:
+  """Greedy decoding beside transformers, one row for each size and batch."""
+  content = _load('decoding')
+  rows = []
+  for line in content['lines']:
+    metrics = {name: one['value'] for name, one in line['metrics'].items()}
+    ratio, lowest, highest = (
+        metrics[f'ratio_to_transformers{end}']
+        for end in ('', '_lowest', '_highest')
+    )
+    rows.append(
+        [
+            line['target'],
+            str(line['decoding']['batch_size']),
+            f'{metrics["tokens_per_second"]:.0f}',
+            f'{metrics["transformers_tokens_per_second"]:.0f}',
+            f'{ratio:.2f} ({lowest:.2f} to {highest:.2f})',
+        ]
+    )
+  header = ['size', 'batch', 'tokens/s', 'transformers', 'ratio (range)']
+  return _table(header, rows) + (
+      '\nAutoregressive, float32, random weights, inputs of 64 tokens;'
+      f' {content["machine"]}. Calls take turns; the ratio is the median of'
+      ' neighbouring calls.\n'
+  )
+
+
 def _header(name: str) -> Callable[[], str]:
   """The record in the header of an experiment's gin file."""
 
@@ -230,6 +257,7 @@ _VIEWS: dict[str, Callable[[], str]] = {
     'quickstart': _quickstart,
     'experiments': _experiments,
     'commands': _commands,
+    'decoding': _decoding,
     **{f'header_{name}': _header(name) for name in _EXPERIMENTS},
 }
 

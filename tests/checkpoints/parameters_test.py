@@ -19,7 +19,8 @@ from tests.checkpoints import models
         {'scan_layers': True},
         {'relative_bias_per_layer': True, 'num_decoder_layers': 11},
         {'num_encoder_layers': 0, 'mlp_activations': ('relu',)},
-        {'num_encoder_layers': 0, 'encoded_dim': 4, 'trimmed_vocabulary': (0, 1)},
+        {'num_encoder_layers': 0, 'encoded_dim': 4},
+        {'num_encoder_layers': 0, 'trimmed_vocabulary': (0, 1)},
     ],
 )
 def test_shapes_are_those_of_the_network(changes):
