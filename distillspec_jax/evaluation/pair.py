@@ -13,7 +13,10 @@ from distillspec_jax.data import vocabularies
 
 
 class Pair(NamedTuple):
-  """Both models, their task, and the draft's name in results."""
+  """Both models, their task, and the draft's name in results.
+
+  The name is that of the draft's folder, with spaces for underscores.
+  """
 
   target: loading.Loaded
   draft: loading.Loaded
@@ -25,7 +28,6 @@ def load(
     target: str | os.PathLike[str] | loading.Loaded,
     draft: str | os.PathLike[str] | loading.Loaded,
     task: tasks.Task,
-    draft_name: str | None = None,
 ) -> Pair:
   """The pair, after checking that models and task use the same tokens.
 
@@ -33,7 +35,6 @@ def load(
     target: a model, or the folder of one.
     draft: likewise.
     task: gets their vocabulary, unless it has one.
-    draft_name: default: the name of the draft's folder.
 
   Returns:
     The pair; its task has the models' vocabulary.
@@ -56,7 +57,8 @@ def load(
           " Leave the task's vocabulary out, or set it to the folder of the"
           ' model.'
       )
-  return Pair(target, draft, task, draft_name or pathlib.Path(draft.name).name)
+  name = pathlib.Path(draft.name).name.replace('_', ' ')
+  return Pair(target, draft, task, name)
 
 
 def _loaded(
