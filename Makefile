@@ -122,10 +122,10 @@ else
 T5X_PYTHON := $(T5X)/bin/python
 benchmark-t5x: install $(T5X_STAMP)
 endif
-	$(BIN)/python benchmarks/decoding.py --library=t5x --peer=$(T5X_PYTHON) \
-	  --run=runs/peers
-	$(BIN)/python benchmarks/finetuning_step.py --peer=$(T5X_PYTHON) \
-	  --run=runs/peers
+	for script in decoding training_step; do \
+	  $(BIN)/python benchmarks/$$script.py --library=t5x \
+	    --peer=$(T5X_PYTHON) --run=runs/peers || exit 1; \
+	done
 	$(BIN)/python benchmarks/draw.py --run=runs/peers
 
 clean:

@@ -24,6 +24,7 @@ import numpy as np
 
 from distillspec_jax.checkpoints import hugging_face
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import parameters
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import progress
@@ -92,11 +93,11 @@ def random_inputs(rounds: int, batch: int, length: int) -> list[np.ndarray]:
   ]
 
 
-def checkpoint_of(model: model_lib.Model) -> tensors.Checkpoint:
+def checkpoint_of(model: model_lib.Model) -> parameters.Checkpoint:
   """The model as if it had been read."""
   flat = tensors.flatten(model.params)
   arrays = {path: tensors.from_array(array) for path, array in flat.items()}
-  return tensors.Checkpoint(model.config.to_dict(), arrays)
+  return parameters.Checkpoint(model.config, arrays)
 
 
 def save(

@@ -5,7 +5,7 @@ kinds of a model, of the same random weights, take turns:
 
   float32, bfloat16         parameters and computation
   int8, int8_weight_only    see `checkpoints.loading.load`; need qwix
-  trimmed, trimmed_int8     the output layer has --trimmed_vocabulary tokens, as
+  trimmed, trimmed_int8     the output layer has --trim_vocabulary tokens, as
                             `distillspec convert` makes it
 
     python benchmarks/decoding_step.py --run=runs/weights [--sizes=small,base]
@@ -46,7 +46,7 @@ def models_of(size: str, options):
   full = comparison.checkpoint_of(
       comparison.random_model(comparison.published(size))
   )
-  trimmed = trim_vocabulary.cut(full, tuple(range(options.trimmed_vocabulary)))
+  trimmed = trim_vocabulary.trim(full, tuple(range(options.trim_vocabulary)))
   return {
       kind: loading.place(
           trimmed if kind.startswith('trimmed') else full, kind, **KINDS[kind]
@@ -98,7 +98,7 @@ def main() -> None:
   parser.add_argument('--kinds', default=','.join(list(KINDS)[:4]))
   parser.add_argument('--settings', default='greedy')
   parser.add_argument('--batches', type=comparison.numbers(int), default=(1, 8))
-  parser.add_argument('--trimmed_vocabulary', type=int, default=8032)
+  parser.add_argument('--trim_vocabulary', type=int, default=8032)
   options = parser.parse_args()
   for size in options.sizes.split(','):
     models = models_of(size, options)

@@ -2,8 +2,7 @@
 
     python benchmarks/draw.py --run=runs/peers
 
-writes peers.md and peers.png there. Where something was measured several times
-the last one counts.
+writes peers.md and peers.png there. Of repeated measurements the last counts.
 """
 
 import argparse
@@ -15,9 +14,11 @@ from matplotlib.backends import backend_agg
 
 from distillspec_jax.core import results
 
+ENDS = ('', '_lowest', '_highest')
+
 
 class Row(NamedTuple):
-  """One ratio: what was measured, beside whom, median and range."""
+  """One ratio: what was measured, against what, median and range."""
 
   what: str
   peer: str
@@ -28,8 +29,8 @@ class Row(NamedTuple):
 
 
 def rows(lines: list[dict[str, Any]]) -> list[Row]:
-  """All ratios of lines of comparisons with peers, the last of each."""
-  found = {}
+  """The ratios in lines of comparisons with peers, the last of each."""
+  latest = {}
   for line in lines:
     if line['split'] != 'peers':
       continue
@@ -40,14 +41,11 @@ def rows(lines: list[dict[str, Any]]) -> list[Row]:
       row = Row(
           _what(line),
           _peer(name),
-          *(
-              metrics[name + end]['value']
-              for end in ('', '_lowest', '_highest')
-          ),
+          *(metrics[name + end]['value'] for end in ENDS),
           metrics[name]['count'],
       )
-      found[row.what, row.peer] = row
-  return list(found.values())
+      latest[row.what, row.peer] = row
+  return list(latest.values())
 
 
 def _what(line: dict[str, Any]) -> str:
@@ -72,38 +70,33 @@ def _peer(name: str) -> str:
   return f'{side.rstrip("_") or "ours"} to {other.replace("_", " ")}'
 
 
-def table(found: list[Row]) -> str:
+def table(ratios: list[Row]) -> str:
   """Markdown."""
-  head = '| what | ratio | median | range | rounds |\n'
-  return (
-      head
-      + '| --- ' * 5
-      + '|\n'
-      + ''.join(
-          f'| {row.what} | {row.peer} | {row.median:.2f} |'
-          f' {row.lowest:.2f} to {row.highest:.2f} | {row.rounds} |\n'
-          for row in found
-      )
-  )
+  lines = ['| what | ratio | median | range | rounds |', '| --- ' * 5 + '|']
+  lines += [
+      f'| {row.what} | {row.peer} | {row.median:.2f} |'
+      f' {row.lowest:.2f} to {row.highest:.2f} | {row.rounds} |'
+      for row in ratios
+  ]
+  return '\n'.join(lines) + '\n'
 
 
-def draw(found: list[Row]) -> figure_lib.Figure:
+def draw(ratios: list[Row]) -> figure_lib.Figure:
   """Medians as dots, ranges as bars, on a logarithmic axis."""
   figure = figure_lib.Figure(
-      figsize=(9.0, 1.0 + 0.28 * len(found)), layout='constrained'
+      figsize=(9.0, 1.0 + 0.28 * len(ratios)), layout='constrained'
   )
   backend_agg.FigureCanvasAgg(figure)
   axes = figure.add_subplot()
-  for place, row in enumerate(reversed(found)):
+  ratios = ratios[::-1]  # the first at the top
+  for y, row in enumerate(ratios):
     colour = '#0072B2' if row.peer.startswith('ours') else '#777777'
-    axes.plot([row.lowest, row.highest], [place] * 2, color=colour, linewidth=3)
-    axes.plot(row.median, place, 'o', color=colour)
+    axes.plot([row.lowest, row.highest], [y] * 2, color=colour, linewidth=3)
+    axes.plot(row.median, y, 'o', color=colour)
   axes.axvline(1.0, color='#1c2128', linewidth=1)
   axes.set_xscale('log', base=2)
   axes.xaxis.set_major_formatter('{x:g}')
-  axes.set_yticks(
-      range(len(found)), [f'{r.what}: {r.peer}' for r in reversed(found)]
-  )
+  axes.set_yticks(range(len(ratios)), [f'{r.what}: {r.peer}' for r in ratios])
   axes.set_xlabel('times as fast (median, range)')
   axes.grid(axis='x', color='#d5dae0')
   return figure
@@ -113,10 +106,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--run', required=True, type=pathlib.Path)
   options = parser.parse_args()
-  found = rows(results.read(options.run / results.FILE))
-  (options.run / 'peers.md').write_text(table(found))
-  draw(found).savefig(options.run / 'peers.png', dpi=150)
-  print(table(found), end='')
+  ratios = rows(results.read(options.run / results.FILE))
+  (options.run / 'peers.md').write_text(table(ratios))
+  draw(ratios).savefig(options.run / 'peers.png', dpi=150)
+  print(table(ratios), end='')
   print(options.run / 'peers.png')
 
 

@@ -1,54 +1,20 @@
 """How long loading takes, against reading the same bytes.
 
-Makes a T5 v1.1 base with random weights (1 GB), then, in turns and in one
+Writes a T5 v1.1 base with random weights (1 GB), then, in turns and in one
 process, reads its file to memory and loads it as a model, ready on the device.
-Peak memory is that of a process of its own, above what it had before loading.
+Peak memory is that of a process of its own, beyond what it had before loading.
 
     python benchmarks/loading.py [--size=base] [--rounds=7]
 """
 
-import argparse
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
-from etils import epath
+import comparison
 import jax
-
-from distillspec_jax.checkpoints import hugging_face
-from distillspec_jax.checkpoints import loading
-from distillspec_jax.checkpoints import tensors
-from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import transformer as transformer_lib
-
-
-def make(folder: pathlib.Path, size: str) -> None:
-  """A Hugging Face folder with random weights."""
-  config = config_lib.published(f't5_1_1_{size}')
-  params = transformer_lib.Transformer(config).init(jax.random.key(0))
-  flat = tensors.flatten(params)
-  hugging_face.write(
-      epath.Path(folder),
-      config,
-      {path: tensors.from_array(array) for path, array in flat.items()},
-  )
-
-
-def load(folder: pathlib.Path) -> loading.Model:
-  model = loading.load(folder)
-  jax.block_until_ready(model.params)
-  return model
-
-
-def seconds(function) -> float:
-  start = time.perf_counter()
-  made = function()
-  passed = time.perf_counter() - start
-  del made
-  return passed
 
 
 def memory(name: str) -> float:
@@ -59,50 +25,49 @@ def memory(name: str) -> float:
   raise ValueError(name)
 
 
-def print_peak(folder: pathlib.Path) -> None:
+def print_peak(folder: str) -> None:
   """Run in a process of its own."""
   jax.block_until_ready(jax.numpy.zeros(3))
   before = memory('VmRSS')
-  load(folder)
+  jax.block_until_ready(comparison.load(folder))
   print(f'{memory("VmHWM") - before:.2f}')
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = comparison.parser(__doc__)
+  parser.set_defaults(rounds=7, pause=0.0)
   parser.add_argument('--size', default='base')
-  parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--peak', type=pathlib.Path, help=argparse.SUPPRESS)
+  parser.add_argument('--peak')
   options = parser.parse_args()
   if options.peak:
     print_peak(options.peak)
     return
+  config = comparison.published(options.size)
   with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    make(folder, options.size)
+    folder = comparison.save(name, comparison.random_model(config))
     file = folder / 'model.safetensors'
-    seconds(file.read_bytes), seconds(lambda: load(folder))  # warm
-    rounds = [
-        (seconds(file.read_bytes), seconds(lambda: load(folder)))
-        for _ in range(options.rounds)
-    ]
-    nbytes = file.stat().st_size
+    calls = {
+        'reading': lambda _: comparison.timed(file.read_bytes)[0],
+        'loading': lambda _: comparison.timed(comparison.load, folder)[0],
+    }
+    times = comparison.take_turns(
+        calls, options.rounds, options.pause, 'loading'
+    )
+    size = file.stat().st_size
     peak = subprocess.run(
         [sys.executable, __file__, f'--peak={folder}'],
         check=True,
         capture_output=True,
         text=True,
     ).stdout.strip()
-  read, loaded = zip(*rounds)
-  ratios = sorted(b / a for a, b in rounds)
-  largest = 32128 * config_lib.published(f't5_1_1_{options.size}').emb_dim * 4
-  print(f'file                     {nbytes / 1e9:.2f} GB')
+  seconds = {name: statistics.median(s) for name, s in times.items()}
+  ratio = comparison.ratio(times['loading'], times['reading'])
+  largest = config.vocab_size * config.emb_dim * 4
+  print(f'file                     {size / 1e9:.2f} GB')
   print(f'largest tensor           {largest / 1e9:.2f} GB')
-  print(f'reading the file         {statistics.median(read):.2f} s (median)')
-  print(f'loading the model        {statistics.median(loaded):.2f} s (median)')
-  print(
-      f'loading / reading        {statistics.median(ratios):.2f} (median of'
-      f' {len(ratios)} rounds, {ratios[0]:.2f} to {ratios[-1]:.2f})'
-  )
+  print(f'reading the file         {seconds["reading"]:.2f} s (median)')
+  print(f'loading the model        {seconds["loading"]:.2f} s (median)')
+  print(f'loading / reading        {ratio}, {options.rounds} rounds')
   print(f'peak memory in loading   {peak} GB')
 
 

@@ -1,8 +1,8 @@
-"""transformers' `generate`, timed on request; see `benchmarks/beside.py`.
+"""transformers' `generate`, timed on request; see `benchmarks/comparison.py`.
 
 Runs in an environment of its own (requirements.txt), on a GPU if torch has one,
-in float32. Reads a JSON object a line from standard input and answers each with
-one on standard output:
+in float32. Reads one JSON object per line from standard input and answers each
+with one on standard output:
 
   {"model": FOLDER, "draft": FOLDER or null}   loads a model, and its assistant
   {"inputs": [[...]], "max_new_tokens": N}     times one call; also
@@ -13,57 +13,29 @@ one on standard output:
       "workaround": false or true   see `timed`
 """
 
-import json
-import sys
 import time
 
+import server
 import torch
-import transformers
 from transformers.generation import candidate_generator
 
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 COUNTS = {'accepted': 0, 'judged': 0}
+MODELS = {'model': None, 'draft': None}
 
 
 def main() -> None:
-  transformers.logging.set_verbosity_error()
-  if DEVICE == 'cuda':
-    torch.set_float32_matmul_precision('high')  # TF32, as JAX does there
   count_acceptance()
-  out = sys.stdout
-  sys.stdout = sys.stderr  # what libraries print is no answer
-  model, draft = None, None
-  for line in sys.stdin:
-    request = json.loads(line)
-    if 'model' in request:
-      model, draft = None, None  # before the next ones are read
-      model = load(request['model'])
-      if request.get('draft'):
-        draft = load(request['draft'])
-      answer = {
-          'transformers': transformers.__version__,
-          'torch': torch.__version__,
-          'device': device_name(),
-      }
-    else:
-      answer = timed(model, draft, request)
-    out.write(json.dumps(answer) + '\n')
-    out.flush()
+  server.serve(answer)
 
 
-def device_name() -> str:
-  if DEVICE == 'cuda':
-    return torch.cuda.get_device_name()
-  return f'cpu ({torch.get_num_threads()} threads)'
-
-
-def load(folder: str):
-  """A model that ends no row before its length, as the other side does."""
-  model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-      folder, dtype=torch.float32
-  )
-  model.generation_config.eos_token_id = None
-  return model.to(DEVICE).eval()
+def answer(request: dict) -> dict | None:
+  if 'model' not in request:
+    return timed(**MODELS, request=request)
+  MODELS.update(model=None, draft=None)  # before the next ones are read
+  for name in MODELS:
+    if request.get(name):
+      MODELS[name] = server.load(request[name])
+  return None
 
 
 @torch.no_grad()
@@ -71,10 +43,10 @@ def timed(model, draft, request) -> dict:
   """Seconds, tokens, and how many of the drafted tokens were accepted.
 
   The draft of an encoder-decoder pair reads its whole prefix again in each
-  block, unless the caller hands over a mask of the decoder's first token: the
+  block, unless the caller passes a mask of the decoder's first token: the
   workaround.
   """
-  inputs = torch.tensor(request['inputs'], device=DEVICE)
+  inputs = torch.tensor(request['inputs'], device=server.DEVICE)
   settings = {
       'attention_mask': torch.ones_like(inputs),
       'max_new_tokens': request['max_new_tokens'],
@@ -93,19 +65,18 @@ def timed(model, draft, request) -> dict:
     settings['assistant_model'] = draft
     if request.get('workaround'):
       settings['decoder_attention_mask'] = torch.ones(
-          (1, 1), dtype=torch.long, device=DEVICE
+          (1, 1), dtype=torch.long, device=server.DEVICE
       )
   COUNTS.update(accepted=0, judged=0)
   start = time.perf_counter()
   tokens = model.generate(inputs, **settings)
-  if DEVICE == 'cuda':
-    torch.cuda.synchronize()
+  server.synchronize()
   seconds = time.perf_counter() - start
   return {'seconds': seconds, 'tokens': tokens[:, 1:].tolist(), **COUNTS}
 
 
 def count_acceptance() -> None:
-  """Has every block that is judged counted, which nothing reports."""
+  """Counts what is judged and accepted, which transformers does not report."""
   kind = candidate_generator.AssistedCandidateGenerator
   update = kind.update_candidate_strategy
 

@@ -1,7 +1,7 @@
-"""Models of every kind as Hugging Face folders, with the logits we give them.
+"""Models of every kind as Hugging Face folders, with the logits of ours.
 
 Runs in the project's environment; `check_exported.py` then loads the folders
-with transformers itself. One of the models is distilled here before.
+with transformers itself. One of the models is distilled here first.
 
     python benchmarks/hugging_face/export.py FOLDER
 """
@@ -23,6 +23,7 @@ from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import settings
 
 SIZES = {
     'vocab_size': 384,
@@ -94,13 +95,16 @@ def distil(folder: pathlib.Path) -> None:
           train=str(data), validation=str(data),
           input_length=32, label_length=32,
       ),
-      method=method.Method(divergence='forward_kl', draft_fraction=1.0),
-      initial=exported,
-      target=str(folder / 't5_1_0' / 'hugging_face'),
-      optimizer=optimizers.Optimizer(learning_rate=1e-2),
-      num_steps=10,
-      batch_size=8,
-      validation_examples=8,
+      training=settings.Training(
+          start=settings.Start(checkpoint=exported),
+          target=settings.Target(
+              checkpoint=str(folder / 't5_1_0' / 'hugging_face')
+          ),
+          method=method.Method(divergence='forward_kl'),
+          optimizer=optimizers.Optimizer(learning_rate=1e-2),
+          steps=settings.Steps(num_steps=10, batch_size=8),
+          validation=settings.Validation(examples=8),
+      ),
   )  # fmt: skip
 
 

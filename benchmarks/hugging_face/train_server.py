@@ -3,7 +3,7 @@
 Runs in an environment of its own (requirements.txt), on a GPU if torch has one,
 in float32. What one would write with transformers: the draft samples with
 `generate`, the target reads the samples without a gradient, forward KL, AdamW.
-Reads a JSON object a line from standard input and answers each with one on
+Reads one JSON object per line from standard input and answers each with one on
 standard output:
 
   {"target": FOLDER, "draft": FOLDER, "learning_rate": R}   loads both
@@ -12,57 +12,38 @@ standard output:
 """
 
 import contextlib
-import json
-import sys
 import time
 
+import server
 import torch
-import transformers
 
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 BETAS = (0.9, 0.98)
 
 
 def main() -> None:
-  transformers.logging.set_verbosity_error()
-  if DEVICE == 'cuda':
-    torch.set_float32_matmul_precision('high')  # TF32, as JAX does there
-  out = sys.stdout
-  sys.stdout = sys.stderr  # what libraries print is no answer
   trainer = None
-  for line in sys.stdin:
-    request = json.loads(line)
+
+  def answer(request: dict) -> dict | None:
+    nonlocal trainer
     if 'draft' in request:
       trainer = Trainer(request)
-      answer = {
-          'transformers': transformers.__version__,
-          'torch': torch.__version__,
-          'device': device_name(),
-      }
-    else:
-      inputs = torch.tensor(request['inputs'], device=DEVICE)
-      if 'labels' in request:
-        labels = torch.tensor(request['labels'], device=DEVICE)
-        answer = {'loss': trainer.loss_on(inputs, labels)}
-      else:
-        torch.manual_seed(request['seed'])
-        answer = trainer.step(inputs, request['length'])
-    out.write(json.dumps(answer) + '\n')
-    out.flush()
+      return None
+    inputs = torch.tensor(request['inputs'], device=server.DEVICE)
+    if 'labels' in request:
+      labels = torch.tensor(request['labels'], device=server.DEVICE)
+      return {'loss': trainer.loss_on(inputs, labels)}
+    torch.manual_seed(request['seed'])
+    return trainer.step(inputs, request['length'])
 
-
-def device_name() -> str:
-  if DEVICE == 'cuda':
-    return torch.cuda.get_device_name()
-  return f'cpu ({torch.get_num_threads()} threads)'
+  server.serve(answer)
 
 
 class Trainer:
   """A target, a draft, and the draft's optimizer."""
 
   def __init__(self, request):
-    self.target = load(request['target'])
-    self.draft = load(request['draft'])
+    self.target = server.load(request['target'])
+    self.draft = server.load(request['draft'])
     self.optimizer = torch.optim.AdamW(
         self.draft.parameters(),
         lr=request['learning_rate'],
@@ -100,22 +81,13 @@ class Trainer:
 
   @torch.no_grad()
   def loss_on(self, inputs: torch.Tensor, labels: torch.Tensor) -> float:
-    """The loss a token, nothing sampled."""
+    """The loss per token; nothing is sampled."""
     read = torch.nn.functional.pad(labels, (1, 0))[:, :-1]
     log_p, log_q = (
         log_probabilities(model, inputs, read)
         for model in (self.target, self.draft)
     )
     return divergence(log_p, log_q).mean().item()
-
-
-def load(folder: str):
-  """A model that ends no row before its length, as the other side does."""
-  model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-      folder, dtype=torch.float32
-  )
-  model.generation_config.eos_token_id = None
-  return model.to(DEVICE).eval()  # no dropout, as on the other side
 
 
 def log_probabilities(model, inputs, read) -> torch.Tensor:
@@ -134,8 +106,7 @@ def divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def now() -> float:
-  if DEVICE == 'cuda':
-    torch.cuda.synchronize()
+  server.synchronize()
   return time.perf_counter()
 
 

@@ -11,14 +11,10 @@ import pathlib
 import sys
 
 import jax
+import network
 import numpy as np
-import seqio
-from t5x import adafactor
 from t5x import checkpoints
-from t5x import models
-from t5x import partitioning
 from t5x import state_utils
-from t5x import utils
 
 FRESH, TRAINED = 0, 3  # steps
 TOLERANCE = 1e-4  # absolute, of float32 logits
@@ -50,19 +46,19 @@ def main(folder: pathlib.Path) -> int:
 def check_loaded(folder, step, expected):
   """By `load_t5x_checkpoint`, which knows nothing of the model."""
   tree = checkpoints.load_t5x_checkpoint(str(folder), step=step)
-  found = flatten(tree['target'])
+  params = flatten(tree['target'])
   apart = np.nan
   if step == TRAINED:
-    apart = largest(found, ours(expected, 'params', found))
-  same = bool(found) and not apart > 0 and int(tree['state']['step']) == step
+    apart = largest(params, ours(expected, 'params', params))
+  same = bool(params) and not apart > 0 and int(tree['state']['step']) == step
   report(folder.name, 'load_t5x_checkpoint', step, apart, np.nan, np.nan, same)
   return same
 
 
 def check_restored(name, restore, folder, config, expected):
   model, state = restore_into_state(restore, folder, TRAINED, config)
-  found = flatten(state.params)
-  apart = largest(found, ours(expected, 'params', found))
+  params = flatten(state.params)
+  apart = largest(params, ours(expected, 'params', params))
   tokens = expected['tokens']
   batch = (tokens, np.ones_like(tokens))
   if config['num_encoder_layers']:
@@ -71,7 +67,7 @@ def check_restored(name, restore, folder, config, expected):
       {'params': state.params}, *batch, enable_dropout=False
   )
   logits = np.abs(np.asarray(logits) - expected['logits']).max()
-  gradient = unflatten(ours(expected, 'gradient', found))
+  gradient = unflatten(ours(expected, 'gradient', params))
   state = state.apply_gradient(gradient, learning_rate=config['rate'])
   after = flatten(state.params)
   update = largest(after, ours(expected, 'next', after))
@@ -99,12 +95,6 @@ def check_fresh(folder, config):
 
 def restore_into_state(restore, folder, step, config):
   """The model, and the TrainState that t5x restores for it."""
-  vocabulary = seqio.PassThroughVocabulary(config['vocab_size'])
-  optimizer = adafactor.Adafactor(
-      decay_rate=0.8,
-      step_offset=0,
-      logical_factor_rules=adafactor.standard_logical_factor_rules(),
-  )
   sizes = {
       name: config[name]
       for name in (
@@ -115,26 +105,21 @@ def restore_into_state(restore, folder, step, config):
   shapes = {'decoder_input_tokens': (2, 7), 'decoder_target_tokens': (2, 7)}
   depth = config['num_decoder_layers']
   if config['num_encoder_layers']:
-    network = importlib.import_module('t5x.examples.t5.network')
-    values = network.T5Config(
+    library = importlib.import_module('t5x.examples.t5.network')
+    values = library.T5Config(
         **sizes,
         num_encoder_layers=config['num_encoder_layers'],
         num_decoder_layers=depth,
     )
-    model = models.EncoderDecoderModel(
-        network.Transformer(values), vocabulary, vocabulary, optimizer
-    )
+    module = library.Transformer(values)
+    model = network.encoder_decoder(module, config['vocab_size'])
     shapes['encoder_input_tokens'] = (2, 9)
   else:
-    network = importlib.import_module('t5x.examples.decoder_only.network')
-    values = network.TransformerConfig(**sizes, num_layers=depth)
-    model = models.DecoderOnlyModel(
-        network.DecoderWrapper(values), vocabulary, optimizer
-    )
-  partitioner = partitioning.PjitPartitioner(num_partitions=1)
-  initializer = utils.TrainStateInitializer(
-      optimizer, model.get_initial_variables, shapes, partitioner
-  )
+    library = importlib.import_module('t5x.examples.decoder_only.network')
+    values = library.TransformerConfig(**sizes, num_layers=depth)
+    module = library.DecoderWrapper(values)
+    model = network.decoder_only(module, config['vocab_size'])
+  initializer, partitioner = network.initializer(model, shapes)
   shape = initializer.global_train_state_shape
   return model, restore(str(folder), step, shape, partitioner)
 
@@ -169,15 +154,15 @@ def unflatten(flat):
 def ours(expected, part, theirs):
   """What we expect, with decoder_only's name for the embedding."""
   prefix = f'{part}/'
-  found = {
+  arrays = {
       path.removeprefix(prefix): array
       for path, array in expected.items()
       if path.startswith(prefix)
   }
   if 'decoder/token_embedder/embedding' in theirs:
     name = 'token_embedder/embedding'
-    found[f'decoder/{name}'] = found.pop(name)
-  return found
+    arrays[f'decoder/{name}'] = arrays.pop(name)
+  return arrays
 
 
 def largest(a, b):

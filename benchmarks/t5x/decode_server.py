@@ -1,8 +1,8 @@
-"""t5x's own greedy decoding, timed on request; see `benchmarks/beside.py`.
+"""t5x's own greedy decoding, timed on request; see `benchmarks/comparison.py`.
 
 Runs in an environment of its own that has t5x (requirements.txt). The decoder
 is what its `infer.py` runs with `decoding.temperature_sample` at temperature 0:
-`predict_batch_with_aux` as one compiled program. Reads a JSON object a line
+`predict_batch_with_aux` as one compiled program. Reads one JSON object per line
 from standard input and answers each with one on standard output:
 
   {"model": FOLDER, "config": {...}}          loads checkpoint_0 of the folder
@@ -10,9 +10,6 @@ from standard input and answers each with one on standard output:
 """
 
 import functools
-import json
-import os
-import sys
 import time
 
 import jax
@@ -22,23 +19,18 @@ from t5x import decoding
 
 
 def main() -> None:
-  out = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print is no answer
-  model, params, predict = None, None, None
-  for line in sys.stdin:
-    request = json.loads(line)
-    if 'model' in request:
-      model = network.model(
-          request['config'],
-          functools.partial(decoding.temperature_sample, temperature=0.0),
-      )
-      params = jax.device_put(network.params(request['model']))
-      predict = compiled(model)
-      answer = network.about()
-    else:
-      answer = timed(predict, params, request)
-    out.write(json.dumps(answer) + '\n')
-    out.flush()
+  params = predict = None
+
+  def answer(request: dict) -> dict | None:
+    nonlocal params, predict
+    if 'model' not in request:
+      return timed(predict, params, request)
+    greedy = functools.partial(decoding.temperature_sample, temperature=0.0)
+    predict = compiled(network.model(request['config'], greedy))
+    params = jax.device_put(network.params(request['model']))
+    return None
+
+  network.serve(answer)
 
 
 def compiled(model):
@@ -49,7 +41,7 @@ def compiled(model):
     tokens, _ = model.predict_batch_with_aux(
         params,
         {'encoder_input_tokens': inputs, 'decoder_input_tokens': labels},
-        decoder_params={'eos_id': -1},  # ends no row, as on the other side
+        decoder_params={'eos_id': -1},  # ends no sequence, as ours
     )
     return tokens
 

@@ -11,13 +11,9 @@ import pathlib
 import sys
 
 import jax
+import network
 import numpy as np
-import seqio
-from t5x import adafactor
 from t5x import checkpoints
-from t5x import models
-from t5x import partitioning
-from t5x import utils
 
 SIZES = {
     'vocab_size': 256,
@@ -45,11 +41,8 @@ def main(folder: pathlib.Path) -> None:
 
 
 def save(folder, module, more):
-  model, optimizer, shapes = build(module, more)
-  partitioner = partitioning.PjitPartitioner(num_partitions=1)
-  initializer = utils.TrainStateInitializer(
-      optimizer, model.get_initial_variables, shapes, partitioner
-  )
+  model, shapes = build(module, more)
+  initializer, partitioner = network.initializer(model, shapes)
   state = initializer.from_scratch(jax.random.PRNGKey(0))
   shape = initializer.global_train_state_shape
   native, orbax = folder / 'native', folder / 'orbax'
@@ -77,28 +70,17 @@ def save(folder, module, more):
 
 
 def build(module, more):
-  """The model, its optimizer, and the shapes of its features."""
-  network = importlib.import_module(f't5x.examples.{module}.network')
-  vocabulary = seqio.PassThroughVocabulary(SIZES['vocab_size'])
-  optimizer = adafactor.Adafactor(
-      decay_rate=0.8,
-      step_offset=0,
-      logical_factor_rules=adafactor.standard_logical_factor_rules(),
-  )
+  """The model and the shapes of its features."""
+  library = importlib.import_module(f't5x.examples.{module}.network')
+  size = SIZES['vocab_size']
   shapes = {'decoder_input_tokens': TOKENS, 'decoder_target_tokens': TOKENS}
   if module == 'decoder_only':
-    config = network.TransformerConfig(**SIZES, **more)
-    wrapper = network.DecoderWrapper(config)
-    return (
-        models.DecoderOnlyModel(wrapper, vocabulary, optimizer),
-        optimizer,
-        shapes,
-    )
-  config = network.T5Config(**SIZES, **more)
-  model = models.EncoderDecoderModel(
-      network.Transformer(config), vocabulary, vocabulary, optimizer
-  )
-  return model, optimizer, {**shapes, 'encoder_input_tokens': INPUTS}
+    config = library.TransformerConfig(**SIZES, **more)
+    wrapper = library.DecoderWrapper(config)
+    return network.decoder_only(wrapper, size), shapes
+  module = library.Transformer(library.T5Config(**SIZES, **more))
+  shapes['encoder_input_tokens'] = INPUTS
+  return network.encoder_decoder(module, size), shapes
 
 
 if __name__ == '__main__':

@@ -1,18 +1,15 @@
-"""t5x's own fine-tuning step, timed on request; see `benchmarks/beside.py`.
+"""t5x's own fine-tuning step, timed on request; see `benchmarks/comparison.py`.
 
 Runs in an environment of its own that has t5x (requirements.txt): its
 `Trainer` with the compiled step that its `train.py` runs, Adafactor at a
-constant rate. Reads a JSON object a line from standard input and answers each
-with one on standard output:
+constant rate. Reads one JSON object per line from standard input and answers
+each with one on standard output:
 
   {"model": FOLDER, "config": {...}, "batch": B, "lengths": [S, T], "rate": R,
    "z_loss": Z}                                loads checkpoint_0 of the folder
   {"inputs": [[...]], "labels": [[...]]}       times one step
 """
 
-import json
-import os
-import sys
 import time
 
 import flax.core
@@ -20,24 +17,20 @@ import jax
 import network
 import numpy as np
 from t5x import decoding
-from t5x import partitioning
 from t5x import trainer as trainer_lib
-from t5x import utils
 
 
 def main() -> None:
-  out = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print is no answer
   trainer = None
-  for line in sys.stdin:
-    request = json.loads(line)
-    if 'model' in request:
-      trainer = make(request)
-      answer = network.about()
-    else:
-      answer = step(trainer, request)
-    out.write(json.dumps(answer) + '\n')
-    out.flush()
+
+  def answer(request: dict) -> dict | None:
+    nonlocal trainer
+    if 'model' not in request:
+      return step(trainer, request)
+    trainer = make(request)
+    return None
+
+  network.serve(answer)
 
 
 def make(request) -> trainer_lib.Trainer:
@@ -49,17 +42,12 @@ def make(request) -> trainer_lib.Trainer:
       loss_normalizing_factor=None,
   )
   rows, (inputs, labels) = request['batch'], request['lengths']
-  partitioner = partitioning.PjitPartitioner(num_partitions=1)
-  initializer = utils.TrainStateInitializer(
-      model.optimizer_def,
-      model.get_initial_variables,
-      {
-          'encoder_input_tokens': (rows, inputs),
-          'decoder_input_tokens': (rows, labels),
-          'decoder_target_tokens': (rows, labels),
-      },
-      partitioner,
-  )
+  shapes = {
+      'encoder_input_tokens': (rows, inputs),
+      'decoder_input_tokens': (rows, labels),
+      'decoder_target_tokens': (rows, labels),
+  }
+  initializer, partitioner = network.initializer(model, shapes)
   state = initializer.from_scratch(jax.random.PRNGKey(0))
   new = flax.core.freeze(network.params(request['model']))
   state = state.replace_params(

@@ -1,4 +1,4 @@
-"""Checkpoints in t5x's layout, with the logits and the next update of ours.
+"""Checkpoints in t5x's layout, with our logits and our next update.
 
 Runs in the project's environment; `check_written.py` then has t5x itself
 restore them.
@@ -17,7 +17,9 @@ import optax
 
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors as tensors_lib
+from distillspec_jax.core import types
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.training import optimizers
 from distillspec_jax.training import schedules
@@ -53,8 +55,8 @@ def write(folder: pathlib.Path, config: config_lib.T5Config) -> None:
 
   Of step 0 with a fresh state of Adafactor, and of step 3 with a real one.
   """
-  model = transformer.Transformer(config)
-  params = model.init(jax.random.key(0))
+  network = transformer.Transformer(config)
+  params = network.init(jax.random.key(0))
   rate = schedules.Factors(factors='constant', base_learning_rate=RATE)
   transform = optimizers.Optimizer(learning_rate=rate).build(STEPS)
   state = transform.init(params)
@@ -70,9 +72,10 @@ def write(folder: pathlib.Path, config: config_lib.T5Config) -> None:
   length = 0 if config.is_decoder_only else 9  # else the prompt, as a prefix
   inputs = rng.integers(2, config.vocab_size, (2, length), np.int32)
   tokens = rng.integers(2, config.vocab_size, (2, 7), np.int32)
-  ones = np.ones_like
-  logits = jax.jit(model.logits)(
-      params, inputs, ones(inputs), tokens, ones(tokens)
+  model = model_lib.Model(params, network)
+  prompt = types.Prompt(inputs, np.ones_like(inputs))
+  logits = jax.jit(model_lib.Model.logits)(
+      model, prompt, tokens, np.ones_like(tokens)
   )
   parts = {
       'params': params,

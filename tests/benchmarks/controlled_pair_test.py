@@ -1,24 +1,16 @@
-"""The pair that benchmarks speculate with agrees as often as it is told to."""
+"""The pair that benchmarks speculate with agrees as often as it should."""
 
-import importlib.util
-import pathlib
-
+import comparison
+import controlled_pair
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import randomness
 from distillspec_jax.models import config as config_lib
-from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
-
-FILE = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'controlled_pair.py'
-SPEC = importlib.util.spec_from_file_location('controlled_pair', FILE)
-controlled_pair = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(controlled_pair)
 
 AGREEMENT, CERTAINTY = 0.8, 0.95
 ROWS, LENGTH = 32, 32
@@ -30,11 +22,7 @@ def _models():
       config_lib.published('micro', vocab_size=1024, emb_dim=width)
       for width in (192, 128)
   ]
-  params = controlled_pair.pair(*configs, AGREEMENT, CERTAINTY)
-  return [
-      loading.Model(transformer.Transformer(config), made)
-      for config, made in zip(configs, params)
-  ]
+  return controlled_pair.pair(*configs, AGREEMENT, CERTAINTY)
 
 
 @pytest.fixture(scope='module', name='inputs')
@@ -42,7 +30,7 @@ def _inputs():
   return np.random.default_rng(0).integers(2, 1024, (ROWS, 16), np.int32)
 
 
-def test_the_draft_differs_for_the_share_it_is_told_to():
+def test_the_draft_differs_for_the_chosen_share():
   target, draft = controlled_pair.successors(1002, AGREEMENT, seed=0)
   assert np.mean(target == draft) == AGREEMENT
   for permutation in (target, draft):
@@ -65,22 +53,21 @@ def test_acceptance_is_as_chosen(models, inputs, temperature):
   Sampled, the likely tokens agree but for what the rest takes.
   """
   decoding = decoding_lib.Decoding(
-      temperature=temperature, max_new_tokens=LENGTH, block_length=3
+      sampling=decoding_lib.Sampling(temperature=temperature),
+      drafting=decoding_lib.Drafting(length=3),
+      max_new_tokens=LENGTH,
   )
-  found = controlled_pair.acceptance(*models, inputs, decoding)
-  assert abs(found - AGREEMENT) < 0.08
+  rate = controlled_pair.acceptance(*models, inputs, decoding)
+  assert abs(rate - AGREEMENT) < 0.08
 
 
 def test_greedy_walks_follow_the_target_from_places_of_their_own(
     models, inputs
 ):
   decoding = decoding_lib.Decoding(max_new_tokens=LENGTH)
-  model = models[0]
   samples = autoregressive.generate(
-      model.transformer,
-      model.params,
-      jnp.asarray(inputs),
-      jnp.ones_like(inputs),
+      models[0],
+      comparison.prompt(inputs),
       randomness.row_keys(jax.random.key(0), ROWS),
       decoding,
   )
@@ -94,8 +81,10 @@ def test_the_likely_token_is_as_likely_as_chosen(models, inputs):
   model = models[0]
   tokens = np.random.default_rng(1).integers(2, 1024, (ROWS, LENGTH))
   tokens[:, 0] = 0
-  logits = model.logits(inputs, tokens)
+  logits = model.logits(
+      comparison.prompt(inputs), jnp.asarray(tokens), jnp.ones_like(tokens)
+  )
   following, _ = controlled_pair.successors(1024, AGREEMENT, seed=0)
   p = np.asarray(jax.nn.softmax(logits))[:, 1:]
-  said = np.take_along_axis(p, following[tokens[:, 1:] - 2][..., None], 2)
-  assert abs(said.mean() - CERTAINTY) < 0.03
+  likely = np.take_along_axis(p, following[tokens[:, 1:] - 2][..., None], 2)
+  assert abs(likely.mean() - CERTAINTY) < 0.03

@@ -1,12 +1,6 @@
 """The table of ratios to peers is that of the last measurements."""
 
-import importlib.util
-import pathlib
-
-FILE = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'draw.py'
-SPEC = importlib.util.spec_from_file_location('draw', FILE)
-draw = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(draw)
+import draw
 
 
 def _line(split='peers', **ratios):
@@ -24,8 +18,8 @@ def _line(split='peers', **ratios):
   }
 
 
-def test_ratios_are_found_and_the_last_counts():
-  found = draw.rows(
+def test_of_repeated_ratios_the_last_counts():
+  rows = draw.rows(
       [
           _line(
               ratio_to_assisted=2.0,
@@ -36,16 +30,16 @@ def test_ratios_are_found_and_the_last_counts():
       ]
   )
   what = 'controlled pair, base, draft small, sampled, batch 8'
-  assert found == [
+  assert rows == [
       draw.Row(what, 'ours to assisted', 4.0, 1.0, 9.0, 5),
       draw.Row(what, 'transformers to own autoregressive', 1.5, 1.0, 9.0, 5),
   ]
   assert f'| {what} | ours to assisted | 4.00 | 1.00 to 9.00 | 5 |' in (
-      draw.table(found)
+      draw.table(rows)
   )
 
 
 def test_a_figure_is_drawn(tmp_path):
-  found = draw.rows([_line(ratio_to_assisted=2.0)])
-  draw.draw(found).savefig(tmp_path / 'peers.png')
+  rows = draw.rows([_line(ratio_to_assisted=2.0)])
+  draw.draw(rows).savefig(tmp_path / 'peers.png')
   assert (tmp_path / 'peers.png').stat().st_size > 1000

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distillspec_jax.checkpoints import convert
+from distillspec_jax.checkpoints import conversion
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import errors
 from distillspec_jax.sampling import generation
@@ -52,7 +52,7 @@ def test_a_folder_and_a_conversion_keep_it(tmp_path):
   loaded = loading.load(tmp_path / 'draft').model
   assert loaded.config == draft.config
   jax.tree.map(np.testing.assert_array_equal, loaded.params, draft.params)
-  convert.convert(
+  conversion.convert(
       str(tmp_path / 'draft'), str(tmp_path / 'narrow'), dtype='bfloat16'
   )
   narrow = loading.load(tmp_path / 'narrow').model
@@ -65,5 +65,5 @@ def test_a_folder_and_a_conversion_keep_it(tmp_path):
 def test_other_formats_refuse_it(tmp_path, to):
   tiny.save(tmp_path / 'draft', tiny.model(encoded_dim=24))
   with pytest.raises(errors.UserError, match='Write it with to=distillspec'):
-    convert.convert(str(tmp_path / 'draft'), str(tmp_path / 'out'), to=to)
+    conversion.convert(str(tmp_path / 'draft'), str(tmp_path / 'out'), to=to)
   assert [path.name for path in epath.Path(tmp_path).iterdir()] == ['draft']

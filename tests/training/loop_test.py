@@ -15,7 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from distillspec_jax.checkpoints import convert
+from distillspec_jax.checkpoints import conversion
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
@@ -195,7 +195,7 @@ def test_a_draft_with_a_trimmed_vocabulary_is_distilled_and_kept(
   texts = tmp_path / 'texts.txt'
   texts.write_text('\n'.join(word * 2 for word in tiny.WORDS[:3]))
   trimmed = tmp_path / 'trimmed'
-  convert.convert(target, str(trimmed), trimmed_vocabulary=9, texts=str(texts))
+  conversion.convert(target, str(trimmed), trim_vocabulary=9, texts=str(texts))
   best = train(
       tmp_path / 'run',
       task,
