@@ -167,7 +167,7 @@ def generate(
         ),
         verifier=verifier,
         max_new_tokens=requests.longest,
-        eos_ids=tuple(eos_ids),
+        eos_ids=eos_ids,  # type: ignore[arg-type]  # it checks and converts
         log_probs=log_probs,
     )
   size = target.config.vocab_size

@@ -23,7 +23,7 @@ from distillspec_jax.sampling import stopping
 from tests.sampling import pairs
 
 B, L, P = 4, 14, 8
-EOS = (1, 23, 33, 38)
+EOS = (1, 10, 11, 25, 35)
 DECODING = pairs.decoding(
     temperature=1.0, length=3, max_new_tokens=L, eos_ids=EOS, log_probs=True
 )

@@ -79,7 +79,7 @@ def test_a_sampled_block_comes_with_the_logits_that_it_was_drawn_from():
 
 
 def test_a_block_ends_after_the_first_token_that_is_unsure():
-  draft, rule = pairs.make('decoder_only'), adaptive_length.Entropy(2.4)
+  draft, rule = pairs.make('decoder_only'), adaptive_length.Entropy(3.25)
   decoding = pairs.decoding(length=BLOCK, adaptive=rule)
   done = jnp.arange(B) == 1
   block = first_block(draft, decoding, done)

@@ -108,7 +108,7 @@ def test_bad_arguments_are_refused_by_name(target, inputs, changes, message):
 
 # Settings of single sequences.
 
-ROWS = ['one', 'two words', 'a much longer line of words', '', 'x', 'y z']
+ROWS = ['one', 'two words', 'a longer line', '', 'x', 'y z']
 ROW_SETTINGS = {
     'temperature': [0.0, 1.0, 1.0, 0.0, 1.0, 1.0],
     'max_new_tokens': [6, 6, 3, 6, 6, 6],

@@ -53,7 +53,7 @@ def prompt(rows=B):
   lengths = np.array([S, 2, 0, 5, 1, 3, S, 4])[:rows, None]
   segments = (np.arange(S) < lengths).astype(np.int32)
   tokens = rng.integers(2, V, (B, S))[:rows].astype(np.int32) * segments
-  return types.Prompt(jnp.asarray(tokens), jnp.asarray(segments))
+  return types.Prompt(tokens, segments)
 
 
 def take(tree, rows):

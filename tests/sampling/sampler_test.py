@@ -130,7 +130,7 @@ def test_generation_is_one_program_without_host_transfers(with_draft):
   if with_draft:
     models.append(pairs.noisy('decoder_only'))
     module = speculative
-  arguments = (*models, pairs.prompt(), pairs.keys_of())
+  arguments = jax.device_put((*models, pairs.prompt(), pairs.keys_of()))
   program = module.generate.lower(*arguments, pairs.SAMPLED).compile()
   text = program.as_text()
   assert ' while(' in text
@@ -164,7 +164,7 @@ def _compilations(caplog):
 @with_and_without
 def test_equal_values_share_a_program(with_draft, compilations):
   target = pairs.make('decoder_only')
-  prompt, keys = jax.block_until_ready((pairs.prompt(5), pairs.keys_of(5)))
+  prompt, keys = pairs.prompt(5), pairs.keys_of(5)
 
   def run(target, draft, decoding):
     samples = sampler.generate(
@@ -187,7 +187,6 @@ def test_equal_values_share_a_program(with_draft, compilations):
       for seed in (8, 9)
   ]
   draft = tiny.noisy(target, 0.3)
-  jax.block_until_ready((target, draft, others))
   one = run(target, draft, decoding)
   assert compilations() == 1
   two = run(*others, again)

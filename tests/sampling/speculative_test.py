@@ -157,7 +157,7 @@ def test_samples_have_the_targets_distribution(name, block, verifier):
 
 @pytest.mark.parametrize(
     'verifier, adaptive',
-    [('token', 'confidence(0.395)'), ('block', 'entropy(1.68)')],
+    [('token', 'confidence(0.395)'), ('block', 'entropy(1.85)')],
 )
 def test_so_have_samples_of_adaptive_draft_length(verifier, adaptive):
   decoding = pairs.small_decoding(
