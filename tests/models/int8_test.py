@@ -198,6 +198,6 @@ def test_unknown_weights_are_refused(tmp_path):
 def test_without_the_library_it_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'qwix', None)
   folder = saved(tmp_path / 'm')
-  with pytest.raises(errors.UserError, match=r"'distillspec_jax\[int8\]'"):
+  with pytest.raises(errors.UserError, match=r"need qwix.*'\.\[int8\]'"):
     loading.load(folder, weights='int8')
   assert loading.load(folder).config.weights == 'float'

@@ -5,11 +5,11 @@ import shlex
 
 import pytest
 
-from tests.repository.conftest import clean_gin
-from tests.repository.conftest import configure
+from tests.commands.conftest import configure
+from tests.commands.conftest import fresh_configuration
 from tests.tpu_scripts import conftest
 
-__all__ = ['clean_gin', 'configure']
+__all__ = ['configure', 'fresh_configuration']
 
 PAGE = (conftest.SCRIPTS.parent / 'docs' / 'tpu.md').read_text()
 LINES = [
