@@ -209,6 +209,8 @@ def _commands() -> str:
 def _decoding() -> str:
   """Greedy decoding beside transformers, one row for each size and batch."""
   content = _load('decoding')
+  if content is None:
+    return 'Not measured by the present code.\n'
   rows = []
   for line in content['lines']:
     metrics = {name: one['value'] for name, one in line['metrics'].items()}
