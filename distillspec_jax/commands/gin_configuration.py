@@ -29,7 +29,9 @@ from distillspec_jax.core import objects
 _PACKAGE = 'distillspec_jax.'
 
 # What an experiment itself passes to the functions that it is given.
-_PASSED_BY_EXPERIMENTS = frozenset(('run', 'task', 'seed', 'target', 'draft'))
+_PASSED_BY_EXPERIMENTS = frozenset(
+    ('run', 'task', 'seed', 'target', 'draft', 'draft_name')
+)
 
 # What gin raises for a wrong file or binding, besides errors of ours.
 _GIN_ERRORS = (

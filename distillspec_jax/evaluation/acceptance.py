@@ -60,6 +60,7 @@ def evaluate(
     batch_size: int = 32,
     decodings: Sequence[decoding_lib.Decoding] | None = None,
     seed: int = 0,
+    draft_name: str | None = None,
     show: Callable[[str, list[Measured]], None] | None = None,
 ) -> list[dict[str, Any]]:
   """Measures a pair, appends to RUN/results.jsonl and returns the lines.
@@ -76,14 +77,14 @@ def evaluate(
   Args:
     run: folder for the results.
     target: folder of a model or of a run, or a model.
-    draft: likewise; in results it has the name of its folder, with spaces for
-      underscores.
+    draft: likewise.
     task: whose inputs.
     split: of the task.
     examples: from the start of the split; all there are if it has fewer.
     batch_size: sequences at a time; has no influence on the numbers.
     decodings: default: greedy and temperature 1 in blocks of five.
     seed: of sampling.
+    draft_name: in results; default: the folder's.
     show: is called with a title and what was measured, for a table.
 
   Raises:
@@ -98,7 +99,7 @@ def evaluate(
   for decoding in decodings:
     decoding.check_speculative()
   store.check_writable(run)
-  target, draft, task, name = pair_lib.load(target, draft, task)
+  target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   batches = examples_lib.first(task, split, examples, batch_size)
   judges_quality = bool(task.metrics) and target.vocabulary is not None
   lines: list[dict[str, Any]] = []

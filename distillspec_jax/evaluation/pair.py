@@ -13,10 +13,7 @@ from distillspec_jax.data import vocabularies
 
 
 class Pair(NamedTuple):
-  """Both models, their task, and the draft's name in results.
-
-  The name is that of the draft's folder, with spaces for underscores.
-  """
+  """Both models, their task, and the draft's name in results."""
 
   target: loading.Loaded
   draft: loading.Loaded
@@ -28,6 +25,7 @@ def load(
     target: str | os.PathLike[str] | loading.Loaded,
     draft: str | os.PathLike[str] | loading.Loaded,
     task: tasks.Task,
+    draft_name: str | None = None,
 ) -> Pair:
   """The pair, after checking that models and task use the same tokens.
 
@@ -35,6 +33,7 @@ def load(
     target: a model, or the folder of one.
     draft: likewise.
     task: gets their vocabulary, unless it has one.
+    draft_name: default: the name of the draft's folder.
 
   Returns:
     The pair; its task has the models' vocabulary.
@@ -57,8 +56,7 @@ def load(
           " Leave the task's vocabulary out, or set it to the folder of the"
           ' model.'
       )
-  name = pathlib.Path(draft.name).name.replace('_', ' ')
-  return Pair(target, draft, task, name)
+  return Pair(target, draft, task, draft_name or pathlib.Path(draft.name).name)
 
 
 def _loaded(

@@ -98,7 +98,7 @@ def run_experiment(
       for name, stage in stages.items():
         _once(
             draft.parent / name, stage, target=target, draft=str(draft),
-            task=task, seed=seed,
+            draft_name=draft.name.replace('_', ' '), task=task, seed=seed,
             **({} if show is None else {'show': show}),
         )  # fmt: skip
   if hosts.is_first():  # the others wait for it when they leave

@@ -282,6 +282,7 @@ def test_evaluate_measures_every_decoding(tmp_path, monkeypatch):
       tmp_path,
       batch_size=2,
       decodings=decodings,
+      draft_name='distilled',
       show=lambda *arguments: shown.append(arguments),
   )
   settings = [
@@ -290,11 +291,11 @@ def test_evaluate_measures_every_decoding(tmp_path, monkeypatch):
   ]
   assert settings == [(0.0, 3), (0.0, 5), (1.0, 3), (1.0, 5)]
   for line in lines:
-    assert (line['kind'], line['draft']) == ('acceptance', 'draft')
+    assert (line['kind'], line['draft']) == ('acceptance', 'distilled')
     assert line['decoding']['top_k'] == 9
     assert line['decoding']['top_p'] == 0.5
   ((title, measured),) = shown
-  assert title == 'draft, tiny validation'
+  assert title == 'distilled, tiny validation'
   assert [one.decoding for one in measured] == [
       decoding.replace(max_new_tokens=8) for decoding in decodings
   ]

@@ -163,10 +163,9 @@ class Stages:
     training.check()
     self.trained[pathlib.Path(run).name, seed] = training
 
-  def measure(self, *, run, draft, seed, **others):
-    assert set(others) <= {'target', 'task', 'show'}
-    names = (pathlib.Path(folder).name for folder in (run, draft))
-    self.measured.append((*names, seed))
+  def measure(self, *, run, draft_name, seed, **others):
+    assert set(others) <= {'target', 'draft', 'task', 'show'}
+    self.measured.append((pathlib.Path(run).name, draft_name, seed))
 
 
 FINE_TUNE = settings.Training(
@@ -219,11 +218,11 @@ def test_drafts_start_from_each_other_and_the_target_is_shared(
   assert stages.measured == [
       ('evaluation_fine-tuned', 'fine-tuned', 0),
       ('benchmark_fine-tuned', 'fine-tuned', 0),
-      ('evaluation_fine-tuned_longer', 'fine-tuned_longer', 0),
+      ('evaluation_fine-tuned_longer', 'fine-tuned longer', 0),
       ('evaluation_distilled', 'distilled', 0),
       ('benchmark_distilled', 'distilled', 0),
       ('evaluation_fine-tuned', 'fine-tuned', 1),
-      ('evaluation_fine-tuned_longer', 'fine-tuned_longer', 1),
+      ('evaluation_fine-tuned_longer', 'fine-tuned longer', 1),
       ('evaluation_distilled', 'distilled', 1),
   ]
 

@@ -84,6 +84,7 @@ def benchmark(
     decodings: Sequence[decoding_lib.Decoding] | None = None,
     repeats: int = 5,
     seed: int = 0,
+    draft_name: str | None = None,
     profile: bool = False,
     show: Callable[[str, list[Measured]], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -98,8 +99,7 @@ def benchmark(
   Args:
     run: folder for the results.
     target: folder of a model or of a run, or a model.
-    draft: likewise; in results it has the name of its folder, with spaces for
-      underscores.
+    draft: likewise.
     task: whose inputs.
     split: of the task.
     examples: maximum number of different inputs; after the last comes the first
@@ -108,6 +108,7 @@ def benchmark(
     decodings: default: greedy in blocks of 2, 3 and 5.
     repeats: pairs of runs, each with the next inputs.
     seed: of sampling.
+    draft_name: in results; default: the folder's.
     profile: also where a block's time goes, for the fastest block length of
       each group: its parts in the results, and a trace of one run (for
       TensorBoard or Perfetto) in RUN/profile.
@@ -130,7 +131,7 @@ def benchmark(
   for decoding in decodings:
     decoding.check_speculative()
   store.check_writable(run)
-  target, draft, task, name = pair_lib.load(target, draft, task)
+  target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   inputs = [
       examples_lib.repeated(task, split, examples, batch_size, repeats)
       for batch_size in batch_sizes

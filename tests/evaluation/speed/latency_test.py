@@ -176,13 +176,14 @@ def test_benchmark_writes_autoregressive_once_and_each_block_length(tmp_path):
       batch_sizes=(4,),
       decodings=block_lengths(1, 2),
       repeats=3,
+      draft_name='distilled',
   )
   assert results.read(tmp_path / 'timed' / 'results.jsonl') == lines
   assert [line['kind'] for line in lines] == ['latency'] * 3
   settings = [
       (line['draft'], line['decoding']['block_length']) for line in lines
   ]
-  assert settings == [(None, None), ('draft', 1), ('draft', 2)]
+  assert settings == [(None, None), ('distilled', 1), ('distilled', 2)]
   for line in lines:
     assert line['decoding']['batch_size'] == 4
     assert line['decoding']['max_new_tokens'] == 6
