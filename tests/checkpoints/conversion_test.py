@@ -234,7 +234,7 @@ def test_an_output_layer_is_trimmed_to_the_frequent_tokens(
   assert loading.load(again.folder).config.trimmed_vocabulary == expected
   # ... and its token numbers are on one line.
   lines = (tmp_path / 'trimmed' / 'model.json').read_text().splitlines()
-  assert sum('_tokens": [ 0, 1, 2, 35' in line for line in lines) == 1
+  assert sum('_vocabulary": [ 0, 1, 2, 35' in line for line in lines) == 1
 
 
 @pytest.mark.parametrize('to', ['hugging_face', 't5x'])

@@ -79,7 +79,6 @@ def benchmark(
     draft: str | loading.Loaded,
     task: tasks.Task,
     split: str = 'validation',
-    examples: int = 128,
     batch_sizes: Sequence[int] = (1, 8),
     decodings: Sequence[decoding_lib.Decoding] | None = None,
     repeats: int = 5,
@@ -101,8 +100,7 @@ def benchmark(
     target: folder of a model or of a run, or a model.
     draft: likewise.
     task: whose inputs.
-    split: of the task.
-    examples: maximum number of different inputs; after the last comes the first
+    split: of the task, from its start; after the last input comes the first
       again.
     batch_sizes: sequences decoded together.
     decodings: default: greedy in blocks of 2, 3 and 5.
@@ -133,7 +131,9 @@ def benchmark(
   store.check_writable(run)
   target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   inputs = [
-      examples_lib.repeated(task, split, examples, batch_size, repeats)
+      examples_lib.repeated(
+          task, split, batch_size * repeats, batch_size, repeats
+      )
       for batch_size in batch_sizes
   ]
   lines: list[dict[str, Any]] = []

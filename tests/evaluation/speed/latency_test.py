@@ -299,7 +299,6 @@ def test_a_profile_is_beside_the_fastest_block_length(tmp_path):
     'changes, message',
     [
         ({'repeats': 0}, 'repeats is 0'),
-        ({'examples': 0}, 'examples is 0'),
         ({'batch_sizes': ()}, r'batch_sizes is \(\) .* at least one of each'),
         ({'batch_sizes': (1, 0)}, 'batch_size is 0'),
         ({'decodings': ()}, 'there are 0 decodings'),
