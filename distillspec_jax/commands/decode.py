@@ -255,22 +255,17 @@ class _Decoder(NamedTuple):
   ) -> answers_lib.Answer:
     tokens = samples.tokens[row, : samples.lengths[row]]
     counts = samples.statistics
-    # There are no blocks without a draft.
-    by_position = lambda x: [] if self.draft is None else x[row].tolist()
-    reached_at = by_position(counts.reached_at)
-    blocks, accepted = int(counts.blocks[row]), int(counts.accepted[row])
-    emitted = int(counts.emitted[row])
     statistics = {
-        'blocks': blocks,
-        'drafted': int(counts.drafted[row]),
-        'accepted': accepted,
-        'emitted': emitted,
-        'reached_at': reached_at,
-        'accepted_at': by_position(counts.accepted_at),
-        'acceptance_rate': accepted / sum(reached_at)
-        if any(reached_at)
-        else None,
-        'block_efficiency': emitted / blocks if blocks else None,
+        name: int(getattr(counts, name)[row])
+        for name in ('blocks', 'drafted', 'accepted', 'emitted')
+    }
+    for name in ('reached_at', 'accepted_at'):  # of no block without a draft
+      count = getattr(counts, name)[row].tolist()
+      statistics[name] = [] if self.draft is None else count
+    judged, blocks = sum(statistics['reached_at']), statistics['blocks']
+    statistics |= {
+        'acceptance_rate': statistics['accepted'] / judged if judged else None,
+        'block_efficiency': statistics['emitted'] / blocks if blocks else None,
     }
     text = generation.detokenize(self.target.vocabulary, tokens)
     text = stopping.cut(text, self.stop)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 import dataclasses
 import difflib
 import importlib
@@ -18,6 +18,7 @@ import inspect
 import os
 import pathlib
 import re
+import sys
 import types
 import typing
 from typing import Any, NamedTuple
@@ -150,7 +151,9 @@ def configured(
     )
   except _GIN_ERRORS as error:
     raise errors.UserError(_explain(gin, error, name)) from error
-  _check(gin, function, name)
+  calls = _check(gin, function, name, arguments)
+  for binding in options.gin_bindings:
+    _warn_if_unused(gin, binding, calls)
   configuration.set_current(gin.config_str())
   return wrapped
 
@@ -202,8 +205,35 @@ def _references(
     )
 
 
-def _check(gin: Any, function: Callable[..., Any], name: str) -> None:
-  """Raises UserError where calling the function would fail for its bindings."""
+def _warn_if_unused(gin: Any, binding: str, calls: set[_Call]) -> None:
+  """Says so where a flag binds an argument of what is not called."""
+  name = binding.partition('=')[0].strip()
+  if '.' not in name:  # a macro, which other commands may use
+    return
+  key = gin.config.ParsedBindingKey.parse(name)
+  scope = tuple(filter(None, key.scope.split('/')))
+  if not any(
+      call.selector == key.complete_selector
+      and call.scope[: len(scope)] == scope
+      for call in calls
+  ):
+    print(f'distillspec: {name} is bound, but not used here.', file=sys.stderr)
+
+
+def _check(
+    gin: Any, function: Callable[..., Any], name: str, flags: Collection[str]
+) -> set[_Call]:
+  """All calls that calling the function makes.
+
+  Args:
+    gin: the module.
+    function: that a command calls.
+    name: of it, for messages.
+    flags: arguments that have a flag of their own.
+
+  Raises:
+    UserError: one of them would fail for its bindings.
+  """
   selector = f'{function.__module__}.{function.__name__}'
   pending = [_Call(function, selector, name)]
   seen, unset, problems = set(), set(), []
@@ -222,9 +252,7 @@ def _check(gin: Any, function: Callable[..., Any], name: str) -> None:
         is_macro = call.selector == 'gin.macro'
         unset.add('/'.join(call.scope) if is_macro else f'{call}.{argument}')
     if not call.selector.startswith('gin.'):
-      problems += filter(
-          None, (_missing(call, bound), _wrong(gin, call, bound))
-      )
+      problems += _missing(call, bound, flags) + _wrong(gin, call, bound)
   if unset:
     names = sorted(unset)
     raise errors.UserError(
@@ -233,37 +261,39 @@ def _check(gin: Any, function: Callable[..., Any], name: str) -> None:
     )
   if problems:
     raise errors.UserError(problems[0])
+  return seen
 
 
-def _missing(call: _Call, bound: dict[str, Any]) -> str | None:
-  """Which required arguments of a call are not bound, and what to do."""
-  missing = []
-  for parameter in inspect.signature(call.function).parameters.values():
-    is_given = parameter.name in bound or (
-        # Whoever gets a function passes what it takes by position.
-        call.is_passed_on
-        and (
-            parameter.kind != parameter.KEYWORD_ONLY
-            or parameter.name in _PASSED_BY_EXPERIMENTS
-        )
-    )
-    is_variable = parameter.kind in (
-        parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD
-    )  # fmt: skip
-    if parameter.default is parameter.empty and not (is_given or is_variable):
-      missing.append(parameter.name)
+def _missing(
+    call: _Call, bound: dict[str, Any], flags: Collection[str]
+) -> list[str]:
+  """Says which required arguments of a call are not bound, if any."""
+  parameters = inspect.signature(call.function).parameters.values()
+  if call.is_passed_on:
+    # Whoever gets a function passes what it takes by position.
+    parameters = [
+        p for p in parameters
+        if p.kind == p.KEYWORD_ONLY and p.name not in _PASSED_BY_EXPERIMENTS
+    ]  # fmt: skip
+  missing = [
+      p.name
+      for p in parameters
+      if p.default is p.empty
+      and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+      and p.name not in bound
+  ]
   if not missing:
-    return None
+    return []
   advice = f'bind {call}.{missing[0]} in a gin file'
-  if missing[0] == 'run':
-    advice = 'give --run=FOLDER'
+  if missing[0] in flags:
+    advice = f'give --{missing[0]}'
   verb = 'is' if len(missing) == 1 else 'are'
-  return f'{", ".join(missing)} of {call} {verb} missing: {advice}.'
+  return [f'{", ".join(missing)} of {call} {verb} missing: {advice}.']
 
 
-def _wrong(gin: Any, call: _Call, bound: dict[str, Any]) -> str | None:
-  """Which argument of a call is of another type than the annotated one."""
-  annotations = _annotations(call.function)
+def _wrong(gin: Any, call: _Call, bound: dict[str, Any]) -> list[str]:
+  """Says which arguments are of another type than the annotated one."""
+  annotations, wrong = _annotations(call.function), []
   for argument, value in bound.items():
     text = repr(value)
     if text.startswith('%'):
@@ -274,11 +304,11 @@ def _wrong(gin: Any, call: _Call, bound: dict[str, Any]) -> str | None:
     if kind is gin.config.ConfigurableReference and value.evaluate:
       kind = value.configurable.wrapped
     annotation = annotations.get(argument, Any)
-    if _fits(kind, annotation, value):
-      continue
-    wanted = annotation.__name__ if isinstance(annotation, type) else annotation
-    return f'{call}.{argument} is {text}; it must be {wanted}.'
-  return None
+    if not _fits(kind, annotation, value):
+      is_class = isinstance(annotation, type)
+      name = annotation.__name__ if is_class else annotation
+      wrong.append(f'{call}.{argument} is {text}; it must be {name}.')
+  return wrong
 
 
 def _annotations(function: Any) -> dict[str, Any]:

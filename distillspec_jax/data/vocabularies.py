@@ -12,10 +12,10 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 
 from etils import epath
 
+from distillspec_jax.core import cache
 from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import sources
@@ -230,19 +230,13 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
   digest = hashlib.sha256(f'{size}\0'.encode())
   for text in sample:
     digest.update(text.encode() + b'\0')
-  path = cache_folder() / 'vocabularies' / f'{digest.hexdigest()[:16]}.model'
+  path = cache.folder('vocabularies') / f'{digest.hexdigest()[:16]}.model'
   if not path.is_file():
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f'.{os.getpid()}.new')
     temporary.write_bytes(_train(sample, size))
     os.replace(temporary, path)
   return load(path)
-
-
-def cache_folder() -> pathlib.Path:
-  """Where files that can be made again are kept between runs."""
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(base) / 'distillspec_jax'
 
 
 def _first_characters(texts: Iterable[str]) -> Iterator[str]:

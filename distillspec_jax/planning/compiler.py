@@ -21,6 +21,7 @@ import subprocess
 import sys
 from typing import Any
 
+from distillspec_jax.core import cache
 from distillspec_jax.core import errors
 from distillspec_jax.planning import compiled_program
 from distillspec_jax.planning import config as config_lib
@@ -44,7 +45,7 @@ def ask(
     UserError: there is no compiler, or the mesh does not fit the slice.
     RuntimeError: the compiler failed.
   """
-  path = _folder() / f'{_key(config, programs)}.pickle'
+  path = cache.folder('plans') / f'{_key(config, programs)}.pickle'
   if path.exists():
     return pickle.loads(path.read_bytes())
   answer = _run(config, programs)
@@ -163,8 +164,3 @@ def sources() -> Iterator[pathlib.Path]:
   for path in sorted(_PACKAGE.rglob('*.py')):
     if path.relative_to(_PACKAGE).parts[0] not in _OUTSIDE:
       yield path
-
-
-def _folder() -> pathlib.Path:
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(base) / 'distillspec_jax' / 'plans'

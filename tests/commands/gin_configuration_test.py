@@ -216,6 +216,34 @@ def test_a_right_configuration_is_not_refused(capsys, binding):
   assert run(capsys, file, '--run=x') == (0, '')
 
 
+@pytest.mark.parametrize(
+    ('flag', 'is_used'),
+    [
+        ('small/stages.Group.size=2', True),
+        ('stages.Method.beta=0.5', True),
+        ('MACRO=1', True),
+        ('smal/stages.Group.size=2', False),
+        ('small/stages.other.steps=2', False),
+    ],
+)
+def test_a_flag_for_what_is_not_called_is_said(capsys, flag, is_used):
+  file = write(
+      'a.gin',
+      N + """
+stages.train.group = @small/stages.Group()
+small/stages.Group.size = 1
+small/stages.Group.method = @stages.Method()
+stages.Method.divergence = 'jsd'
+stages.other.steps = 1
+""",
+  )
+  code, error = run(capsys, file, '--run=x', f'--gin.{flag}')
+  assert code == 0
+  name = flag.partition('=')[0]
+  expected = f'distillspec: {name} is bound, but not used here.\n'
+  assert error == ('' if is_used else expected)
+
+
 def test_a_group_of_another_class_is_refused(capsys):
   text = """
 from distillspec_jax.training import settings
@@ -237,7 +265,10 @@ settings.Steps.num_steps = 1
         (['--gin_file=none.gin'], 'Unable to open file: none.gin'),
         (['--gin.trian.run=1'], "'trian'.*Did you mean train"),
         (['--gin.stages.train.num_step=1'], 'Did you mean num_steps'),
-        (['--gin.stages.train.num_steps=1'], 'give --run=FOLDER'),
+        (
+            ['--gin.stages.train.num_steps=1'],
+            'run of stages.train is missing: give --run',
+        ),
         (['--gin_bindings=x=='], "in 'x=='"),
     ],
 )
