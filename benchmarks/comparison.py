@@ -160,9 +160,8 @@ class Peer:
     return self
 
   def __exit__(self, *_):
-    self._process.stdin.close()
-    self._process.wait()
-    self._errors.close()
+    with self._errors, self._process:
+      pass  # closes its pipes, which ends it, and waits
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

@@ -79,9 +79,10 @@ def generate(model, inputs, length):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-  published = functools.partial(config_lib.published, 'test')
+  # The controlled pair needs some width.
+  published = functools.partial(config_lib.published, 'test', emb_dim=64)
   monkeypatch.setattr(
-      comparison, 'published', lambda size, **kw: published(32128, **kw)
+      comparison, 'published', lambda _, **kw: published(vocab_size=32128, **kw)
   )
   monkeypatch.setattr(comparison, 'Peer', Peer)
   monkeypatch.setattr(comparison, 'warn_if_busy', lambda: None)

@@ -3,6 +3,7 @@
 import pytest
 
 from distillspec_jax.commands import certify
+from distillspec_jax.commands import main
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.evaluation import certificate
@@ -92,6 +93,34 @@ def test_a_certificate_fails_with_the_names_of_its_checks(
   assert 'emits what the target would' not in printed
   # All are written, those that hold and those that do not.
   assert verdicts(tmp_path) == [1.0, 0.0, 1.0, 0.0]
+
+
+FLAGS = [
+    '--inputs=4', '--input_length=6', '--samples=512', '--temperature=1',
+    '--block_length=3', '--max_new_tokens=8',
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures('fresh_configuration')
+@pytest.mark.parametrize('holds, code', [(True, 0), (False, 1)])
+def test_a_certificate_that_fails_is_exit_code_1(
+    folders, monkeypatch, capsys, holds, code
+):
+  monkeypatch.setattr(certificate, 'checks', fake_checks(holds))
+  models = [f'--{name}={folder}' for name, folder in folders.items()]
+  assert main.main(['certify', *models, *FLAGS]) == code
+  printed = capsys.readouterr()
+  assert ('The certificate fails: check 0' in printed.err) == (not holds)
+
+
+@pytest.mark.usefixtures('fresh_configuration')
+def test_a_lossy_verifier_is_refused_on_the_command_line(folders, capsys):
+  models = [f'--{name}={folder}' for name, folder in folders.items()]
+  flags = [*models, *FLAGS, '--verifier=typical(0.1)']
+  assert main.main(['certify', *flags]) == 2
+  printed = capsys.readouterr()
+  assert 'The verifier typical(0.1) is lossy' in printed.err
+  assert printed.out == ''
 
 
 def test_models_held_in_int8_are_named(folders, tmp_path, monkeypatch):
