@@ -82,8 +82,8 @@ def convert(
   """Writes the model in `source` to `destination` and compares the two.
 
   Args:
-    source: a folder of ours, of Hugging Face or of t5x, or a repository's name
-      in the Hugging Face cache; as in `load`.
+    source: a folder of this package, of Hugging Face or of t5x, or the name of
+      a repository in the Hugging Face cache; as in `load`.
     destination: a folder that does not exist yet, or is empty.
     to: 'distillspec', 'hugging_face' or 't5x' (its native layout).
     step: take the checkpoint of that step, of a run or of t5x.

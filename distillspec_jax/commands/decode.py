@@ -17,6 +17,8 @@ import sys
 import time
 from typing import Any, NamedTuple, TextIO
 
+import jax.numpy as jnp
+
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.commands import answers as answers_lib
 from distillspec_jax.commands import devices
@@ -62,8 +64,8 @@ class Output:
   """Where answers go.
 
   Attributes:
-    out: file of JSON lines to write, with text, tokens and statistics; an
-      existing one is resumed after its last complete line. Local.
+    out: local file of JSON lines to write, with text, tokens and statistics;
+      an existing one is resumed after its last complete line.
     json: prints JSON lines instead of plain text.
   """
 
@@ -134,7 +136,7 @@ def decode(
   """
   check.at_least(1, batch_size=batch_size)
   stop = requests_lib.stop_strings(stop)
-  numbers = {
+  numbers: dict[str, Any] = {
       'max_new_tokens': decoding.output_length,
       'min_new_tokens': min_new_tokens,
       'seed': seed,
@@ -241,7 +243,7 @@ class _Decoder(NamedTuple):
     samples = generation.sample(
         self.target,
         self.draft,
-        types.Prompt(*batching.pad(tokens, width)),
+        types.Prompt(*map(jnp.asarray, batching.pad(tokens, width))),
         numbers,
         self.decoding,
         self.requests.seed,
@@ -253,9 +255,9 @@ class _Decoder(NamedTuple):
   def _answer(
       self, samples: samples_lib.Samples, row: int
   ) -> answers_lib.Answer:
-    tokens = samples.tokens[row, : samples.lengths[row]]
+    tokens = samples.tokens[row, : samples.lengths[row]].tolist()
     counts = samples.statistics
-    statistics = {
+    statistics: dict[str, Any] = {
         name: int(getattr(counts, name)[row])
         for name in ('blocks', 'drafted', 'accepted', 'emitted')
     }
@@ -269,7 +271,7 @@ class _Decoder(NamedTuple):
     }
     text = generation.detokenize(self.target.vocabulary, tokens)
     text = stopping.cut(text, self.stop)
-    return answers_lib.Answer(text, tokens.tolist(), statistics)
+    return answers_lib.Answer(text, tokens, statistics)
 
 
 def _decode_all(
@@ -283,6 +285,7 @@ def _decode_all(
   """Writes the answers to the inputs from number `done` on."""
   tokens = [decoder.tokenize(text) for text in inputs]
   lengths = [len(row) for row in tokens]
+  batches: Iterable[batching.Batch]
   batches = list(batching.plan(lengths, batch_size, done))
   if output.out is not None or not sys.stdout.isatty():
     # Otherwise the answers themselves show the progress.

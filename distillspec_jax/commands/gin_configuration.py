@@ -268,7 +268,7 @@ def _missing(
     call: _Call, bound: dict[str, Any], flags: Collection[str]
 ) -> list[str]:
   """Says which required arguments of a call are not bound, if any."""
-  parameters = inspect.signature(call.function).parameters.values()
+  parameters = list(inspect.signature(call.function).parameters.values())
   if call.is_passed_on:
     # Whoever gets a function passes what it takes by position.
     parameters = [
@@ -383,8 +383,8 @@ def _near(gin: Any, text: str, name: str) -> list[str]:
   )
   if parameter:
     function = gin.get_configurable(parameter.group(1))
-    known = inspect.signature(function).parameters
-    return difflib.get_close_matches(parameter.group(2), known)
+    arguments = inspect.signature(function).parameters
+    return difflib.get_close_matches(parameter.group(2), arguments)
   attribute = re.search(r"<module '([\w.]+)'.*> has no attribute (\w+)", text)
   if attribute:
     module = importlib.import_module(attribute.group(1))

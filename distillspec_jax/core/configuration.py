@@ -1,8 +1,7 @@
 """The configuration that this process runs with, as text.
 
-`main.py` sets it once, after the gin files are parsed; stages read it to write
-it into the run's folder and its hash into the results. A notebook that sets
-nothing leaves it empty.
+The command line sets it once, after the gin files are parsed; stages write it
+into the run's folder, and its hash into the results. In a notebook it is empty.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Drafting:
     length: tokens drafted before each call of the target, gamma.
     paths: independent drafts of each block, K; the target reads all of them at
       once and follows the one that is accepted farthest.
-    adaptive: ends a block where the draft is unsure: `Confidence(c)` or
-      `Entropy(h)`, as texts 'confidence(0.4)' or 'entropy(2)'; default: blocks
+    adaptive: ends a block where the draft is unsure, as `Confidence(0.4)` or
+      `Entropy(2)`, in text 'confidence(0.4)' or 'entropy(2)'; default: blocks
       of full length.
   """
 
@@ -79,9 +79,9 @@ class Decoding:
   Attributes:
     sampling: temperature, top-k and top-p.
     drafting: how blocks are drafted; without a draft it has no effect.
-    verifier: which drafted tokens are accepted: `Token()`, `Block()`, a lossy
-      one such as `Lenient('linear', 0.5)`, or one of your own; as texts
-      'block', 'lenient(linear, 0.5)', 'my_module:MyVerifier(3)'.
+    verifier: which drafted tokens are accepted, as `Block()` or the lossy
+      `Lenient('linear', 0.5)`, in text 'block' or 'lenient(linear, 0.5)'; one
+      of your own is 'my_module:MyVerifier(3)'.
     max_new_tokens: maximum length of the output, EOS included; None: the label
       length of the task, where there is one, else 128.
     eos_ids: tokens that end a sequence, any of them; () lets none end early.
