@@ -1,10 +1,10 @@
 """Command-line flags of a function, from its signature and its docstring.
 
 A parameter without a default is an argument; one with a default, or after the
-*, is `--name=VALUE`. A parameter whose default is a dataclass instance is a
-group: its fields are flags, and so are those of groups inside it. Types come
-from the annotations, help texts from the sections Args and Attributes of the
-docstrings, so that nothing is written twice.
+*, is `--name=VALUE`. A parameter that is a dataclass is a group: its fields are
+flags, and so are those of groups inside it; defaults are those of the function.
+Types come from the annotations, help texts from the sections Args and
+Attributes of the docstrings, so that nothing is written twice.
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ def call(
     values[flag.path] = value
   positional, named = [], {}
   for name, parameter in inspect.signature(function).parameters.items():
-    if _is_group(parameter.default):
-      value = _filled(parameter.default, (name,), values)
-    else:
+    if (name,) in values:
       value = values[name,]
+    else:
+      value = _filled(parameter.default, (name,), values)
     if parameter.kind is parameter.VAR_POSITIONAL:
       positional += value
     elif parameter.kind is parameter.KEYWORD_ONLY:
@@ -129,7 +129,7 @@ def _flags(function: Callable[..., Any], names: _Names) -> Iterator[_Flag]:
   hints = typing.get_type_hints(function)
   texts = _documented(function, 'Args')
   for name, parameter in inspect.signature(function).parameters.items():
-    if _is_group(parameter.default):
+    if dataclasses.is_dataclass(hints[name]):
       yield from _group(parameter.default, (name,), names)
     else:
       yield _Flag(
@@ -165,10 +165,6 @@ def _filled(group: Any, path: tuple[str, ...], values: dict) -> Any:
     elif any(known[: len(inside)] == inside for known in values):
       changes[field.name] = _filled(getattr(group, field.name), inside, values)
   return dataclasses.replace(group, **changes)
-
-
-def _is_group(default: Any) -> bool:
-  return dataclasses.is_dataclass(default) and not isinstance(default, type)
 
 
 def _kind(annotation: Any) -> Any:
