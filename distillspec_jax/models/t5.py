@@ -375,7 +375,7 @@ class T5(nn.Module):
     return self.decoder.run(x, common, cache, cross)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Logits float32[B, N, V'] of hidden float[B, N, D], see `Columns`."""
+    """Logits float32[B, N, V'] of hidden states float[B, N, D]."""
     if self.config.logits_via_embedding:
       logits = self.token_embedder.attend(hidden)
     else:

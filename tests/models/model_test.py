@@ -404,6 +404,42 @@ def test_tokens_of_the_larger_vocabulary_alone_are_not_common():
   assert model_lib.common_vocabulary(*models[::-1]) == V
 
 
+# The output layer.
+
+
+def test_logits_of_a_trimmed_vocabulary_are_those_of_the_full_one():
+  model, kept = make('decoder_only'), (0, 1, 5, V - 1)
+  trimmed = tiny.trimmed(model, kept)
+  hidden = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 16)))
+  full = np.asarray(model.all_logits(hidden))
+  np.testing.assert_array_equal(full, model.unembed(hidden))
+  expanded = np.asarray(trimmed.all_logits(hidden))
+  np.testing.assert_allclose(expanded[..., kept], full[..., kept], rtol=1e-6)
+  assert np.isneginf(np.delete(expanded, kept, axis=-1)).all()
+  # Without the tokens of the larger model of a pair.
+  few = trimmed.trimmed_logits(hidden, V - 1)
+  np.testing.assert_allclose(few, full[..., kept[:-1]], rtol=1e-6)
+  assert trimmed.all_logits(hidden, V - 1).shape == (1, 3, V - 1)
+
+
+@pytest.mark.parametrize('name', ['decoder_only', 'v1_0'])
+def test_a_head_is_all_that_the_output_layer_reads(name):
+  model, hidden = make(name), jnp.ones((1, 2, 16))
+  head = model.head()
+  assert len(jax.tree.leaves(head)) == 1
+  np.testing.assert_array_equal(head.unembed(hidden), model.unembed(hidden))
+
+
+def test_kernels_are_held_in_the_dtype_of_the_computation():
+  model = make('decoder_only', dtype='bfloat16')
+  held = flax.traverse_util.flatten_dict(model.for_decoding().params)
+  for path, leaf in held.items():
+    is_cast = path[-1] in ('kernel', 'embedding')
+    assert leaf.dtype == (jnp.bfloat16 if is_cast else jnp.float32), path
+  same = make('decoder_only').for_decoding()
+  jax.tree.map(np.testing.assert_array_equal, same, make('decoder_only'))
+
+
 # A pytree of parameters; the rest is static.
 
 

@@ -5,7 +5,7 @@ all of them at once. Verification walks down from the branching point and, at
 each depth, tries the tokens of the paths that are still alive, one after the
 other; a path lives as long as it agrees with the accepted tokens. What is
 emitted has exactly the target's distribution, and with one path the rule is
-token verifier.
+token verification.
 
 Miao et al. 2023, SpecInfer, https://arxiv.org/abs/2305.09781, algorithm 2.
 """
