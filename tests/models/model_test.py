@@ -414,11 +414,11 @@ def test_logits_of_a_trimmed_vocabulary_are_those_of_the_full_one():
   full = np.asarray(model.all_logits(hidden))
   np.testing.assert_array_equal(full, model.unembed(hidden))
   expanded = np.asarray(trimmed.all_logits(hidden))
-  np.testing.assert_allclose(expanded[..., kept], full[..., kept], rtol=1e-6)
+  np.testing.assert_allclose(expanded[..., kept], full[..., kept], rtol=1e-5)
   assert np.isneginf(np.delete(expanded, kept, axis=-1)).all()
   # Without the tokens of the larger model of a pair.
   few = trimmed.trimmed_logits(hidden, V - 1)
-  np.testing.assert_allclose(few, full[..., kept[:-1]], rtol=1e-6)
+  np.testing.assert_allclose(few, full[..., kept[:-1]], rtol=1e-5)
   assert trimmed.all_logits(hidden, V - 1).shape == (1, 3, V - 1)
 
 
