@@ -125,7 +125,7 @@ class ResamplesTarget(verification.Token):
 @pytest.mark.parametrize(
     'changes, name',
     [
-        ({'verifier': MyToken()}, 'verifier mytoken'),
+        ({'verifier': MyToken()}, f'verifier {MyToken().describe()}'),
         ({'paths': 3}, 'paths 3'),
         (
             {'adaptive': adaptive_length.Confidence(0.25)},
