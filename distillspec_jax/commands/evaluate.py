@@ -15,7 +15,7 @@ from distillspec_jax.core import results
 if typing.TYPE_CHECKING:
   from distillspec_jax.evaluation import acceptance
 
-HELP = 'acceptance rate, block efficiency and task quality of a pair'
+HELP = 'expected acceptance, block efficiency and task quality of a pair'
 EXAMPLE = (
     'distillspec evaluate --gin_file=tasks/python.gin'
     ' --gin_file=runs/evaluate.gin --run=runs/measured'
@@ -43,13 +43,13 @@ def tables(
   """Acceptance, block efficiency and task quality of each decoding."""
   names = list(dict.fromkeys(name for one in measured for name in one.quality))
   table = rich.table.Table(
-      'decoding', 'acceptance rate', 'tokens per target call', 'gain', *names,
+      'decoding', 'expected acceptance', 'tokens per target call', 'gain', *names,
       title=title,
   )  # fmt: skip
   for one in measured:
     table.add_row(
         one.decoding.label(),
-        _show(one.acceptance['acceptance_rate']),
+        _show(one.acceptance['expected_acceptance']),
         _show(one.acceptance['block_efficiency']),
         _show(one.acceptance.get('block_efficiency_gain')),
         *(_show(one.quality.get(name)) for name in names),

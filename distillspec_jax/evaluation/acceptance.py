@@ -1,8 +1,8 @@
 """How well a draft agrees with its target: acceptance and block efficiency.
 
 Both are measured on the text that the decoding at hand emits; with a lossless
-verifier it has the target's distribution. The acceptance rate is an
-expectation, from both models' distributions on that text (1 - TVD, DistillSpec
+verifier it has the target's distribution. Expected acceptance comes
+from both models' distributions on that text (1 - TVD, DistillSpec
 equation 3); block efficiency is counted.
 """
 
@@ -158,7 +158,7 @@ def measure(
     decoding: decoding_lib.Decoding,
     seed: int,
 ) -> _Metrics:
-  """Acceptance rate, block efficiency and acceptance by position.
+  """Expected acceptance, block efficiency and acceptance by position.
 
   Args:
     target: the model that decides.
@@ -168,7 +168,7 @@ def measure(
     seed: of sampling; row i of all batches draws from stream (seed, i).
 
   Returns:
-    Name -> metric, with standard errors over examples: acceptance_rate,
+    Name -> metric, with standard errors over examples: expected_acceptance,
     block_efficiency, predicted_block_efficiency, tokens (per output), and
     acceptance_at_1 .. acceptance_at_G: how often the token at this position of
     a block is accepted if all before it were (positions never reached are left
@@ -251,7 +251,7 @@ def _metrics(
   # A sum of rounded terms, which may end above 1.
   rate = rate._replace(value=min(rate.value, 1.0))
   metrics = {
-      'acceptance_rate': rate,
+      'expected_acceptance': rate,
       'block_efficiency': metric(
           counts['emitted'], counts['blocks'], 'tokens/block'
       ),

@@ -35,9 +35,13 @@ def _acceptance(study):
   measured = headlines.acceptance(study)
   length = headlines.block_length(measured)
   here = measurements.select(measured, block_length=length)
-  series = _by_draft(here, 'acceptance_rate', _sampling, 'bars')
+  series = _by_draft(here, 'expected_acceptance', _sampling, 'bars')
   yield drawing.Panel(
-      'acceptance', 'Acceptance rate', series, 'acceptance rate', limits=(0, 1)
+      'acceptance',
+      'Expected acceptance',
+      series,
+      'expected acceptance',
+      limits=(0, 1),
   )
   series = _by_draft(here, 'block_efficiency', _sampling, 'bars')
   title = f'Block efficiency, block length {length}'
@@ -69,7 +73,7 @@ def _by_block_length(study):
   for sampling, slug, here in _by_temperature(measured):
     here.sort(key=_length)
     series = _by_draft(here, 'block_efficiency', _length, 'points')
-    for one in _by_draft(here, 'acceptance_rate', _length, 'points'):
+    for one in _by_draft(here, 'expected_acceptance', _length, 'points'):
       rates = [point.value.value for point in one.points]
       alpha = sum(rates) / len(rates)
       points = [
@@ -170,8 +174,8 @@ def _training(study):
        False, 'loss', 'cross_entropy'),
       ('distillation_loss', 'Distillation: divergence from the target', _NATS,
        True, 'loss', None),
-      ('training_acceptance', 'Distillation: expected acceptance rate',
-       'acceptance rate', True, 'acceptance_rate', None),
+      ('training_acceptance', 'Distillation: expected acceptance',
+       'expected acceptance', True, 'expected_acceptance', None),
       ('validation_block_efficiency', 'Distillation: block efficiency',
        _TOKENS, True, None, 'block_efficiency'),
   ):  # fmt: skip
@@ -269,7 +273,7 @@ def _length(one):
 
 _SECTIONS = (
     (
-        'Acceptance rate and block efficiency',
+        'Acceptance and block efficiency',
         'How often the target accepts a drafted token, and how many tokens one'
         ' target call yields. Error bars: one standard error.',
         _acceptance,
@@ -284,7 +288,7 @@ _SECTIONS = (
     (
         'Block efficiency by block length',
         'Points: measured, with one standard error. Dashed: predicted from the'
-        ' acceptance rate, assuming that tokens are accepted independently.',
+        ' expected acceptance, assuming that tokens are accepted independently.',
         _by_block_length,
     ),
     (
@@ -307,7 +311,7 @@ _SECTIONS = (
         'Training',
         'Lines: means over the steps since the previous record; shaded: one'
         ' standard error over seeds, if there are several. Points: on'
-        ' validation data. The expected acceptance rate is computed from the'
+        ' validation data. The expected acceptance is computed from the'
         ' distributions; block efficiency is measured by decoding.',
         _training,
     ),

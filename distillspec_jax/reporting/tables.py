@@ -41,11 +41,11 @@ def tables(study: measurements.Study) -> list[Table]:
   lossy = _in_order(measurements.trade_off(study))
   drawn = (
       _table(
-          'Acceptance rate and block efficiency',
+          'Acceptance and block efficiency',
           measured['acceptance'],
           (
               *_decoding(measured['acceptance']),
-              ('acceptance rate', 'acceptance_rate', 3),
+              ('expected acceptance', 'expected_acceptance', 3),
               ('tokens per target call', 'block_efficiency', 3),
               ('predicted', 'predicted_block_efficiency', 3),
               ('gain', 'block_efficiency_gain', 3),
@@ -252,14 +252,14 @@ _PLAN = (
 )
 
 _MEANINGS = {
-    'acceptance rate': 'the probability that a drafted token is accepted: 1'
+    'expected acceptance': 'the probability that a drafted token is accepted: 1'
     ' minus the total variation distance between target and draft, averaged'
     ' over tokens that follow the target’s distribution.',
     'tokens per target call': 'block efficiency, measured: emitted tokens per'
     ' call of the target, including its correction or bonus token; between 1'
     ' and block length + 1.',
     'predicted': 'block efficiency if tokens were accepted independently'
-    ' at the acceptance rate α: 1 + α + α² + … + α^γ, where γ is the draft'
+    ' with the expected acceptance α: 1 + α + α² + … + α^γ, where γ is the draft'
     ' length. They are not, so the measured number may differ.',
     'gain': 'block efficiency minus that of the first verifier on the same'
     ' inputs; the error is that of the paired difference.',
@@ -274,7 +274,7 @@ _MEANINGS = {
     ' verifying a block took as long as one target step; γ is the draft'
     ' length.',
     '… with verification': 'block efficiency / (c γ + v).',
-    '… by position': 'the planner’s prediction, from the acceptance rate at'
+    '… by position': 'the planner’s prediction, from the acceptance rate (accepted of judged tokens) at'
     ' each position of a block (in a run with the longest drafts), the'
     ' lengths of the outputs, the slowest sequence of a batch, and the measured'
     ' costs of single steps and of the encoders.',
@@ -303,7 +303,7 @@ _MEANINGS = {
     'block, ms': 'a block of speculative decoding: drafting and the target’s'
     ' call.',
     'speed-up': 'of speculative over autoregressive decoding, predicted at the'
-    ' acceptance rate before the colon.',
+    ' acceptance before the colon.',
     'unit': '1 marks a number without a unit.',
     '±': 'one standard error: over seeds if there are several, else over'
     ' repeated measurements of a time, else over examples.',

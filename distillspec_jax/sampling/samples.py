@@ -48,7 +48,7 @@ class Statistics(flax.struct.PyTreeNode):
 
   @property
   def acceptance_rate(self) -> jax.Array:
-    """float32[]: accepted over judged tokens, a ratio of sums."""
+    """float32[]: accepted over judged drafted tokens, a ratio of sums."""
     judged = jnp.sum(self.reached_at)
     return jnp.sum(self.accepted) / jnp.maximum(judged, 1)
 

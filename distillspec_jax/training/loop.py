@@ -345,7 +345,7 @@ def _check_same_model(folder: pathlib.Path, config: config_lib.T5Config):
 
 
 def _progress_text(values: dict[str, float]) -> str:
-  names = [name for name in ('loss', 'acceptance_rate') if name in values]
+  names = [name for name in ('loss', 'expected_acceptance') if name in values]
   return '  '.join(f'{name} {values[name]:.3f}' for name in names)
 
 
@@ -431,7 +431,7 @@ class _Recorder:
     self._time = time.perf_counter()
     tokens = float(window['loss'].count)
     values = {name: float(mean.value()) for name, mean in window.items()}
-    rename = {'acceptance': 'acceptance_rate'}
+    rename = {'acceptance': 'expected_acceptance'}
     values = {rename.get(k, k): v for k, v in values.items()}
     values['learning_rate'] = learning_rate
     values['tokens_per_second'] = tokens / max(elapsed, 1e-9)

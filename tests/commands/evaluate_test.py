@@ -64,7 +64,7 @@ def test_a_table_has_a_row_for_each_decoding():
       acceptance.Measured(
           decoding_lib.Decoding(),
           {
-              'acceptance_rate': metric(0.5, 0.01),
+              'expected_acceptance': metric(0.5, 0.01),
               'block_efficiency': metric(2.0),
           },
           {},
@@ -74,7 +74,7 @@ def test_a_table_has_a_row_for_each_decoding():
               sampling=decoding_lib.Sampling(temperature=1.0)
           ),
           {
-              'acceptance_rate': metric(0.25),
+              'expected_acceptance': metric(0.25),
               'block_efficiency': metric(1.5),
               'block_efficiency_gain': metric(0.125),
           },
@@ -86,7 +86,7 @@ def test_a_table_has_a_row_for_each_decoding():
   columns = {column.header: list(column.cells) for column in table.columns}
   assert columns == {
       'decoding': ['greedy, block length 5', 'T = 1, block length 5'],
-      'acceptance rate': ['0.500 ± 0.010', '0.250'],
+      'expected acceptance': ['0.500 ± 0.010', '0.250'],
       'tokens per target call': ['2.000', '1.500'],
       'gain': ['–', '0.125'],
       'exact_match': ['–', '0.750'],

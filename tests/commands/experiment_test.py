@@ -21,10 +21,10 @@ def metrics(*names):
         (
             acceptance.Measured(
                 decoding_lib.Decoding(),
-                metrics('acceptance_rate', 'block_efficiency'),
+                metrics('expected_acceptance', 'block_efficiency'),
                 {},
             ),
-            'acceptance rate',
+            'expected acceptance',
         ),
         (
             latency.Measured(

@@ -14,7 +14,7 @@ def test_it_prints_the_page(tmp_path, capsys):
           'verifier': 'token',
       },
       metrics={
-          'acceptance_rate': results.Metric(0.5, 0.1, 4, '1'),
+          'expected_acceptance': results.Metric(0.5, 0.1, 4, '1'),
           'block_efficiency': results.Metric(2.0, 0.1, 4, 'tokens/block'),
       },
       seed=0,

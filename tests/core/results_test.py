@@ -12,7 +12,9 @@ from distillspec_jax.core import results
 
 def add(path, kind='acceptance', **metrics):
   """Appends a line to the file, which is named as results are."""
-  metrics = metrics or {'acceptance_rate': results.Metric(0.5, 0.01, 8, '1')}
+  metrics = metrics or {
+      'expected_acceptance': results.Metric(0.5, 0.01, 8, '1')
+  }
   return results.write(
       path.parent,
       kind,
@@ -32,7 +34,7 @@ def test_what_is_written_is_read(tmp_path):
   assert results.read(path) == written
   assert path.read_text().count('\n') == 2
   metric = {'value': 0.5, 'standard_error': 0.01, 'count': 8, 'unit': '1'}
-  assert written[0]['metrics'] == {'acceptance_rate': metric}
+  assert written[0]['metrics'] == {'expected_acceptance': metric}
   assert written[1]['kind'] == 'latency'
 
 
@@ -142,11 +144,13 @@ def without(name):
         (lambda line: line['metrics'].update(x=1), "metric 'x' is 1"),
         (lambda line: line['metrics'].update(x={}), "'x' lacks 'value'"),
         (
-            lambda line: line['metrics']['acceptance_rate'].update(value='a'),
+            lambda line: line['metrics']['expected_acceptance'].update(
+                value='a'
+            ),
             "has the value 'a'",
         ),
         (
-            lambda line: line['metrics']['acceptance_rate'].update(
+            lambda line: line['metrics']['expected_acceptance'].update(
                 standard_error='a'
             ),
             "has the error 'a'",

@@ -76,7 +76,7 @@ def distance(changes, judged, **warping):
   counted = counts.accepted.sum() / tokens
   metrics = measure(decoding, judged, **changes)
   allowed = SIGMAS * np.sqrt(counted * (1 - counted) / tokens)
-  return abs(metrics['acceptance_rate'].value - counted), allowed
+  return abs(metrics['expected_acceptance'].value - counted), allowed
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_acceptance_of_a_trimmed_vocabulary_is_what_is_accepted(decoding):
   reached, passed = counts.reached_at.sum(), counts.accepted.sum()
   rate = passed / reached
   assert 0.05 < rate < 0.9
-  expected = measure(decoding, draft)['acceptance_rate'].value
+  expected = measure(decoding, draft)['expected_acceptance'].value
   if decoding.is_greedy:
     assert expected == pytest.approx(rate)
   else:
@@ -111,13 +111,13 @@ def test_greedy_acceptance_is_exactly_what_is_accepted():
   counts = counts_of(GREEDY)
   counted = counts.accepted.sum() / counts.emitted.sum()
   assert 0.05 < counted < 0.95
-  assert measure(GREEDY)['acceptance_rate'].value == pytest.approx(counted)
+  assert measure(GREEDY)['expected_acceptance'].value == pytest.approx(counted)
 
 
 def test_counts_are_the_samplers():
   counts, metrics = counts_of(SAMPLED), measure(SAMPLED)
   assert set(metrics) == {
-      'acceptance_rate',
+      'expected_acceptance',
       'block_efficiency',
       'predicted_block_efficiency',
       'tokens',
@@ -136,7 +136,7 @@ def test_counts_are_the_samplers():
     assert metrics[f'acceptance_at_{position + 1}'].value == pytest.approx(
         accepted[position] / reached[position]
     )
-  rate = metrics['acceptance_rate'].value
+  rate = metrics['expected_acceptance'].value
   predicted = cost_model.predicted_block_efficiency(rate, 3)
   assert metrics['predicted_block_efficiency'].value == predicted
 
@@ -144,8 +144,8 @@ def test_counts_are_the_samplers():
 @pytest.mark.parametrize('decoding', [GREEDY, SAMPLED], ids=['greedy', 'T1'])
 def test_a_draft_that_is_the_target_is_always_accepted(decoding):
   metrics = measure(decoding, tiny.target(), seed=0)
-  assert metrics['acceptance_rate'].value == pytest.approx(1.0, abs=1e-5)
-  assert metrics['acceptance_rate'].value <= 1.0
+  assert metrics['expected_acceptance'].value == pytest.approx(1.0, abs=1e-5)
+  assert metrics['expected_acceptance'].value <= 1.0
   # The sampler's two ways to a distribution differ by rounding.
   assert metrics['acceptance_at_1'].value == pytest.approx(1.0, abs=1e-2)
   assert metrics['predicted_block_efficiency'].value == pytest.approx(
@@ -251,7 +251,7 @@ def test_evaluate_writes_acceptance_and_quality(tmp_path):
   assert first['decoding']['temperature'] == 1.0
   assert first['decoding']['block_length'] == 2
   assert first['decoding']['max_new_tokens'] == 8
-  assert first['metrics']['acceptance_rate']['count'] == 5
+  assert first['metrics']['expected_acceptance']['count'] == 5
   for line, who, temperature in zip(
       of_quality, ('pair', 'target', 'draft'), (1.0, 0.0, 0.0), strict=True
   ):
@@ -301,8 +301,8 @@ def test_evaluate_measures_every_decoding(tmp_path, monkeypatch):
   ]
   for one, line in zip(measured, lines):
     assert one.quality == {}  # the task has no metrics
-    rate = line['metrics']['acceptance_rate']['value']
-    assert one.acceptance['acceptance_rate'].value == rate
+    rate = line['metrics']['expected_acceptance']['value']
+    assert one.acceptance['expected_acceptance'].value == rate
 
 
 def test_by_default_greedy_and_sampled_blocks_of_five_are_measured(

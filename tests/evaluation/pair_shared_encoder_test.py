@@ -41,7 +41,7 @@ def test_acceptance_is_that_of_the_same_draft_with_an_encoder():
       for draft in drafts()
   )
   assert set(own) == set(shared)
-  assert 0.05 < own['acceptance_rate'].value < 0.95
+  assert 0.05 < own['expected_acceptance'].value < 0.95
   for name, metric in own.items():
     assert shared[name].value == pytest.approx(metric.value, rel=1e-4), name
 

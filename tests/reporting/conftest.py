@@ -79,7 +79,7 @@ def acceptance(seeds, drafts, lengths=(1, 2, 3, 5, 8)):
         for length in lengths:
           measured = efficiency(rate, length) * (1 - 0.012 * length)
           metrics = {
-              'acceptance_rate': metric(rate, 0.006),
+              'expected_acceptance': metric(rate, 0.006),
               'block_efficiency': metric(measured, 0.04, unit='tokens/block'),
               'predicted_block_efficiency': metric(
                   efficiency(rate, length), unit='tokens/block'
@@ -159,7 +159,7 @@ def training(seeds):
       yield one(
           'distilled', seed, step, 'train', 'runs/made_up/target',
           loss=0.8 - 0.3 * done + noise.gauss(0, 0.01),
-          acceptance_rate=0.55 + 0.13 * done + noise.gauss(0, 0.004),
+          expected_acceptance=0.55 + 0.13 * done + noise.gauss(0, 0.004),
       )  # fmt: skip
       if step % 100 == 0:
         yield one(
@@ -193,7 +193,7 @@ def lossy(draft='distilled'):
         decoding={**settings, 'model': 'pair'},
     )  # fmt: skip
     metrics = {
-        'acceptance_rate': metric(0.74, 0.006),
+        'expected_acceptance': metric(0.74, 0.006),
         'block_efficiency': metric(tokens, 0.05),
     }
     yield line('acceptance', metrics, draft=draft, decoding=settings)

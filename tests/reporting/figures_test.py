@@ -30,7 +30,7 @@ def panel(lines, name):
 def test_all_figures_are_drawn(lines):
   drawn = sections(lines)
   assert [section.title for section in drawn] == [
-      'Acceptance rate and block efficiency',
+      'Acceptance and block efficiency',
       'Acceptance by position',
       'Block efficiency by block length',
       'Lossy verification',
@@ -69,7 +69,7 @@ def test_bars_have_the_measured_values(made_up):
   for series in panel(lines, 'acceptance').series:
     assert series.style == 'bars'
     expected = {
-        line['decoding']['temperature']: line['metrics']['acceptance_rate']
+        line['decoding']['temperature']: line['metrics']['expected_acceptance']
         for line in lines
         if line['draft'] == series.label
         and line['decoding']['block_length'] == 5
@@ -164,7 +164,7 @@ def test_validation_takes_the_colour_of_its_run(made_up):
 def test_numbers_that_are_not_finite_are_not_drawn(made_up):
   lines = list(made_up['acceptance']((0,), ['distilled']))
   for line in lines:
-    line['metrics']['acceptance_rate']['value'] = math.nan
+    line['metrics']['expected_acceptance']['value'] = math.nan
   assert 'acceptance' not in names(sections(lines))
 
 

@@ -11,7 +11,7 @@ def acceptance(made_up, value, seed=0, **more):
   decoding = more.pop('decoding', made_up['decoding'](0.0, 5))
   return made_up['line'](
       'acceptance',
-      {'acceptance_rate': made_up['metric'](value, 0.01)},
+      {'expected_acceptance': made_up['metric'](value, 0.01)},
       draft='distilled',
       decoding=decoding,
       seed=seed,
@@ -26,17 +26,17 @@ def at(line, time):
 
 def test_one_seed_keeps_its_measured_error(made_up):
   (one,) = measurements.measurements([acceptance(made_up, 0.5)], 'acceptance')
-  assert one.metrics['acceptance_rate'] == (0.5, 0.01, 1, 128)
+  assert one.metrics['expected_acceptance'] == (0.5, 0.01, 1, 128)
 
 
 def test_several_seeds_are_averaged_with_the_error_over_seeds(made_up):
   lines = [acceptance(made_up, v, s) for s, v in enumerate((0.4, 0.5, 0.6))]
   (one,) = measurements.measurements(lines, 'acceptance')
-  value = one.metrics['acceptance_rate']
+  value = one.metrics['expected_acceptance']
   assert value.value == pytest.approx(0.5)
   assert value.error == pytest.approx(0.1 / math.sqrt(3))
   assert value.seeds == 3
-  assert [one.by_seed[s]['acceptance_rate'].value for s in range(3)] == [
+  assert [one.by_seed[s]['expected_acceptance'].value for s in range(3)] == [
       0.4, 0.5, 0.6,
   ]  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_a_measurement_repeated_with_one_seed_is_not_a_second_seed(made_up):
       at(acceptance(made_up, 0.4), '2000-01-01T00:00:00Z'),
   ]
   (one,) = measurements.measurements(lines, 'acceptance')
-  assert one.metrics['acceptance_rate'] == (0.6, 0.01, 1, 128)  # the newest
+  assert one.metrics['expected_acceptance'] == (0.6, 0.01, 1, 128)  # the newest
 
 
 def test_repeated_times_are_averaged_and_the_first_compilation_counts(made_up):
@@ -119,7 +119,7 @@ def test_targets_in_folders_of_seeds_are_one_study(made_up):
   ]
   (study,) = measurements.studies(lines)
   (one,) = study.measurements('acceptance')
-  assert one.metrics['acceptance_rate'].seeds == 3
+  assert one.metrics['expected_acceptance'].seeds == 3
 
 
 def test_training_belongs_to_its_task_or_to_its_target(made_up):
@@ -161,7 +161,7 @@ def test_a_number_that_is_not_finite_has_no_value(made_up):
   (one,) = measurements.measurements(
       [acceptance(made_up, math.nan)], 'acceptance'
   )
-  assert one.value('acceptance_rate') is None
+  assert one.value('expected_acceptance') is None
   assert one.value('absent') is None
 
 

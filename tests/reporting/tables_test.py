@@ -12,7 +12,7 @@ def draw(lines):
 
 
 def acceptance(lines):
-  return draw(lines)['Acceptance rate and block efficiency']
+  return draw(lines)['Acceptance and block efficiency']
 
 
 def column(table, name):
@@ -22,7 +22,7 @@ def column(table, name):
 
 def test_all_kinds_have_a_table(lines):
   assert list(draw(lines)) == [
-      'Acceptance rate and block efficiency',
+      'Acceptance and block efficiency',
       'Lossy verification',
       'Wall clock',
       'Task quality',

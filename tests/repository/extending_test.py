@@ -35,7 +35,7 @@ SMALL = {
 RESULTS = {
     'likely': 'my_rules:Likely(0.2)',
     'likely_too': 'my_rules:Likely(0.2)',
-    'alpha': '"acceptance_rate"',
+    'alpha': '"expected_acceptance"',
     'overlap': '"word_overlap"',
     'backwards': '"task": "backwards"',
     'lion': '"learning_rate"',

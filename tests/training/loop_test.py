@@ -184,7 +184,7 @@ def test_distillation_records_acceptance_and_block_efficiency(
   recorded = results.read(tmp_path / 'run' / 'results.jsonl')
   # The draft starts as the target itself: all is accepted.
   first = next(line for line in recorded if line['split'] == 'train')
-  assert first['metrics']['acceptance_rate']['value'] > 0.99
+  assert first['metrics']['expected_acceptance']['value'] > 0.99
   validation = next(line for line in recorded if line['split'] == 'validation')
   assert 2.0 < validation['metrics']['block_efficiency']['value'] <= 3.0
 

@@ -291,7 +291,7 @@ def test_a_biased_verifier_is_caught(wrong):
   assert min(p_value(i, *blocks) for i in range(G + 1)) < FALSE_ALARM
 
 
-def test_acceptance_rate_is_one_minus_total_variation():
+def test_expected_acceptance_is_one_minus_total_variation():
   p, q, _, verdict = run_blocks(0, Token())
   expected = np.minimum(p[0], q[0]).sum()
   standard_error = np.sqrt(expected * (1 - expected) / BLOCKS)
