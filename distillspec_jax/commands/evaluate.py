@@ -43,8 +43,8 @@ def tables(
   """Acceptance, block efficiency and task quality of each decoding."""
   names = list(dict.fromkeys(name for one in measured for name in one.quality))
   table = rich.table.Table(
-      'decoding', 'expected acceptance', 'tokens per target call', 'gain', *names,
-      title=title,
+      'decoding', 'expected acceptance', 'tokens per target call', 'gain',
+      *names, title=title,
   )  # fmt: skip
   for one in measured:
     table.add_row(

@@ -287,8 +287,8 @@ _SECTIONS = (
     ),
     (
         'Block efficiency by block length',
-        'Points: measured, with one standard error. Dashed: predicted from the'
-        ' expected acceptance, assuming that tokens are accepted independently.',
+        'Points: measured, with one standard error. Dashed: predicted from'
+        ' the expected acceptance, as if tokens were accepted independently.',
         _by_block_length,
     ),
     (

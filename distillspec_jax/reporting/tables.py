@@ -259,8 +259,8 @@ _MEANINGS = {
     ' call of the target, including its correction or bonus token; between 1'
     ' and block length + 1.',
     'predicted': 'block efficiency if tokens were accepted independently'
-    ' with the expected acceptance α: 1 + α + α² + … + α^γ, where γ is the draft'
-    ' length. They are not, so the measured number may differ.',
+    ' with the expected acceptance α: 1 + α + α² + … + α^γ, where γ is the'
+    ' block length. They are not, so the measured number may differ.',
     'gain': 'block efficiency minus that of the first verifier on the same'
     ' inputs; the error is that of the paired difference.',
     'verifier': 'decides which drafted tokens are kept. “token” and “block”'
@@ -274,10 +274,11 @@ _MEANINGS = {
     ' verifying a block took as long as one target step; γ is the draft'
     ' length.',
     '… with verification': 'block efficiency / (c γ + v).',
-    '… by position': 'the planner’s prediction, from the acceptance rate (accepted of judged tokens) at'
-    ' each position of a block (in a run with the longest drafts), the'
-    ' lengths of the outputs, the slowest sequence of a batch, and the measured'
-    ' costs of single steps and of the encoders.',
+    '… by position': 'the planner’s prediction, from the acceptance rate'
+    ' (accepted of judged tokens) at each position of a block (in a run with'
+    ' the longest drafts), the lengths of the outputs, the slowest'
+    ' sequence of a batch, and the measured costs of single steps and of the'
+    ' encoders.',
     'planned': 'the block length that the planner chooses for this draft, batch'
     ' and decoding, and the speed-up it predicts; none: do not speculate.',
     'c': 'time of a draft step relative to a target step.',
