@@ -248,9 +248,9 @@ def check_encoder(target: Loaded, draft: Loaded) -> None:
 def check_pair(target: Loaded, draft: Loaded) -> None:
   """Raises UserError where the draft cannot propose for the target.
 
-  Both must have the same tokens. Sizes may differ by padding rows: both must
-  round up to the same multiple of 128, as 32,100 and 32,128 do. A draft that
-  shares an encoder must have been trained for one as wide as the target's.
+  Both must have the same tokens. Sizes may differ by padding rows, which no
+  token of the vocabulary has: T5 has 32,100 tokens and 32,128 rows. A draft
+  that shares an encoder must have been trained for one as wide as the target's.
   """
   check_encoder(target, draft)
   if target.config.is_decoder_only != draft.config.is_decoder_only:
@@ -258,19 +258,28 @@ def check_pair(target: Loaded, draft: Loaded) -> None:
         f'One of {target.name} and {draft.name} is decoder-only, the other is'
         ' not; both must be of one kind.'
     )
-  a, b = target.config.vocab_size, draft.config.vocab_size
-  if -(-a // 128) != -(-b // 128):
-    raise errors.UserError(
-        f'The target {target.name} has {a} tokens and the draft {draft.name}'
-        f' has {b}. Speculative decoding compares them token by token; only a'
-        ' difference in padding rows (up to the next multiple of 128) is'
-        ' allowed. Train the draft with the vocabulary of the target.'
-    )
-  if target.vocabulary is None or draft.vocabulary is None:
-    return
-  if not vocabularies.same(target.vocabulary, draft.vocabulary):
+  known = [x.vocabulary for x in (target, draft) if x.vocabulary is not None]
+  if len(known) == 2 and not vocabularies.same(*known):
     raise errors.UserError(
         f'The vocabularies of the target {target.name} and the draft'
         f' {draft.name} differ: the same token id stands for different text.'
         ' Train the draft with the vocabulary of the target.'
+    )
+  a, b = target.config.vocab_size, draft.config.vocab_size
+  if a == b:
+    return
+  # Neither model may emit what the other has no row for, so that the target
+  # would lose any token from here on.
+  tokens = max((vocabularies.size(x) for x in known), default=max(a, b))
+  if tokens > min(a, b):
+    limit = (
+        f'their vocabulary has {tokens} tokens'
+        if known
+        else 'neither has a vocabulary that would say which are padding'
+    )
+    raise errors.UserError(
+        f'The target {target.name} has {a} tokens and the draft {draft.name}'
+        f' has {b}, and {limit}. Speculative decoding compares them token by'
+        ' token; only padding may differ. Train the draft with the vocabulary'
+        ' of the target, or load the models with theirs.'
     )

@@ -171,6 +171,11 @@ def same(a: Vocabulary, b: Vocabulary) -> bool:
   )
 
 
+def size(vocabulary: Vocabulary) -> int:
+  """Number of ids, sentinels included; rows of a model beyond are padding."""
+  return len(vocabulary_kinds.from_seqio(vocabulary).pieces)
+
+
 def _load_own(folder: epath.Path) -> Vocabulary:
   try:
     values = json.loads((folder / _FILE).read_text())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import dataclasses
 import pathlib
 import sys
+from typing import Any
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import check
@@ -169,10 +170,10 @@ def _models(
     UserError: one is unknown, or the draft cannot propose for the target.
   """
   start, placed = training.start, training.target
-  draft = _model(start.model or start.checkpoint)
+  draft, vocabulary = _model(start.model or start.checkpoint)
   if placed is None:
     return None, draft
-  target = _model(placed.checkpoint)
+  target, target_vocabulary = _model(placed.checkpoint)
   target = dataclasses.replace(
       target,
       dtype=placed.dtype or target.dtype,
@@ -183,27 +184,41 @@ def _models(
   loading.check_pair(
       *(
           loading.Loaded(
-              model_lib.Model(None, transformer.Transformer(config)), name=name
+              model_lib.Model(None, transformer.Transformer(config)),
+              known,
+              name,
           )
-          for config, name in ((target, 'target'), (draft, 'draft'))
+          for config, known, name in (
+              (target, target_vocabulary, 'target'),
+              (draft, vocabulary, 'draft'),
+          )
       )
   )
   return target, draft
 
 
-def _model(model: model_config.T5Config | str) -> model_config.T5Config:
-  """A model as it is planned for, unless its group sets dtype and remat."""
+def _model(
+    model: model_config.T5Config | str,
+) -> tuple[model_config.T5Config, Any]:
+  """A model as it is planned for, and its vocabulary, if it has one.
+
+  Its group may set dtype and remat otherwise.
+  """
+  vocabulary = None
   if isinstance(model, str):
     try:
       model = model_config.published(model)
     except errors.UserError as unknown:
       try:
-        model = loading.read(sources.resolve(model)).config
+        folder = sources.resolve(model)
+        model = loading.read(folder).config
+        vocabulary = loading.find_vocabulary(folder, model.vocab_size)
       except errors.UserError as absent:
         raise errors.UserError(f'{unknown} {absent}') from absent
-  return dataclasses.replace(
+  model = dataclasses.replace(
       model, scan_layers=True, dtype='bfloat16', remat='none'
   )
+  return model, vocabulary
 
 
 def _plans(

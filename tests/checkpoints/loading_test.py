@@ -16,6 +16,7 @@ from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.core import errors
 from distillspec_jax.core import types
+from distillspec_jax.data import vocabulary_kinds
 from distillspec_jax.distributed import layouts
 from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import model as model_lib
@@ -385,6 +386,39 @@ def test_pairs_that_do_not_fit_are_refused(target, draft, message):
 
 
 def test_pairs_that_fit_are_accepted():
-  for draft in (ENCODER_DECODER, SHARING, tiny.model(128)):
+  for draft in (ENCODER_DECODER, SHARING):
     loading.check_pair(loaded(ENCODER_DECODER), loaded(draft))
   loading.check_pair(loaded(DECODER_ONLY), loaded(DECODER_ONLY))
+
+
+@pytest.mark.parametrize('sizes', [(8, 5), (5, 8), (40, 128)])
+def test_rows_that_may_be_tokens_are_not_cut(sizes):
+  target, draft = map(tiny.model, sizes)
+  with pytest.raises(errors.UserError, match='neither has a vocabulary that'):
+    loading.check_pair(loaded(target), loaded(draft))
+
+
+@pytest.mark.parametrize(
+    'pieces, sizes, is_padding',
+    [
+        (259, (259, 384), True),
+        (259, (600, 300), True),
+        (269, (384, 260), False),  # the draft's vocabulary has no sentinels
+        (269, (269, 384), True),
+    ],
+)
+def test_only_rows_beyond_the_vocabulary_are_padding(pieces, sizes, is_padding):
+  sentinels = [f'<extra_id_{i}>' for i in range(pieces - 259)]
+  vocabulary = vocabulary_kinds.Bytes(sentinels)
+  target, draft = map(tiny.model, sizes)
+  for known in (vocabulary_kinds.Bytes(), None, vocabulary):
+    pair = (
+        tiny.loaded(target, 't', vocabulary),
+        tiny.loaded(draft, 'd', known),
+    )
+    for each in (pair, pair[::-1]):
+      if is_padding:
+        loading.check_pair(*each)
+      else:
+        with pytest.raises(errors.UserError, match='vocabulary has 269 tokens'):
+          loading.check_pair(*each)

@@ -394,6 +394,9 @@ def test_a_pair_is_checked_before_anything_runs(target, draft):
     generation.generate(
         target, TEXTS, draft=draft, block_length=9, max_new_tokens=8
     )
-  other = tiny.loaded(tiny.model(1000), 'the other')
-  with pytest.raises(errors.UserError, match='the draft the other has 1000'):
+  other = tiny.loaded(tiny.model(250), 'the other')
+  with pytest.raises(
+      errors.UserError,
+      match='the draft the other has 250, and their vocabulary has 259',
+  ):
     generation.generate(target, TEXTS, draft=other)
