@@ -11,6 +11,7 @@ Results carry its `__name__`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import difflib
 import re
 
 import numpy as np
@@ -40,7 +41,26 @@ def final_number(answers: Sequence[str], labels: Sequence[str]) -> np.ndarray:
   return np.array([float(a is not None and a == b) for a, b in pairs])
 
 
-KNOWN = {metric.__name__: metric for metric in (exact_match, final_number)}
+def edit_similarity(
+    answers: Sequence[str], labels: Sequence[str]
+) -> np.ndarray:
+  """float64[n]: 2 M / T for M characters in common, in order, of T in both.
+
+  Ratcliff and Obershelp's, as `difflib` has it; 1 is equal, 0 has nothing in
+  common. Code completion is measured so (CodeXGLUE, arXiv 2102.04664).
+  """
+  return np.array(
+      [
+          difflib.SequenceMatcher(None, answer, label, autojunk=False).ratio()
+          for answer, label in zip(answers, labels)
+      ]
+  )
+
+
+KNOWN = {
+    metric.__name__: metric
+    for metric in (exact_match, final_number, edit_similarity)
+}
 
 
 def resolve(metrics: Sequence[Metric | str]) -> tuple[Metric, ...]:

@@ -246,6 +246,7 @@ class standard_library_code(Task):
   input_length: int = 64
   label_length: int = 48
   vocabulary_size: int = 1024
+  metrics: tuple[metrics_lib.Metric | str, ...] = ('edit_similarity',)
   max_examples: int | None = 40_000
 
   splits = standard_library.SPLITS

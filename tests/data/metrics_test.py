@@ -24,6 +24,13 @@ def test_final_number():
   np.testing.assert_array_equal(values, [1.0, 0.0, 0.0, 1.0, 0.0])
 
 
+def test_edit_similarity():
+  answers = ['return x', 'return y', '', '']
+  values = metrics.edit_similarity(answers, ['return x', 'return', 'x', ''])
+  # 'return' is in common: twice 6 of 8 + 6 characters.
+  np.testing.assert_allclose(values, [1.0, 12 / 14, 0.0, 1.0])
+
+
 def test_a_metric_is_a_name_or_a_function():
   resolved = metrics.resolve(('exact_match', length))
   assert resolved == (metrics.exact_match, length)
