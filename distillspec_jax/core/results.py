@@ -82,6 +82,7 @@ def write(
     decoding: dict[str, Any] | None,
     metrics: dict[str, Metric],
     seed: int,
+    draft_folder: str | None = None,
 ) -> dict[str, Any]:
   """Appends one line and returns it; only the first process writes.
 
@@ -95,6 +96,7 @@ def write(
     decoding: its settings, or None if nothing was decoded.
     metrics: what was measured, by name.
     seed: of the measurement.
+    draft_folder: of the draft; drafts with one name are told apart by it.
 
   Raises:
     ValueError: unknown kind, no metrics, or a value that is not a number.
@@ -108,6 +110,7 @@ def write(
       'run': path.parent.name,
       'target': target,
       'draft': draft,
+      'draft_folder': draft_folder,
       'task': task,
       'split': split,
       'decoding': decoding,

@@ -111,6 +111,7 @@ def evaluate(
             kind,
             target=target.name,
             draft=name,
+            draft_folder=draft.name,
             task=task.name,
             split=split,
             decoding=described,

@@ -1,13 +1,17 @@
-"""Training lines -> curves: one per run and metric, averaged over seeds."""
+"""Training lines -> curves: one per run and metric, averaged over seeds.
+
+A run is a folder; runs that differ in their seeds alone are one curve.
+"""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
 from distillspec_jax.reporting import measurements
+from distillspec_jax.reporting import naming
 
 
 class Curve(NamedTuple):
@@ -24,18 +28,19 @@ class Curve(NamedTuple):
 
 
 def curves(
-    lines: Iterable[measurements.Line], metric: str, split: str = 'train'
+    lines: Sequence[measurements.Line], metric: str, split: str = 'train'
 ) -> list[Curve]:
   """Curves of at least two points, in the order of first appearance."""
+  names = _names(lines)
   runs = collections.defaultdict(lambda: collections.defaultdict(dict))
   for line in lines:
     if line['split'] != split or metric not in line['metrics']:
       continue
     value = line['metrics'][metric]['value']
     if math.isfinite(value):
-      step = line['metrics']['step']['value']
-      seed = line['provenance']['seed']
-      runs[_name(line)][step][seed] = measurements.Value(value, None, 1, 1)
+      step, run = line['metrics']['step']['value'], _run(line)
+      value = measurements.Value(value, None, 1, 1)
+      runs[names[run]][step][run[1]] = value
   return [
       Curve(
           run,
@@ -49,11 +54,18 @@ def curves(
   ]
 
 
-def distillations(lines: Iterable[measurements.Line]) -> set[str]:
+def distillations(lines: Sequence[measurements.Line]) -> set[str]:
   """Names of the runs that learned from a target."""
-  return {_name(line) for line in lines if line['target']}
+  names = _names(lines)
+  return {names[_run(line)] for line in lines if line['target']}
 
 
-def _name(line: measurements.Line) -> str:
-  # A folder's name has '_' where the draft's name has a blank.
-  return line['run'].replace('_', ' ')
+def _names(lines):
+  return naming.names({_run(line): None for line in lines})
+
+
+def _run(line):
+  folder, name = line.get('folder', ''), line['run']
+  if folder.rpartition('/')[2] != name:  # a file of several runs
+    folder = f'{folder}/{name}'
+  return folder, line['provenance']['seed']

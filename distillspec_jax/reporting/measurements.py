@@ -15,6 +15,7 @@ import re
 from typing import Any, NamedTuple
 
 from distillspec_jax.core import statistics
+from distillspec_jax.reporting import naming
 
 Line = dict[str, Any]
 
@@ -107,6 +108,7 @@ def studies(lines: Sequence[Line]) -> list[Study]:
   name the target they were meant for. They are shown if their task has a single
   target, and left out otherwise.
   """
+  lines = _with_different_names(lines)
   groups: dict[tuple[str, str, str], list[Line]] = {}
   training: dict[str, list[Line]] = {}
   for line in lines:
@@ -271,6 +273,28 @@ def is_lossy(decoding: dict[str, Any]) -> bool:
 def short_name(path: str) -> str:
   """The last part of a model's folder."""
   return path.rstrip('/').rsplit('/', 1)[-1]
+
+
+def _with_different_names(lines: Sequence[Line]) -> list[Line]:
+  """The lines, in which drafts of one name in unrelated folders get others."""
+
+  def draft(line):
+    return line['draft_folder'], line['provenance']['seed']
+
+  drafts = [line for line in lines if line.get('draft_folder')]
+  names = naming.names({draft(line): None for line in drafts})
+  meanings = collections.defaultdict(set)
+  for line in drafts:
+    meanings[line['draft']].add(names[draft(line)])
+  renamed = []
+  for line in lines:
+    if len(meanings[line['draft']]) > 1 and line.get('draft_folder'):
+      name, decoding = names[draft(line)], line['decoding']
+      if decoding.get('model') == line['draft']:
+        decoding = {**decoding, 'model': name}
+      line = {**line, 'draft': name, 'decoding': decoding}
+    renamed.append(line)
+  return renamed
 
 
 def _setting(line: Line) -> tuple[Any, ...]:

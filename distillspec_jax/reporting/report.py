@@ -31,7 +31,7 @@ def report(*, run: str, output: str | None = None) -> pathlib.Path:
   if not folder.is_dir():
     raise errors.UserError(f'{folder} is not a folder; give that of a run.')
   lines = [
-      line
+      {**line, 'folder': path.parent.relative_to(folder).as_posix()}
       for path in sorted(folder.rglob(results.FILE))
       # An interrupted measurement leaves its folder under this name.
       if not any(part.endswith('.incomplete') for part in path.parts)

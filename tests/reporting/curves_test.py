@@ -55,3 +55,21 @@ def test_splits_and_metrics_are_separate(made_up):
 def test_runs_with_a_target_are_distillations(made_up):
   lines = list(made_up['training']((0,)))
   assert curves.distillations(lines) == {'distilled'}
+
+
+def test_runs_in_different_folders_are_different_curves(made_up):
+  lines = [
+      line(
+          made_up, step, value, seed, run='draft', target='runs/target',
+          folder=f'{method}_{seed}/draft',
+      )
+      for (method, seed), value in {
+          ('kd', 0): 1.0, ('kd', 1): 2.0, ('jsd', 0): 5.0, ('jsd', 1): 7.0,
+      }.items()
+      for step in (1, 2)
+  ]  # fmt: skip
+  found = curves.curves(lines, 'loss')
+  assert [(c.run, c.points[1].value, c.points[1].seeds) for c in found] == [
+      ('kd', 1.5, 2), ('jsd', 6.0, 2),
+  ]  # fmt: skip
+  assert curves.distillations(lines) == {'kd', 'jsd'}

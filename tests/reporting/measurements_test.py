@@ -236,3 +236,34 @@ def test_settings_in_words(made_up):
 @pytest.mark.parametrize('lossless', [None, True, False])
 def test_what_is_lossy_says_so(lossless):
   assert measurements.is_lossy({'lossless': lossless}) == (lossless is False)
+
+
+def test_drafts_of_one_name_in_different_folders_are_kept_apart(made_up):
+  values = {('kd', 0): 0.5, ('kd', 1): 0.6, ('jsd', 0): 0.8, ('jsd', 1): 0.9}
+  lines = [
+      acceptance(
+          made_up, value, seed, draft_folder=f'study/{method}_{seed}/distilled'
+      )
+      for (method, seed), value in values.items()
+  ]
+  quality = list(made_up['quality'](['distilled']))
+  for line in quality:
+    line['draft_folder'] = 'study/jsd_0/distilled'
+  (study,) = measurements.studies([*lines, *quality])
+  measured = study.measurements('acceptance')
+  assert [one.draft for one in measured] == ['kd', 'jsd']
+  rates = [one.metrics['expected_acceptance'] for one in measured]
+  assert [rate.value for rate in rates] == pytest.approx([0.55, 0.85])
+  assert [rate.seeds for rate in rates] == [2, 2]
+  _, draft = study.measurements('task_quality')
+  assert (draft.draft, draft.decoding['model']) == ('jsd', 'jsd')
+
+
+def test_drafts_of_one_name_and_seed_are_not_repetitions(made_up):
+  lines = [
+      acceptance(made_up, value, draft_folder=f'runs/{name}/draft')
+      for name, value in (('a', 0.5), ('b', 0.7))
+  ]
+  (study,) = measurements.studies(lines)
+  measured = study.measurements('acceptance')
+  assert [one.draft for one in measured] == ['a', 'b']

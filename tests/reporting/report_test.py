@@ -195,3 +195,18 @@ sys.exit('jax' in sys.modules or 'matplotlib.pyplot' in sys.modules)
       [sys.executable, '-c', code], capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_runs_whose_folders_have_one_name_are_separate_lines(tmp_path, made_up):
+  lines = [
+      line for line in made_up['training']((0,)) if line['run'] == 'distilled'
+  ]
+  for method in ('kd', 'jsd'):
+    for seed in (0, 1):
+      for line in lines:
+        line['run'], line['provenance']['seed'] = 'draft', seed
+      write(tmp_path / f'{method}_{seed}' / 'draft', lines)
+  page = Page(make(tmp_path))
+  labels = [image['aria-label'] for image in page.all('svg')]
+  (losses,) = [one for one in labels if 'divergence from the target' in one]
+  assert re.search(r'jsd 0\.\d+ .*; kd 0\.\d+', losses)

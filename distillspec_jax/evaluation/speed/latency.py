@@ -145,6 +145,7 @@ def benchmark(
             'latency',
             target=target.name,
             draft=draft_name,
+            draft_folder=None if draft_name is None else draft.name,
             task=task.name,
             split=split,
             decoding=decoding.describe(
