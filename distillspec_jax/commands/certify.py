@@ -10,6 +10,7 @@ from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
 from distillspec_jax.commands import devices
 from distillspec_jax.commands import flags
+from distillspec_jax.core import check as check_lib
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.data import files
@@ -87,6 +88,7 @@ def certify(
         " target; a draft may have 'int8'."
     )
   certificate.check_settings(decoding, samples, false_alarm)
+  check_lib.seed(seed=seed)
   if run is not None:
     store.check_writable(run)
   models = (

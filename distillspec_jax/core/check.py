@@ -1,6 +1,6 @@
 """The checks that recur: each raises an error that names value and limit.
 
-  check.at_least(1, batch_size=batch_size, repeats=repeats)
+  check.at_least(1, batch_size=batch_size, repeats=repeats)  # whole numbers
   check.in_interval('(0, 1]', top_p=top_p, hint='1 allows all tokens')
   check.one_of(('float32', 'bfloat16'), owner='T5Config', dtype=dtype)
 
@@ -17,21 +17,41 @@ from typing import Any
 
 from distillspec_jax.core import errors
 
+SEED_LIMIT = 'lie in [0, 2**32): only 32 bits of a seed are used'
+_MOST = 10**12
+
 
 def at_least(
-    limit: float, *, owner: str = '', hint: str = '', **values: Any
+    limit: int,
+    *,
+    owner: str = '',
+    hint: str = '',
+    most: int = _MOST,
+    **values: Any,
 ) -> None:
-  """Raises UserError unless each value is a number of at least `limit`.
+  """Raises UserError unless each value is a whole number in [limit, most].
 
   Args:
     limit: the smallest value that is allowed.
     owner: of the settings, e.g. a class.
     hint: what the limit means, or what to do.
+    most: the largest value; more would only run out of memory or time.
     **values: name -> value.
   """
   for name, value in values.items():
-    if not _is_number(value) or not value >= limit:
-      _refuse(owner, name, value, f'be at least {limit:g}', hint)
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+      _refuse(owner, name, value, f'be a whole number, at least {limit}', hint)
+    if value < limit:
+      _refuse(owner, name, value, f'be at least {limit}', hint)
+    if value > most:
+      _refuse(owner, name, value, f'be at most {most}', hint)
+
+
+def seed(**values: Any) -> None:
+  """Raises UserError unless each value is a seed."""
+  for name, value in values.items():
+    if not isinstance(value, numbers.Integral) or not 0 <= value < 2**32:
+      _refuse('', name, value, SEED_LIMIT, '')
 
 
 def in_interval(
@@ -67,15 +87,25 @@ def one_of(
       _refuse(owner, name, value, f'be one of {listed}', hint)
 
 
+def shown(value: Any) -> str:
+  """The value for a message, cut short where it is long."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python writes integers of up to 4,300 digits
+    return 'an integer of thousands of digits'
+  return text if len(text) <= 200 else f'{text[:200]}...'
+
+
 def _is_number(value: Any) -> bool:
-  return (
-      isinstance(value, numbers.Real)
-      and not isinstance(value, bool)
-      and not math.isnan(value)
-  )
+  if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    return False
+  try:
+    return not math.isnan(float(value))
+  except OverflowError:
+    return False
 
 
 def _refuse(owner: str, name: str, value: Any, limit: str, hint: str) -> None:
   name = f'{owner}.{name}' if owner else name
   hint = f' ({hint})' if hint else ''
-  raise errors.UserError(f'{name} is {value!r}; it must {limit}{hint}.')
+  raise errors.UserError(f'{name} is {shown(value)}; it must {limit}{hint}.')

@@ -26,6 +26,10 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
   Raises:
     UserError: there is nothing; the message says what was looked for.
   """
+  if not isinstance(path, str | os.PathLike):
+    raise errors.UserError(
+        f'The path of the model is {path!r}; give a folder or a name.'
+    )
   text = os.fspath(path)
   if '://' in text:
     return _remote(text)

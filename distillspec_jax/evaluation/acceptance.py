@@ -18,6 +18,7 @@ import numpy as np
 
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import store
+from distillspec_jax.core import check
 from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress
@@ -93,11 +94,8 @@ def evaluate(
   """
   if decodings is None:
     decodings = decoding_lib.grid()
-  if not decodings:
-    raise errors.UserError('decodings is empty; give at least one.')
-  decodings = [d.with_default_length(task.label_length) for d in decodings]
-  for decoding in decodings:
-    decoding.check_speculative()
+  decodings = decoding_lib.for_task(decodings, task)
+  check.seed(seed=seed)
   store.check_writable(run)
   target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   batches = examples_lib.first(task, split, examples, batch_size)

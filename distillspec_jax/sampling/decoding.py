@@ -19,6 +19,11 @@ from distillspec_jax.sampling import verification
 
 EOS = 1
 _OUTPUT_LENGTH = 128
+_MAX_PATHS = 1024
+MAX_OUTPUT_LENGTH = 2**17
+# Float32 does not resolve logits divided by less: sampling is then greedy.
+MIN_TEMPERATURE = 1e-6
+TEMPERATURES = '[0, 1e6]'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,8 @@ class Sampling:
   """The distribution that tokens are sampled from, the same for both models.
 
   Attributes:
-    temperature: 0 is greedy, 1 the model's own distribution.
+    temperature: 0 is greedy, 1 the model's own distribution; below 1e-6 it is
+      taken for its limit, 0.
     top_k: only the k most likely tokens; 0 allows all.
     top_p: only the most likely tokens that together reach this probability; 1
       allows all.
@@ -37,9 +43,13 @@ class Sampling:
   top_p: float = 1.0
 
   def __post_init__(self):
-    check.at_least(0, hint='greedy', temperature=self.temperature)
+    check.in_interval(
+        TEMPERATURES, hint='0 is greedy', temperature=self.temperature
+    )
     check.at_least(0, hint='0 allows all tokens', top_k=self.top_k)
     check.in_interval('(0, 1]', hint='1 allows all tokens', top_p=self.top_p)
+    if self.temperature < MIN_TEMPERATURE:
+      object.__setattr__(self, 'temperature', 0.0)
 
   @property
   def is_greedy(self) -> bool:
@@ -64,7 +74,8 @@ class Drafting:
   adaptive: adaptive_length.AdaptiveLength | None = None
 
   def __post_init__(self):
-    check.at_least(1, block_length=self.length, paths=self.paths)
+    check.at_least(1, most=MAX_OUTPUT_LENGTH, block_length=self.length)
+    check.at_least(1, most=_MAX_PATHS, paths=self.paths)
     if not isinstance(self.adaptive, adaptive_length.AdaptiveLength | None):
       raise errors.UserError(
           f'adaptive is {self.adaptive!r}; give Confidence(c), Entropy(h) or'
@@ -97,7 +108,16 @@ class Decoding:
 
   def __post_init__(self):
     if self.max_new_tokens is not None:
-      check.at_least(1, max_new_tokens=self.max_new_tokens)
+      check.at_least(
+          1, most=MAX_OUTPUT_LENGTH, max_new_tokens=self.max_new_tokens
+      )
+    for name, kind in (('sampling', Sampling), ('drafting', Drafting)):
+      value = getattr(self, name)
+      if not isinstance(value, kind):
+        raise errors.UserError(
+            f'Decoding.{name} is {check.shown(value)}; give a {kind.__name__}.'
+        )
+    check.one_of((True, False), log_probs=self.log_probs)
     if not isinstance(self.verifier, verification.Verifier):
       raise errors.UserError(
           f'verifier is {self.verifier!r}; give an instance of a verifier, such'
@@ -115,9 +135,11 @@ class Decoding:
           ' sequences that never end early.'
       )
     for eos_id in self.eos_ids:
-      if not isinstance(eos_id, numbers.Integral) or eos_id < 0:
+      is_token = isinstance(eos_id, numbers.Integral)
+      if not is_token or not 0 <= eos_id < 2**31:
         raise errors.UserError(
-            f'eos_ids has {eos_id!r}; token ids are whole numbers from 0 on.'
+            f'eos_ids has {check.shown(eos_id)}; token ids are whole numbers'
+            ' from 0 on.'
         )
     object.__setattr__(self, 'eos_ids', tuple(map(int, self.eos_ids)))
 
@@ -197,6 +219,34 @@ class Decoding:
     if self.verifier != verification.Token():
       parts.append(self.verifier.describe())
     return ', '.join(parts)
+
+
+def for_task(decodings: Sequence[Decoding], task: Any) -> list[Decoding]:
+  """The decodings with the label length of a task for max_new_tokens.
+
+  Raises:
+    UserError: there are none, or something else, or blocks are longer.
+  """
+  length = getattr(task, 'label_length', None)
+  if length is None:
+    raise errors.UserError(
+        f'task is {check.shown(task)}; give one of data.tasks, or an object'
+        ' like them.'
+    )
+  if not isinstance(decodings, Sequence) or not decodings:
+    raise errors.UserError(
+        f'decodings is {check.shown(decodings)}; give a list of at least one'
+        ' Decoding.'
+    )
+  for decoding in decodings:
+    if not isinstance(decoding, Decoding):
+      raise errors.UserError(
+          f'decodings has {check.shown(decoding)}; give Decoding objects.'
+      )
+  resolved = [x.with_default_length(length) for x in decodings]
+  for decoding in resolved:
+    decoding.check_speculative()
+  return resolved
 
 
 def grid(

@@ -15,6 +15,7 @@ from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import types
+from distillspec_jax.data import files
 from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import controls as controls_lib
@@ -122,7 +123,12 @@ def generate(
       inputs, or strings for a model without a vocabulary.
     Failed: logits were not finite.
   """
+  _check_models(target, draft)
   if decoding is not None:
+    if not isinstance(decoding, decoding_lib.Decoding):
+      raise errors.UserError(
+          f'decoding is {check.shown(decoding)}; give a Decoding.'
+      )
     _refuse_both(
         max_new_tokens=(max_new_tokens, 128),
         temperature=(temperature, 0.0),
@@ -137,7 +143,7 @@ def generate(
     )
     max_new_tokens = decoding.output_length
     temperature = decoding.sampling.temperature
-  tokens, segments, batches = batched(target, inputs, batch_size)
+  tokens, segments, batches = batched(target, inputs, batch_size, draft)
   requests = requests_lib.check(
       target,
       len(tokens),
@@ -178,7 +184,6 @@ def generate(
     )
   if draft is not None:
     decoding.check_speculative()
-    loading.check_pair(target, draft)
   order, parts = [], []
   size = min(batch_size, len(tokens))
   for batch in batches:
@@ -260,6 +265,17 @@ def _first(out: samples_lib.Samples, rows: int) -> samples_lib.Samples:
   return jax.tree.map(lambda x: x[:rows], out)
 
 
+def _check_models(target: Any, draft: Any) -> None:
+  for name, model in (('target', target), ('draft', draft)):
+    if isinstance(model, loading.Loaded) or (name, model) == ('draft', None):
+      continue
+    raise errors.UserError(
+        f'{name} is {check.shown(model)}; give a model, as ds.load returns it.'
+    )
+  if draft is not None:
+    loading.check_pair(target, draft)
+
+
 def _refuse_both(**values: tuple[Any, Any]) -> None:
   """Raises for given arguments, name -> (value, default), of `decoding`."""
   given = [  # values may be arrays
@@ -300,8 +316,13 @@ def batched(
     target: loading.Loaded,
     inputs: Sequence[str] | np.ndarray | jax.Array,
     batch_size: int,
+    draft: loading.Loaded | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[batching.Batch]]:
-  """Tokens and segments int32[B, S] of all inputs, and how to batch them."""
+  """Tokens and segments int32[B, S] of all inputs, and how to batch them.
+
+  Raises:
+    UserError: inputs of another kind, or tokens that a model does not have.
+  """
   check.at_least(1, batch_size=batch_size)
   if hasattr(inputs, 'shape'):
     if len(inputs.shape) != 2 or not inputs.shape[0]:
@@ -309,7 +330,21 @@ def batched(
           f'inputs has shape {inputs.shape}; give int32[B, S] with B at least'
           ' 1, or a list of strings.'
       )
-    tokens = np.asarray(inputs, np.int32)
+    array = np.asarray(inputs)
+    if array.dtype.kind not in 'iu':
+      raise errors.UserError(
+          f'inputs is of type {array.dtype}; give tokens int32[B, S], or a list'
+          ' of strings.'
+      )
+    size = min(x.config.vocab_size for x in (target, draft or target))
+    wrong = (array < 0) | (array >= size)
+    if wrong.any():
+      number, place = np.argwhere(wrong)[0]
+      raise errors.UserError(
+          f'Input {number} has token {array[number, place]} at {place}; tokens'
+          f' must lie in [0, {size}).'
+      )
+    tokens = array.astype(np.int32)
     numbers = list(range(len(tokens)))
     batches = [
         batching.Batch(numbers[i : i + batch_size], tokens.shape[1])
@@ -320,8 +355,20 @@ def batched(
     raise errors.UserError(
         f'inputs is one string, {inputs[:40]!r}; give a list of strings.'
     )
+  if not isinstance(inputs, Sequence):
+    raise errors.UserError(
+        f'inputs is {check.shown(inputs)}; give a list of strings, or tokens'
+        ' int32[B, S] padded with 0.'
+    )
   if not inputs:
     raise errors.UserError('inputs is empty; give at least one string.')
+  for number, text in enumerate(inputs):
+    if not isinstance(text, str):
+      raise errors.UserError(
+          f'Input {number} is {check.shown(text)}; give strings, or one array'
+          ' of tokens int32[B, S] padded with 0.'
+      )
+    files.check_text(text, f'Input {number}')
   if target.vocabulary is None:
     raise errors.UserError(
         f'The model {target.name} has no vocabulary, so it cannot read strings;'

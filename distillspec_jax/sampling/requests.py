@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.core import check as check_lib
 from distillspec_jax.core import errors
 from distillspec_jax.core import types
 from distillspec_jax.data import vocabulary_kinds
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import controls as controls_lib
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import stopping
 
 
@@ -123,7 +125,11 @@ def check_numbers(
   minimum = _each('min_new_tokens', min_new_tokens, count, np.int64)
   heat = _each('temperature', temperature, count, np.float64)
   seeds = _each('seed', seed, count, np.int64)
+  longest = decoding_lib.MAX_OUTPUT_LENGTH
   _refuse('max_new_tokens', limit, limit < 1, 'it must be at least 1')
+  _refuse(
+      'max_new_tokens', limit, limit > longest, f'it must be at most {longest}'
+  )
   _refuse(
       'min_new_tokens',
       minimum,
@@ -133,14 +139,16 @@ def check_numbers(
   _refuse(
       'temperature',
       heat,
-      np.logical_not(np.asarray(heat) >= 0.0),
-      'it must be at least 0 (greedy)',
+      np.logical_not((0.0 <= np.asarray(heat)) & (np.asarray(heat) <= 1e6)),
+      f'it must lie in {decoding_lib.TEMPERATURES} (0 is greedy)',
   )
+  heat = np.where(heat < decoding_lib.MIN_TEMPERATURE, 0.0, heat)
+  heat = heat if heat.ndim else heat.item()
   _refuse(
       'seed',
       seeds,
       (seeds < 0) | (seeds >= 2**32),
-      'it must lie in [0, 2**32): only 32 bits of a seed are used',
+      f'it must {check_lib.SEED_LIMIT}',
   )
   return limit, minimum, heat, seeds
 
@@ -221,8 +229,12 @@ def _each(name: str, value: Any, count: int, dtype: Any) -> Any:
   is_number = array.dtype.kind in ('iuf' if dtype is np.float64 else 'iu')
   if array.ndim > 1 or not (is_number or array.shape == (0,)):
     raise errors.UserError(
-        f'{name} is {value!r}; give a number, or one for each input.'
+        f'{name} is {check_lib.shown(value)}; give a'
+        f'{"" if dtype is np.float64 else " whole"} number, or one for each'
+        ' input.'
     )
+  if array.dtype.kind == 'u':  # what int64 cannot hold is too large anyway
+    array = np.minimum(array, np.iinfo(np.int64).max)
   if array.ndim == 0:
     return array.astype(dtype).item()
   if len(array) != count:

@@ -24,6 +24,7 @@ from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
+from distillspec_jax.core import check
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress as progress_lib
@@ -75,6 +76,7 @@ def train(
   """
   folder = pathlib.Path(run)
   training.check()
+  check.seed(seed=seed)
   start, steps = training.start, training.steps
   transform = training.optimizer.build(steps.num_steps)
   learning_rate = training.optimizer.schedule(steps.num_steps)

@@ -18,6 +18,7 @@ import dataclasses
 from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.losses import divergences
+from distillspec_jax.sampling import decoding as decoding_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,9 @@ class Method:
         fixed_fraction=self.fixed_fraction,
         draft_fraction=self.draft_fraction,
     )
-    check.at_least(0, owner='Method', temperature=self.temperature)
+    check.in_interval(
+        decoding_lib.TEMPERATURES, owner='Method', temperature=self.temperature
+    )
     check.one_of(('mean', 'sum'), owner='Method', reduction=self.reduction)
     if self.is_distillation:
       self.divergence_function()

@@ -481,7 +481,13 @@ def test_the_gain_of_verifiers_and_paths_is_paired(measured, tmp_path):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        ({'decodings': ()}, 'decodings is empty'),
+        ({'decodings': ()}, r'decodings is \(\); give a list of at least one'),
+        ({'decodings': SHORT}, r'decodings is Decoding\(.*; give a list'),
+        ({'decodings': ('greedy',)}, "decodings has 'greedy'; give Decoding"),
+        ({'task': 'code'}, "task is 'code'; give one of data.tasks"),
+        ({'seed': -1}, r'seed is -1; it must lie in \[0, 2\*\*32\)'),
+        ({'examples': 2.5}, 'examples is 2.5; it must be a whole number'),
+        ({'batch_size': 10**12}, 'batch_size is 10+; it must be at most 65536'),
         ({'decodings': [SHORT.replace(length=9)]}, 'block_length is 9'),
         ({'examples': 0}, 'examples is 0'),
         ({'batch_size': 0}, 'batch_size is 0'),

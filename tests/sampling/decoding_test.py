@@ -17,13 +17,18 @@ LENIENT = verification.Lenient('linear', 0.5)
 @pytest.mark.parametrize(
     'field, value, message',
     [
-        ('temperature', -0.5, r'temperature is -0.5; it must be at least 0'),
-        ('temperature', math.nan, 'temperature is nan; it must be at least 0'),
-        ('temperature', None, 'temperature is None; it must be at least 0'),
+        ('temperature', -0.5, r'temperature is -0.5; it must lie in'),
+        ('temperature', math.nan, 'temperature is nan; it must lie in'),
+        ('temperature', None, 'temperature is None; it must lie in'),
         ('top_k', -1, r'top_k is -1; it must be at least 0 \(0 allows all'),
         ('top_p', 0.0, r'top_p is 0.0; it must lie in \(0, 1\]'),
         ('top_p', 1.5, r'top_p is 1.5; it must lie in \(0, 1\]'),
         ('top_p', math.nan, 'top_p is nan; it must lie in'),
+        ('top_k', 2.5, 'top_k is 2.5; it must be a whole number, at least 0'),
+        ('length', 2.0, 'block_length is 2.0; it must be a whole number'),
+        ('temperature', 10**400, 'temperature is 10+.*; it must lie in'),
+        ('max_new_tokens', 10**12, 'max_new_tokens is 10+; it must be at most'),
+        ('log_probs', 'no', "log_probs is 'no'; it must be one of True"),
         ('length', 0, 'block_length is 0; it must be at least 1'),
         ('paths', 0, 'paths is 0; it must be at least 1'),
         (
@@ -47,6 +52,19 @@ LENIENT = verification.Lenient('linear', 0.5)
 def test_bad_values_are_refused_by_name(field, value, message):
   with pytest.raises(errors.UserError, match=message):
     Decoding().replace(**{field: value})
+
+
+def test_groups_of_another_kind_are_refused():
+  with pytest.raises(errors.UserError, match='Decoding.sampling is 0.5; give'):
+    Decoding(sampling=0.5)
+  with pytest.raises(errors.UserError, match='Decoding.drafting is Sampling'):
+    Decoding(drafting=decoding_lib.Sampling())
+
+
+@pytest.mark.parametrize('temperature', [0, 1e-7, 1e-300])
+def test_temperatures_below_the_resolution_of_logits_are_greedy(temperature):
+  assert Decoding().replace(temperature=temperature).is_greedy
+  assert not Decoding().replace(temperature=1e-6).is_greedy
 
 
 @pytest.mark.parametrize(

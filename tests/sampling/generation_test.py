@@ -84,6 +84,45 @@ def test_text_has_no_eos_in_it(target):
         ([], {}, 'inputs is empty'),
         (np.zeros(3, np.int32), {}, r'inputs has shape \(3,\); give int32'),
         (np.zeros((0, 3), np.int32), {}, r'has shape \(0, 3\)'),
+        (None, {}, 'inputs is None; give a list of strings'),
+        ({'a'}, {}, "inputs is {'a'}; give a list"),
+        (['a', None], {}, 'Input 1 is None; give strings'),
+        ([[5, 6], [7]], {}, r'Input 0 is \[5, 6\]; give strings, or one array'),
+        (['a\ud800'], {}, 'Input 0 is not Unicode'),
+        (np.ones((1, 3)), {}, 'inputs is of type float64; give tokens int32'),
+        (
+            np.array([[5, 6], [384, 0]]),
+            {},
+            r'Input 1 has token 384 at 0; tokens must lie in \[0, 384\)',
+        ),
+        (np.array([[5, -100]]), {}, 'Input 0 has token -100 at 1'),
+        (np.array([[2**32 + 5]]), {}, 'Input 0 has token 4294967301 at 0'),
+        (TEXTS, {'draft': 'folder'}, "draft is 'folder'; give a model, as ds"),
+        (TEXTS, {'decoding': 'greedy'}, "decoding is 'greedy'; give a Decod"),
+        (TEXTS, {'top_k': 2.5}, 'top_k is 2.5; it must be a whole number'),
+        (TEXTS, {'top_p': 0}, 'top_p is 0; it must lie in'),
+        (TEXTS, {'top_p': 1.1}, 'top_p is 1.1; it must lie in'),
+        (TEXTS, {'paths': 10**9}, 'paths is 10+; it must be at most 1024'),
+        (TEXTS, {'batch_size': 2.0}, 'batch_size is 2.0; it must be a whole'),
+        (TEXTS, {'batch_size': None}, 'batch_size is None; it must be a whole'),
+        (
+            TEXTS,
+            {'max_new_tokens': 1e12},
+            'max_new_tokens is 1.*; give a whole',
+        ),
+        (
+            TEXTS,
+            {'max_new_tokens': 10**12},
+            'is 10+; it must be at most 131072',
+        ),
+        (TEXTS, {'log_probs': 'no'}, "log_probs is 'no'; it must be one of"),
+        (TEXTS, {'eos_ids': (2**31,)}, 'eos_ids has 2147483648; token ids'),
+        (TEXTS, {'seed': np.uint64(2**63)}, 'seed is 9223372036854775807'),
+        (
+            TEXTS,
+            {'seed': 10**5000},
+            'seed is an integer of thousands of digits',
+        ),
         (TEXTS, {'seed': -1}, r'seed is -1; it must lie in \[0, 2\*\*32\)'),
         (TEXTS, {'seed': 2**32}, 'seed is 4294967296'),
         (TEXTS, {'temperature': -1.0}, 'temperature is -1.0'),
@@ -104,6 +143,35 @@ def test_text_has_no_eos_in_it(target):
 def test_bad_arguments_are_refused_by_name(target, inputs, changes, message):
   with pytest.raises(errors.UserError, match=message):
     generation.generate(target, inputs, **changes)
+
+
+def test_a_target_is_a_loaded_model():
+  with pytest.raises(errors.UserError, match="target is 'x'; give a model, as"):
+    generation.generate('x', TEXTS)
+
+
+def test_inputs_have_tokens_of_both_models(target, draft):
+  small = tiny.loaded(tiny.model(300), 'small')
+  tokens = np.array([[5, 299], [6, 300]])
+  with pytest.raises(errors.UserError, match=r'token 300 at 1; .* \[0, 300\)'):
+    generation.generate(target, tokens, draft=small, max_new_tokens=8)
+
+
+@pytest.mark.parametrize('temperature', [1e-9, 1e-37, 1e-45, 1e-300])
+def test_tiny_temperatures_are_greedy(target, temperature):
+  greedy = generation.generate(target, TEXTS, max_new_tokens=6)
+  for given in (temperature, [temperature] * 3):
+    out = generation.generate(
+        target, TEXTS, temperature=given, max_new_tokens=6
+    )
+    np.testing.assert_array_equal(out.tokens, greedy.tokens)
+
+
+@pytest.mark.parametrize('temperature', [1e7, 1e39, float('inf'), 10**400])
+def test_huge_temperatures_are_refused(target, temperature):
+  for given in (temperature, [temperature] * 3):
+    with pytest.raises(errors.UserError, match='temperature is .*; (it|give)'):
+      generation.generate(target, TEXTS, temperature=given)
 
 
 # Settings of single sequences.

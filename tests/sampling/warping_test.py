@@ -23,7 +23,7 @@ warp = jax.jit(warping.warp, static_argnums=1)
 # A few settings, so that each is compiled once.
 TEMPERATURES = (0.25, 1.0, 2.0)
 TOP_KS = (0, 1, 3, V, V + 5)
-TOP_PS = (1.0, 0.9, 0.3, 1e-6)
+TOP_PS = (1.0, 0.9, 0.3, 1e-6, 1e-45)
 many = functools.partial(hypothesis.settings, derandomize=True, database=None)
 
 

@@ -166,7 +166,9 @@ def plan_block_length(
       batch_size=batch_size,
       seed=seed,
   )
-  tokens, segments, batches = generation.batched(target, inputs, batch_size)
+  tokens, segments, batches = generation.batched(
+      target, inputs, batch_size, draft
+  )
   rows = min(batch_size, len(tokens))
   typical = sorted(batches, key=lambda batch: batch.width)[len(batches) // 2]
   numbers = np.resize(typical.numbers, rows)

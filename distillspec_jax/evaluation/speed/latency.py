@@ -120,14 +120,10 @@ def benchmark(
   check.at_least(1, repeats=repeats)
   if decodings is None:
     decodings = decoding_lib.grid(temperatures=(0.0,), block_lengths=(2, 3, 5))
-  if not batch_sizes or not decodings:
-    raise errors.UserError(
-        f'batch_sizes is {batch_sizes} and there are {len(decodings)}'
-        ' decodings; give at least one of each.'
-    )
-  decodings = [d.with_default_length(task.label_length) for d in decodings]
-  for decoding in decodings:
-    decoding.check_speculative()
+  if not batch_sizes:
+    raise errors.UserError('batch_sizes is empty; give at least one.')
+  decodings = decoding_lib.for_task(decodings, task)
+  check.seed(seed=seed)
   store.check_writable(run)
   target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   inputs = [

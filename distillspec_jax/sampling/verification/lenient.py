@@ -2,7 +2,7 @@
 
 A drafted token x passes with probability min(1, f(p(x)) / q(x)), where f is at
 least p. The three functions of DistillSpec (Zhou et al. 2023,
-https://arxiv.org/abs/2310.08461, section 5.3), epsilon in (0, 1]:
+https://arxiv.org/abs/2310.08461, section 5.3), epsilon in [1e-6, 1]:
 
   linear        f = p / epsilon
   square        f = p / epsilon^2
@@ -36,7 +36,7 @@ class Lenient(verifier.Verifier):
 
   Attributes:
     function: 'linear', 'square' or 'exponential'.
-    epsilon: in (0, 1]; 1 is lossless.
+    epsilon: in [1e-6, 1]; 1 is lossless.
     residual: what a rejected token is replaced by, which the paper leaves open:
       drawn from max(0, p - q) ('target'), or from max(0, f(p) - q) ('relaxed').
   """
@@ -52,8 +52,9 @@ class Lenient(verifier.Verifier):
         owner='Lenient',
         function=self.function,
     )
+    # p / epsilon^2 must stay finite in float32.
     check.in_interval(
-        '(0, 1]', owner='Lenient', hint='1 is lossless', epsilon=self.epsilon
+        '[1e-6, 1]', owner='Lenient', hint='1 is lossless', epsilon=self.epsilon
     )
     check.one_of(('target', 'relaxed'), owner='Lenient', residual=self.residual)
 
