@@ -16,7 +16,6 @@ VERSION = re.search(
 GCS = ['gcsfs>=2024.2']
 INT8 = ['qwix>=0.1.8,<0.2']
 SEQIO = ['seqio>=0.0.20,<0.1', 'tensorflow-datasets>=4.9,<5']
-TOKENIZERS = ['tokenizers>=0.20,<1']
 TEST = [
     'hypothesis>=6,<7',
     'ipykernel>=6.29,<8',
@@ -27,7 +26,6 @@ TEST = [
     'scipy>=1.14,<2',
     *INT8,
     *SEQIO,
-    *TOKENIZERS,
 ]
 DEV = [
     'import-linter>=2,<3',
@@ -86,6 +84,7 @@ setuptools.setup(
         'sentencepiece>=0.2,<0.3',
         'tensorboardX>=2.6,<3',
         'tensorstore>=0.1.70,<0.2',
+        'tokenizers>=0.20,<1',
     ],
     extras_require={
         'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
@@ -95,7 +94,6 @@ setuptools.setup(
         'int8': INT8,
         'seqio': SEQIO,
         'test': TEST,
-        'tokenizers': TOKENIZERS,
         'tpu': ['jax[tpu]>=0.10.2,<0.13', *GCS],
     },
 )

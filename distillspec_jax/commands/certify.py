@@ -131,7 +131,8 @@ def _texts(target: loading.Loaded, file: str, count: int) -> list[str]:
         f'{target.name} has no vocabulary, so it cannot read {file}; leave'
         ' --file out to certify on random tokens.'
     )
-  texts = [text for text in files.texts(file, 'inputs') if text][:count]
+  lines = files.texts(file, 'inputs', setting='')
+  texts = [text for text in lines if text][:count]
   if not texts:
     raise errors.UserError(f'{file} has no line with text.')
   return texts

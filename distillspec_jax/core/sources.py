@@ -62,6 +62,19 @@ def _remote(text: str) -> epath.Path:
   return folder
 
 
+def check_regular(path: epath.Path) -> None:
+  """Raises UserError for a pipe or device, which might never end.
+
+  What is not there, and what lies in a bucket, is left to whoever opens it.
+  """
+  if '://' in str(path) or not os.path.exists(path) or os.path.isdir(path):
+    return
+  if not os.path.isfile(path):
+    raise errors.UserError(
+        f'{path} is a pipe or a device; copy what it gives to a file.'
+    )
+
+
 def hub_cache() -> pathlib.Path:
   """Where the hub's files are kept; HF_HUB_CACHE and HF_HOME move it."""
   if 'HF_HUB_CACHE' in os.environ:

@@ -1,26 +1,32 @@
 """Texts from files, one a line: JSON lines, TSV, parallel text, plain text.
 
-Files are UTF-8, local or remote; a byte order mark and Windows line ends are
-dropped. A line that cannot be read is an error that names file and line. Where
-`skip` is true the reader yields None for it instead, so that the caller can
-count what is missing.
+Files are UTF-8, local or remote, and compressed where their name ends in .gz; a
+byte order mark and Windows line ends are dropped. A line that cannot be read is
+an error that names file and line. Where `skip` is true the reader yields None
+for it instead, so that the caller can count what is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+import gzip
 import json
 import os
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
+import zlib
 
 from etils import epath
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 
 Pair = tuple[str, str]
 Path = str | os.PathLike[str]
 _T = TypeVar('_T')
 _BOM = b'\xef\xbb\xbf'
+_MAX_LINE = 2**26  # bytes; a file without line ends would fill the memory
+_SKIP = "; a task's on_bad_line = 'skip' leaves such lines out and counts them"
 
 
 class _BadLine(ValueError):
@@ -28,14 +34,27 @@ class _BadLine(ValueError):
 
 
 def json_lines(
-    path: Path, inputs: str | None, labels: str, skip: bool = False
+    path: Path,
+    inputs: str | None,
+    labels: str,
+    skip: bool = False,
+    owner: str = '',
 ) -> Iterator[Pair | None]:
-  """The fields `inputs` (None: empty) and `labels` of each line's object."""
+  """The fields `inputs` (None: empty) and `labels` of each line's object.
+
+  Args:
+    path: of the file.
+    inputs: a field.
+    labels: a field.
+    skip: yields None for a line that cannot be read.
+    owner: of the settings `inputs` and `labels`, for messages.
+  """
 
   def parse(line: str) -> Pair:
     values = _json_object(line)
-    text = '' if inputs is None else _field(values, inputs)
-    return text, _field(values, labels)
+    setting = lambda name: f'--gin.{owner}.{name}' if owner else ''
+    text = '' if inputs is None else _field(values, inputs, setting('inputs'))
+    return text, _field(values, labels, setting('labels'))
 
   return _parsed(_raw_lines(path), path, parse, skip)
 
@@ -69,17 +88,24 @@ def parallel(
     yield None if a is None or b is None else (a, b)
 
 
-def texts(path: Path, field: str) -> Iterator[str]:
-  """Each line of a file, empty ones too; of a .jsonl file its `field`."""
+def texts(path: Path, field: str, setting: str = '--field') -> Iterator[str]:
+  """Each line of a file, empty ones too; of a .jsonl file its `field`.
+
+  Args:
+    path: of the file.
+    field: of each object.
+    setting: that chooses the field, for messages.
+  """
   parse = str
-  if os.fspath(path).endswith('.jsonl'):
-    parse = lambda line: _field(_json_object(line), field)
-  return _parsed(_raw_lines(path), path, parse, keep_blank=True)
+  if os.fspath(path).removesuffix('.gz').endswith('.jsonl'):
+    parse = lambda line: _field(_json_object(line), field, setting)
+  lines = _raw_lines(path)
+  return _parsed(lines, path, parse, keep_blank=True, remedy='')
 
 
-def lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
+def lines(stream: BinaryIO, name: str) -> Iterator[str]:
   """Each line of an open binary stream, e.g. standard input, empty ones too."""
-  return _parsed(stream, name, str, keep_blank=True)
+  return _parsed(_bounded(stream), name, str, keep_blank=True, remedy='')
 
 
 def check_text(text: str, name: str) -> None:
@@ -107,9 +133,15 @@ def _json_object(line: str) -> dict:
   return values
 
 
-def _field(values: dict, name: str) -> str:
+def _field(values: dict[str, Any], name: str, setting: str) -> str:
   if name not in values:
-    raise _BadLine(f'has no field {name!r}; it has {sorted(values)}')
+    has = check.shown(sorted(values))
+    given = [key for key in values if isinstance(values[key], str)]
+    if setting and given:
+      # The input usually comes before the label.
+      near = given[-1] if setting.endswith('labels') else given[0]
+      has += f'. {setting} names the field, as in {setting}={near}'
+    raise _BadLine(f'has no field {name!r}; it has {has}')
   text = values[name]
   if not isinstance(text, str):
     raise _BadLine(f'has a field {name!r} that is not a string')
@@ -130,14 +162,32 @@ def _surrogate(text: str) -> str:
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
+  number = 0
   try:
-    with epath.Path(path).expanduser().open('rb') as file:
-      yield from file
-  except (OSError, ImportError) as error:  # buckets need a package
+    file = epath.Path(path).expanduser()
+    sources.check_regular(file)
+    with file.open('rb') as stream:
+      if os.fspath(path).endswith('.gz'):
+        stream = gzip.open(stream)
+      for line in _bounded(stream):
+        number += 1
+        yield line
+  # Buckets need a package; damaged .gz files raise the last two.
+  except (OSError, ImportError, EOFError, zlib.error) as error:
     reason = getattr(error, 'strerror', None) or error
+    after = f' after line {number}' if number else ''
     raise errors.UserError(
-        f'The file {path} cannot be read: {reason}.'
+        f'The file {path} cannot be read{after}: {reason}.'
     ) from error
+
+
+def _bounded(stream: BinaryIO) -> Iterator[bytes]:
+  """Each line, of the longest ones the beginning."""
+  while line := stream.readline(_MAX_LINE + 1):
+    rest = line
+    while len(rest) > _MAX_LINE and not rest.endswith(b'\n'):
+      rest = stream.readline(_MAX_LINE + 1)
+    yield line
 
 
 def _parsed(
@@ -146,6 +196,7 @@ def _parsed(
     parse: Callable[[str], _T],
     skip: bool = False,
     keep_blank: bool = False,
+    remedy: str = _SKIP,
 ) -> Iterator[_T | None]:
   """What `parse` makes of each line, or None for a bad line if `skip`."""
   for number, line in enumerate(raw, start=1):
@@ -159,14 +210,22 @@ def _parsed(
     except _BadLine as problem:
       if not skip:
         raise errors.UserError(
-            f"{name}, line {number} {problem}. Fix the line; a task's"
-            " on_bad_line = 'skip' leaves such lines out and counts them."
+            f'{name}, line {number} {problem}. Fix the line{remedy}.'
         ) from problem
       parsed = None
     yield parsed
 
 
 def _decoded(line: bytes) -> str:
+  if len(line) > _MAX_LINE:
+    raise _BadLine(f'has more than {_MAX_LINE} bytes')
+  if line.startswith(b'\x1f\x8b'):
+    raise _BadLine('is compressed; give the file a name that ends in .gz')
+  if line.startswith((b'\xff\xfe', b'\xfe\xff')) or b'\0' in line:
+    raise _BadLine(
+        'has bytes of UTF-16, not UTF-8, or no text; convert it, e.g. with'
+        ' iconv'
+    )
   try:
     return line.decode()
   except UnicodeDecodeError as error:

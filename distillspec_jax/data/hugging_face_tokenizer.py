@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.data import tokenizer_json
 from distillspec_jax.data import vocabulary_kinds
@@ -24,6 +25,8 @@ _MODELS = ('spiece.model', 'sentencepiece.model')
 _SETTINGS = (CONFIG, 'special_tokens_map.json', 'added_tokens.json')
 _SENTINELS = 100  # of T5, where no file says
 _BYT5_SENTINELS = 125
+_MAX_SENTINELS = 10_000
+_T5_CLASSES = (None, 'T5Tokenizer', 'T5TokenizerFast')
 
 
 def read(
@@ -31,8 +34,10 @@ def read(
 ) -> vocabulary_kinds.Vocabulary | None:
   """The vocabulary of a folder's tokenizer, or None where it has none.
 
-  A SentencePiece model is preferred to a tokenizer.json in the same folder,
-  unless tokens were added after training, which only the latter can express.
+  A tokenizer.json is preferred to a SentencePiece model in the same folder:
+  transformers reads it, and tokens that were added are in it alone. A text has
+  then the ids that transformers 5 gives it, but for text that spells a control
+  token. Of what `write` wrote, the SentencePiece model is read again.
 
   Args:
     folder: local or remote.
@@ -45,10 +50,10 @@ def read(
   files = _files(folder)
   settings = _settings(files, folder)
   models = [name for name in files if name.endswith('.model')]
-  if models:
-    vocabulary = _sentencepiece(folder, models[0], files, settings, vocab_size)
-  elif TOKENIZER in files:
+  if TOKENIZER in files and not _is_export(files, models, settings):
     vocabulary = _tokenizers(folder, files, settings)
+  elif models:
+    vocabulary = _sentencepiece(folder, models[0], files, settings, vocab_size)
   elif settings.is_byt5:
     vocabulary = _bytes(folder, files, settings, vocab_size)
   else:
@@ -60,8 +65,14 @@ def read(
 def read_tokenizer_json(path: epath.Path) -> vocabulary_kinds.Vocabulary:
   """The vocabulary of a tokenizer.json, by itself or in its folder."""
   files = _contents(path.parent, *_SETTINGS)
-  files = {TOKENIZER: path.read_bytes(), **files}
-  return _tokenizers(path.parent, files, _settings(files, path.parent))
+  return from_files({TOKENIZER: path.read_bytes(), **files}, path.parent)
+
+
+def from_files(
+    files: Mapping[str, bytes], folder: epath.Path
+) -> vocabulary_kinds.Vocabulary:
+  """The vocabulary of a tokenizer.json and the files that belong to it."""
+  return _tokenizers(folder, files, _settings(files, folder))
 
 
 def check_size(vocabulary: Any, vocab_size: int | None, folder: Any) -> None:
@@ -110,6 +121,8 @@ class _Settings(NamedTuple):
 
   extra_ids: int | None  # number of sentinels, None where no file gives it
   added: dict[int, str]  # the tokens that are listed
+  listed: dict[int, Any] | None  # those of CONFIG, with their flags
+  kind: str | None  # the class in transformers
   pad: str
   eos: str
   is_byt5: bool  # ByT5's tokenizer has no pieces
@@ -134,13 +147,9 @@ def _parse_settings(
       _parse(files.get(name, b'{}'), folder / name) for name in _SETTINGS
   )
   added = {int(i): token for token, i in listed.items()}
-  for i, token in (config.get('added_tokens_decoder') or {}).items():
+  decoder = config.get('added_tokens_decoder')
+  for i, token in (decoder or {}).items():
     added[int(i)] = _content(token)
-  if TOKENIZER in files and any(name.endswith('.model') for name in files):
-    # transformers 5 lists tokens that were added to the model here alone.
-    tokenizer = _parse(files[TOKENIZER], folder / TOKENIZER)
-    for token in tokenizer.get('added_tokens') or ():
-      added[int(token['id'])] = _content(token)
   names = list(added.values())
   for key in ('additional_special_tokens', 'extra_special_tokens'):
     for values in (special, config):
@@ -156,10 +165,22 @@ def _parse_settings(
   path = folder / 'config.json'
   if kind is None and path.exists():
     kind = _parse(path.read_bytes(), path).get('tokenizer_class')
+  extra_ids = config.get('extra_ids')
+  if extra_ids is not None:
+    check.at_least(
+        0, owner=str(folder / CONFIG), most=_MAX_SENTINELS, extra_ids=extra_ids
+    )
   return _Settings(
       # A saved ByT5 has extra_ids = 0 and yet lists its 125 sentinels.
-      extra_ids=len(sentinels) or config.get('extra_ids'),
+      extra_ids=len(sentinels) or extra_ids,
       added=added,
+      listed=None
+      if decoder is None
+      else {
+          int(i): token if isinstance(token, dict) else {'content': str(token)}
+          for i, token in decoder.items()
+      },
+      kind=kind,
       pad=control('pad_token', '<pad>'),
       eos=control('eos_token', '</s>'),
       is_byt5=kind == 'ByT5Tokenizer',
@@ -218,8 +239,6 @@ def _sentencepiece(
   }
   if not added:
     return vocabulary
-  if TOKENIZER in files:
-    return _tokenizers(folder, files, settings)
   some = ', '.join(f'{i}: {added[i]!r}' for i in sorted(added)[:5])
   raise errors.UserError(
       f'The tokenizer in {folder} has tokens that {name} does not have'
@@ -229,12 +248,29 @@ def _sentencepiece(
   )
 
 
+def _is_export(
+    files: Mapping[str, bytes], models: list[str], settings: _Settings
+) -> bool:
+  """Whether the tokenizer.json was made here of the model beside it."""
+  if not models or settings.kind in _T5_CLASSES:
+    return False
+  try:
+    proto = tokenizer_json.parse(files[models[0]], models[0])
+    text = tokenizer_json.from_sentencepiece(proto, settings.extra_ids or 0)
+  except errors.UserError:
+    return False
+  return files[TOKENIZER] == text.encode()
+
+
 def _tokenizers(
     folder: epath.Path, files: Mapping[str, bytes], settings: _Settings
 ) -> vocabulary_kinds.Vocabulary:
   name = str(folder / TOKENIZER)
   text = files[TOKENIZER].decode('utf-8', errors='replace')
-  vocabulary = vocabulary_kinds.Tokenizers(text, name, files)
+  prepare = str
+  if settings.kind in _T5_CLASSES:
+    prepare = lambda text: tokenizer_json.as_t5(text, settings.listed)
+  vocabulary = vocabulary_kinds.Tokenizers(text, name, files, prepare)
   pieces, controls = vocabulary.raw_pieces, (settings.pad, settings.eos)
   ids = [pieces.index(t) if t in pieces else None for t in controls]
   if ids != [vocabulary_kinds.PAD, vocabulary_kinds.EOS]:

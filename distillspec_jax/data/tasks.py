@@ -186,9 +186,10 @@ class Task:
       if len(pairs) == self.max_examples:
         break
     if not pairs:
+      why = f' but for {skipped} unreadable lines' if skipped else ''
       raise errors.UserError(
-          f'Split {split!r} of task {self.name!r} is empty; there is nothing to'
-          ' work on. Check its files.'
+          f'Split {split!r} of task {self.name!r} is empty{why}; there is'
+          ' nothing to work on. Check its files.'
       )
     return pairs, skipped
 
@@ -322,7 +323,9 @@ class json_lines(_FileTask):
 
   def read(self, split: str) -> Iterator[files.Pair | None]:
     path = getattr(self, split)
-    return files.json_lines(path, self.inputs, self.labels, self._skip)
+    return files.json_lines(
+        path, self.inputs, self.labels, self._skip, 'tasks.json_lines'
+    )
 
 
 @_settings

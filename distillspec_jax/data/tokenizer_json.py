@@ -7,6 +7,7 @@ read by the package from the text that `readable` returns.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 import json
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from distillspec_jax.core import errors
 BYTE, CONTROL, NORMAL, USER_DEFINED = 6, 3, 1, 4  # types of pieces
 UNIGRAM, BPE = 1, 2  # types of models
 _PAD, _EOS = 0, 1
+_MAX_ID = 10**7
 
 
 def parse(model: bytes, name: str) -> Any:
@@ -128,6 +130,49 @@ class Readable(NamedTuple):
   unknown: int | None
 
 
+def as_t5(text: str, listed: Mapping[int, Any] | None) -> str:
+  """The text of the tokenizer that T5Tokenizer of transformers 5 makes of it.
+
+  That class takes the pieces, the table of normalisation and the added tokens
+  from the file, and nothing else.
+
+  Args:
+    text: of a tokenizer.json.
+    listed: added tokens of tokenizer_config.json, id -> token with its flags,
+      which replace those of the file; None: it lists none.
+
+  Raises:
+    ValueError, KeyError, TypeError or others: the text is something else.
+  """
+  tokenizer = json.loads(text)
+  if not isinstance(tokenizer['model']['vocab'], list):
+    return text  # not a unigram model: transformers has another class for it
+  normalizer = tokenizer.get('normalizer') or {}
+  steps = normalizer.get('normalizers', [normalizer])
+  tables = (step for step in steps if step.get('type') == 'Precompiled')
+  metaspace = {
+      'type': 'Metaspace',
+      'replacement': '▁',
+      'prepend_scheme': 'always',
+      'split': True,
+  }
+  tokenizer['model'] |= {'unk_id': 2, 'byte_fallback': False}
+  tokenizer |= {
+      'normalizer': next(tables, None),
+      'pre_tokenizer': {
+          'type': 'Sequence',
+          'pretokenizers': [{'type': 'WhitespaceSplit'}, metaspace],
+      },
+      'decoder': metaspace,
+  }
+  if listed is not None:
+    tokenizer['added_tokens'] = [
+        _added_token(i, token['content'], False) | token
+        for i, token in sorted(listed.items())
+    ]
+  return json.dumps(tokenizer)
+
+
 def readable(text: str) -> Readable:
   """The tokenizer, its control tokens renamed to what no text contains.
 
@@ -148,6 +193,10 @@ def readable(text: str) -> Readable:
   if not is_list:
     names = {i: piece for piece, i in vocab.items()}
   all_names = names | {token['id']: token['content'] for token in added}
+  if not 0 <= min(all_names) <= max(all_names) < _MAX_ID:
+    raise ValueError(
+        f'ids from {min(all_names)} to {max(all_names)}, but at most {_MAX_ID}'
+    )
   unknown = model.get('unk_id')
   if unknown is None and model.get('unk_token') in all_names.values():
     unknown = next(i for i in all_names if all_names[i] == model['unk_token'])

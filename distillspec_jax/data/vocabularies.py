@@ -81,8 +81,8 @@ def load_from(
 
   Args:
     folder: a model folder, a run's folder, or one of Hugging Face; there the
-      SentencePiece model, or else tokenizer.json, or else ByT5's bytes are
-      taken, with the sentinels that transformers gives them.
+      tokenizer.json, or else the SentencePiece model, or else ByT5's bytes
+      are taken, with the sentinels that transformers gives them.
     vocab_size: embedding rows of the model, if known; decides whether it has
       sentinels where no file does.
 
@@ -191,9 +191,7 @@ def _load_own(folder: epath.Path) -> Vocabulary:
           path.read_bytes(), str(path), values.get('extra_ids', 0), files
       )
     if kind == 'tokenizers':
-      path = folder / hugging_face_tokenizer.TOKENIZER
-      text = path.read_bytes().decode()
-      return vocabulary_kinds.Tokenizers(text, str(path), files)
+      return hugging_face_tokenizer.from_files(files, folder)
   except errors.UserError:
     raise
   except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,7 @@ starts); text that spells a control token, such as '</s>', is only text.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import re
 import sys
 from typing import Any, NamedTuple
@@ -185,24 +185,31 @@ class Tokenizers(Vocabulary):
   Attributes:
     raw_pieces: as `pieces`, with the file's own names of control tokens.
 
+  Args:
+    text: of the tokenizer.json.
+    name: for messages.
+    files: see `Vocabulary`.
+    prepare: text -> text that is read instead.
+
   Raises:
-    UserError: the package is not installed, or cannot read it. The message
-      calls it `name`.
+    UserError: the package cannot read it. The message calls it `name`.
   """
 
   def __init__(
-      self, text: str, name: str, files: Mapping[str, bytes] | None = None
+      self,
+      text: str,
+      name: str,
+      files: Mapping[str, bytes] | None = None,
+      prepare: Callable[[str], str] = str,
   ):
+    import tokenizers
+
     try:
-      import tokenizers
-    except ImportError as error:
-      raise errors.UserError(
-          f'{name} is read by the package tokenizers, which is not installed;'
-          ' pip install "distillspec_jax[tokenizers]".'
-      ) from error
-    try:
-      readable = tokenizer_json.readable(text)
+      readable = tokenizer_json.readable(prepare(text))
       self._backend = tokenizers.Tokenizer.from_str(readable.text)
+      for i, token in self._backend.get_added_tokens_decoder().items():
+        if readable.pieces[i] != token.content:
+          raise ValueError(f'the added token {token.content!r} has another id')
     except Exception as error:  # the package raises plain Exception
       reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
       raise errors.UserError(

@@ -1,5 +1,8 @@
+import functools
+import gzip
 import io
 import json
+import os
 
 from etils import epath
 import pytest
@@ -35,6 +38,10 @@ BAD = {
         r"line 2 has a field 'q' that is not Unicode \('\\ud83d' at.* 2\)"
     ),
     b'{"q": "\xff", "a": "b"}': 'line 2 is not UTF-8 .*byte 7.*iconv',
+    '{"q": "é", "a": "b"}'.encode('latin-1'): 'line 2 is not UTF-8 .*byte 7',
+    '{"q": "x", "a": "b"}'.encode('utf-16'): 'line 2 has bytes of UTF-16',
+    b'a\0': 'line 2 has bytes of UTF-16',
+    b'\x1f\x8b\x08': 'line 2 is compressed; .* ends in .gz',
 }
 
 
@@ -48,6 +55,79 @@ def test_a_bad_line_is_named_or_skipped(tmp_path, line):
   assert str(path) in str(raised.value)
   str(raised.value).encode()  # can be printed
   assert read_json(path, skip=True) == [('1', 'b'), None]
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'utf-16-be'])
+def test_a_file_of_another_encoding_is_named(tmp_path, encoding):
+  path = tmp_path / 'x.tsv'
+  path.write_bytes('a\tb\nc\td\n'.encode(encoding))
+  with pytest.raises(errors.UserError, match='x.tsv, line 1 has bytes of UTF'):
+    list(files.tab_separated(path))
+  assert set(files.tab_separated(path, skip=True)) == {None}
+  with pytest.raises(errors.UserError, match='x.tsv, line 1 .*Fix the line.$'):
+    list(files.texts(path, ''))
+
+
+def test_the_setting_of_a_missing_field_is_named(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  path.write_text('{"id": 1, "question": "x", "answer": "y"}\n')
+  message = "'answer', 'id', 'question'.*--gin.tasks.json_lines.{}={}. Fix"
+  read = functools.partial(files.json_lines, path, owner='tasks.json_lines')
+  with pytest.raises(
+      errors.UserError, match=message.format('inputs', 'question')
+  ):
+    list(read('inputs', 'answer'))
+  with pytest.raises(
+      errors.UserError, match=message.format('labels', 'answer')
+  ):
+    list(read('question', 'labels'))
+  with pytest.raises(errors.UserError, match='as in --field=question. Fix'):
+    list(files.texts(path, 'inputs'))
+  with pytest.raises(errors.UserError, match="'question'\\]. Fix the line"):
+    list(files.texts(path, 'inputs', setting=''))
+
+
+def test_compressed_files_are_read(tmp_path):
+  jsonl, tsv = tmp_path / 'x.jsonl.gz', tmp_path / 'x.tsv.gz'
+  jsonl.write_bytes(gzip.compress(f'{BOM}{{"q": "ü", "a": "b"}}\n'.encode()))
+  tsv.write_bytes(gzip.compress(b'a\tb\n') + gzip.compress(b'c\td\n'))
+  assert read_json(jsonl) == [('ü', 'b')]
+  assert list(files.texts(jsonl, 'q')) == ['ü']
+  assert list(files.tab_separated(tsv)) == [('a', 'b'), ('c', 'd')]
+
+
+@pytest.mark.parametrize('flip', [0, 12, -5, None])
+def test_a_damaged_compressed_file_is_named(tmp_path, flip):
+  text = ''.join(f'{i}\t{i * i}\n' for i in range(20_000)).encode()
+  content = bytearray(gzip.compress(text))
+  if flip is None:
+    del content[-2000:]
+  else:
+    content[flip] ^= 0xFF
+  path = tmp_path / 'x.tsv.gz'
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError, match='x.tsv.gz cannot be read'):
+    list(files.tab_separated(path, skip=True))
+
+
+def test_long_lines_are_read_but_not_without_end(tmp_path, monkeypatch):
+  path = tmp_path / 'x.tsv'
+  path.write_text(f'a\tb\n{"c" * 10**7}\td\ne\tf\n')
+  assert [len(a) for a, _ in files.tab_separated(path)] == [1, 10**7, 1]
+  monkeypatch.setattr(files, '_MAX_LINE', 1000)
+  with pytest.raises(errors.UserError, match='line 2 has more than 1000 bytes'):
+    list(files.tab_separated(path))
+  assert list(files.tab_separated(path, skip=True)) == [
+      ('a', 'b'),
+      None,
+      ('e', 'f'),
+  ]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'x.tsv')
+  with pytest.raises(errors.UserError, match='x.tsv is a pipe or a device'):
+    list(files.tab_separated(tmp_path / 'x.tsv'))
 
 
 def test_whole_surrogate_pairs_and_control_characters_are_text(tmp_path):

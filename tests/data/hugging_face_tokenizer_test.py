@@ -2,6 +2,7 @@ import json
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2
+import tokenizers
 
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
@@ -136,42 +137,161 @@ def test_tokens_that_were_added_need_the_tokenizer_json(tmp_path):
     )
 
 
-def test_of_two_tokenizers_the_one_with_all_tokens_is_taken(tmp_path):
-  package = pytest.importorskip(
-      'tokenizers',
-      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
-  )
-  folder = tiny_tokenizers.tokenizer_json(tmp_path / 'model')
+# Ids that transformers 5.23 gives, of folders that have both files.
+
+
+def saved(folder, added=(), change=lambda tokenizer, config: None):
+  """As transformers 5 leaves a T5 folder after add_tokens and saving."""
+  tiny_tokenizers.tokenizer_json(folder, extra_special_tokens=SENTINELS)
   (folder / 'spiece.model').write_bytes(UNIGRAM)
-  assert hasattr(vocabularies.load_from(folder), 'model')
-  backend = package.Tokenizer.from_file(str(folder / 'tokenizer.json'))
-  backend.add_tokens(['<table>'])
-  backend.save(str(folder / 'tokenizer.json'))
-  (folder / 'added_tokens.json').write_text('{"<table>": 164}')
+  path, config_path = (
+      folder / 'tokenizer.json',
+      folder / 'tokenizer_config.json',
+  )
+  backend = tokenizers.Tokenizer.from_file(str(path))
+  backend.add_tokens(list(added))
+  config = json.loads(config_path.read_text())
+  tokenizer = json.loads(backend.to_str())
+  change(tokenizer, config)
+  path.write_text(json.dumps(tokenizer))
+  config_path.write_text(json.dumps(config))
+  return folder
+
+
+def as_transformers_4(tokenizer, config):
+  """Blanks are counted, which T5Tokenizer of transformers 5 undoes."""
+  several = {'pattern': {'Regex': ' {2,}'}, 'content': '▁'}
+  tokenizer['pre_tokenizer'] = {
+      'type': 'Metaspace',
+      'replacement': '▁',
+      'prepend_scheme': 'always',
+      'split': True,
+  }
+  tokenizer['normalizer'] = {
+      'type': 'Sequence',
+      'normalizers': [
+          tokenizer['normalizer'],
+          {'type': 'Replace', **several},
+      ],
+  }
+  config['additional_special_tokens'] = config.pop('extra_special_tokens')
+
+
+def with_listed_tokens(tokenizer, config):
+  as_transformers_4(tokenizer, config)
+  names = ['<pad>', '</s>', '<unk>']
+  listed = dict(enumerate(names)) | {
+      163 - i: name for i, name in enumerate(SENTINELS)
+  }
+  config['added_tokens_decoder'] = {
+      str(i): {'content': name, 'lstrip': i > 2, 'special': True}
+      for i, name in {**listed, 164: '<new>'}.items()
+  }
+
+
+def of_the_general_class(tokenizer, config):
+  as_transformers_4(tokenizer, config)
+  config['tokenizer_class'] = 'PreTrainedTokenizerFast'
+  config['unk_token'] = '<unk>'
+
+
+AWKWARD = {
+    '': [],
+    '  ': [],
+    'the<extra_id_0>.': [4, 163, 3, 46],
+    '<extra_id_0>the<extra_id_1>draft': [163, 4, 162, 5],
+    'a  <extra_id_0>  draft': [7, 163, 5],
+    ' the\n\tdraft ': [4, 5],
+    'a\xa0\u3000draft': [7, 5],
+    'a\u200bdraft': [7, 5],
+    'the{draft}': [4, 2, 23, 20, 15, 27, 14, 2],
+    'ｔｈｅ': [4],
+    'ﬁ': [12, 17],
+    'e\u0301': [3, 2],
+    '▁the': [4],
+    '<EXTRA_ID_0>': [3, 42, 2, 40, 2, 39, 45, 2, 41, 45, 54, 43],
+    'the </s': [4, 3, 42, 44, 19],
+    '\0the': [3, 2, 14, 21, 13],
+}
+ADDED = {
+    **AWKWARD,
+    'the{draft}': [4, 165, 5, 2],
+    'draft<table>ing': [5, 164, 3, 10],
+    'a [L] the': [7, 166, 4],
+    'a [R] the': [7, 167, 4],
+    'the[W] [W] a[W]': [4, 2, 168, 7, 2],
+}
+COUNTED = {
+    **AWKWARD,
+    '  ': [3],
+    'a  <extra_id_0>  draft': [7, 3, 163, 5],
+    ' the\n\tdraft ': [4, 5, 3],
+}
+
+
+def added_tokens():
+  return [
+      '<table>',
+      '{',
+      tokenizers.AddedToken('[L]', lstrip=True),
+      tokenizers.AddedToken('[R]', rstrip=True),
+      tokenizers.AddedToken('[W]', single_word=True),
+  ]
+
+
+@pytest.mark.parametrize(
+    'has_added, change, size, expected',
+    [
+        (False, lambda *_: None, 164, AWKWARD),
+        (True, lambda *_: None, 169, ADDED),
+        (False, as_transformers_4, 164, AWKWARD),
+        (False, with_listed_tokens, 165, AWKWARD | {'a<new>': [7, 164]}),
+        (False, of_the_general_class, 164, COUNTED),
+    ],
+)
+def test_ids_are_those_of_transformers(
+    tmp_path, has_added, change, size, expected
+):
+  folder = saved(tmp_path / 'a', added_tokens() if has_added else (), change)
   vocabulary = vocabularies.load_from(folder, 256)
-  assert vocabulary.vocab_size == 165
-  assert vocabulary.encode('a<table>') == [7, 164]
-  assert 'spiece.model' in vocabulary.files
+  assert vocabulary.vocab_size == size
+  assert {text: vocabulary.encode(text) for text in expected} == expected
+  assert vocabulary.files['spiece.model'] == UNIGRAM
+  # A model folder of ours keeps them.
+  own = tmp_path / 'own'
+  own.mkdir()
+  vocabularies.save(vocabulary, own)
+  again = vocabularies.load_from(own)
+  assert {text: again.encode(text) for text in expected} == expected
 
 
-def test_tokens_added_in_place_are_found_in_the_tokenizer_json_alone(tmp_path):
-  package = pytest.importorskip(
-      'tokenizers',
-      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
-  )
-  # As transformers 5 leaves a T5 folder after add_tokens and save_pretrained.
-  folder = tiny_tokenizers.tokenizer_json(
-      tmp_path / 'model', extra_special_tokens=SENTINELS
-  )
-  (folder / 'spiece.model').write_bytes(UNIGRAM)
-  assert vocabularies.load_from(folder).encode('a<table>')[0] == 7
-  assert vocabularies.load_from(folder).vocab_size == 164
-  backend = package.Tokenizer.from_file(str(folder / 'tokenizer.json'))
-  backend.add_tokens(['<table>', '{'])
-  backend.save(str(folder / 'tokenizer.json'))
-  vocabulary = vocabularies.load_from(folder)
-  assert vocabulary.vocab_size == 166
-  assert vocabulary.encode('a<table>{') == [7, 164, 165]
+def wrong_id(tokenizer, config):
+  del config
+  tokenizer['added_tokens'][-1]['id'] = 10**9
+
+
+def other_id(tokenizer, config):
+  del config
+  tokenizer['added_tokens'][-1]['id'] = 170
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (wrong_id, 'ids from 0 to 1000000000, but at most 10000000'),
+        (other_id, "the added token '<table>' has another id|got: 170"),
+    ],
+)
+def test_added_tokens_of_wrong_ids_are_refused(tmp_path, change, message):
+  folder = saved(tmp_path / 'a', ['<table>'], change)
+  with pytest.raises(errors.UserError, match=message):
+    vocabularies.load_from(folder)
+
+
+@pytest.mark.parametrize('extra_ids', [10**9, -1, '100'])
+def test_a_wrong_number_of_sentinels_is_refused(tmp_path, extra_ids):
+  with pytest.raises(errors.UserError, match='config.json.extra_ids is .*must'):
+    read(tmp_path / 'model', extra_ids=extra_ids)
 
 
 def test_a_tokenizer_json_of_another_model_is_refused(tmp_path):
@@ -210,8 +330,8 @@ def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path):
         ('tokenizer_config.json', '[]', 'not a JSON object'),
         ('added_tokens.json', '{"<a>": "x"}', 'fetch it again'),
         ('tokenizer_config.json', '{"eos_token": {"a": 1}}', 'fetch it again'),
-        ('tokenizer.json', '{', 'is not JSON'),
-        ('tokenizer.json', '{"added_tokens": [3]}', 'fetch it again'),
+        ('tokenizer.json', '{', 'is not a tokenizer.json that'),
+        ('tokenizer.json', '{"added_tokens": [3]}', 'is not a tokenizer.json'),
     ],
 )
 def test_damaged_settings_are_named(tmp_path, name, content, message):
@@ -222,10 +342,6 @@ def test_damaged_settings_are_named(tmp_path, name, content, message):
 
 
 def test_a_damaged_tokenizer_json_is_named(tmp_path):
-  pytest.importorskip(
-      'tokenizers',
-      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
-  )
   for content in ('{', '{}', '{"model": {"vocab": {}}, "added_tokens": []}'):
     (tmp_path / 'tokenizer.json').write_text(content)
     with pytest.raises(errors.UserError, match='is not a tokenizer.json that'):

@@ -4,9 +4,9 @@ import functools
 import io
 import json
 
-import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+import tokenizers
 
 NEEDS_SEQIO = "needs seqio: pip install 'distillspec_jax[seqio]'"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -84,30 +84,26 @@ def byt5(folder):
 
 def tokenizer_json(folder, **config):
   """As transformers 5 saves a T5: its pieces are in tokenizer.json alone."""
-  package = pytest.importorskip(
-      'tokenizers',
-      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
-  )
   proto = sentencepiece_model_pb2.ModelProto.FromString(unigram())
   pieces = [(piece.piece, piece.score) for piece in proto.pieces]
   sentinels = [f'<extra_id_{i}>' for i in reversed(range(100))]
-  backend = package.Tokenizer(
-      package.models.Unigram(
+  backend = tokenizers.Tokenizer(
+      tokenizers.models.Unigram(
           pieces + [(sentinel, 0.0) for sentinel in sentinels], unk_id=2
       )
   )
-  backend.normalizer = package.normalizers.Precompiled(
+  backend.normalizer = tokenizers.normalizers.Precompiled(
       proto.normalizer_spec.precompiled_charsmap
   )
-  backend.pre_tokenizer = package.pre_tokenizers.Sequence(
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
       [
-          package.pre_tokenizers.WhitespaceSplit(),
-          package.pre_tokenizers.Metaspace(),
+          tokenizers.pre_tokenizers.WhitespaceSplit(),
+          tokenizers.pre_tokenizers.Metaspace(),
       ]
   )
-  backend.decoder = package.decoders.Metaspace()
+  backend.decoder = tokenizers.decoders.Metaspace()
   backend.add_special_tokens(['<pad>', '</s>', '<unk>', *sentinels])
-  backend.post_processor = package.processors.TemplateProcessing(
+  backend.post_processor = tokenizers.processors.TemplateProcessing(
       single='$A </s>', special_tokens=[('</s>', 1)]
   )
   config = {'tokenizer_class': 'T5Tokenizer', 'extra_ids': 100} | config

@@ -4,6 +4,7 @@ import hypothesis
 from hypothesis import strategies
 import pytest
 from sentencepiece import sentencepiece_model_pb2
+import tokenizers
 
 from distillspec_jax.core import errors
 from distillspec_jax.data import standard_library
@@ -31,12 +32,8 @@ def ours(texts, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def written(ours):
-  package = pytest.importorskip(
-      'tokenizers',
-      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
-  )
   text = tokenizer_json.from_sentencepiece(proto_of(ours.model), 0)
-  return package.Tokenizer.from_str(text)
+  return tokenizers.Tokenizer.from_str(text)
 
 
 def test_our_models_cut_code_the_same_there(ours, written, texts):
@@ -56,13 +53,9 @@ def test_our_models_cut_any_text_the_same_there(ours, written, text):
 
 
 def test_unigram_models_with_bytes_are_written(tmp_path):
-  package = pytest.importorskip(
-      'tokenizers',
-      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
-  )
   proto = proto_of(tiny_tokenizers.unigram(byte_fallback=True))
   assert not tokenizer_json.is_like_t5(proto)
-  written = package.Tokenizer.from_str(
+  written = tokenizers.Tokenizer.from_str(
       tokenizer_json.from_sentencepiece(proto, 3)
   )
   mt5 = vocabularies.load(tiny_tokenizers.mt5(tmp_path / 'mt5'))

@@ -193,10 +193,6 @@ def test_a_vocabulary_made_here_gets_a_tokenizer_json(sentencepiece, tmp_path):
   config = json.loads((tmp_path / 'tokenizer_config.json').read_text())
   assert config['tokenizer_class'] == 'PreTrainedTokenizerFast'
   assert vocabularies.load_from(tmp_path) == sentencepiece
-  pytest.importorskip(
-      'tokenizers',
-      reason="needs tokenizers: pip install 'distillspec_jax[tokenizers]'",
-  )
   (tmp_path / 'spiece.model').unlink()
   fast = vocabularies.load_from(tmp_path)
   assert vocabularies.same(fast, sentencepiece)

@@ -5,14 +5,12 @@ tokenizers (T5Tokenizer, ByT5Tokenizer), but where a test says otherwise.
 """
 
 import copy
-import sys
 
 import hypothesis
 from hypothesis import strategies
 import numpy as np
 import pytest
 
-from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
 from distillspec_jax.data import vocabulary_kinds
 from tests.data import tiny_tokenizers
@@ -245,12 +243,3 @@ def test_surfaces_know_bytes_sentinels_and_controls(loaded):
   later, first = vocabulary_kinds.surfaces(loaded('byt5'))
   assert later[2] == b'' and later[3 + 32] == first[3 + 32] == b' '
   assert later[259] == b'<extra_id_0>'
-
-
-def test_a_missing_package_is_named(monkeypatch, tmp_path):
-  (tmp_path / 'tokenizer.json').write_text('{}')
-  monkeypatch.setitem(sys.modules, 'tokenizers', None)
-  with pytest.raises(
-      errors.UserError, match=r'install "distillspec_jax\[token'
-  ):
-    vocabularies.load_from(tmp_path)
