@@ -50,7 +50,7 @@ def at_least(
 def seed(**values: Any) -> None:
   """Raises UserError unless each value is a seed."""
   for name, value in values.items():
-    if not isinstance(value, numbers.Integral) or not 0 <= value < 2**32:
+    if not isinstance(value, numbers.Integral) or not 0 <= int(value) < 2**32:
       _refuse('', name, value, SEED_LIMIT, '')
 
 
