@@ -298,7 +298,7 @@ def _write(
 
 def _vacant(destination: str) -> epath.Path:
   """The folder, which does not exist or is empty."""
-  folder = epath.Path(destination).expanduser()
+  folder = epath.Path(sources.expanded(destination))
   if '://' not in destination:
     folder = epath.Path(os.path.abspath(folder))
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

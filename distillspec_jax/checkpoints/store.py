@@ -20,12 +20,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 from distillspec_jax.distributed import hosts
 
 
-def check_writable(folder: str | os.PathLike[str]) -> None:
-  """Creates the folder; raises UserError if nothing can be written to it."""
-  folder = pathlib.Path(folder)
+def check_writable(run: str | os.PathLike[str]) -> pathlib.Path:
+  """Creates the folder of a run, and returns it.
+
+  Raises:
+    UserError: nothing can be written to it.
+  """
+  folder = sources.run_folder(run)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -35,6 +40,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         f'Nothing can be written to the folder {folder}: {error.strerror}.'
         ' Name another folder, free some space, or change its permissions.'
     ) from error
+  return folder
 
 
 def check_shared(folder: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 
 
 class Answer(NamedTuple):
@@ -48,7 +49,7 @@ def resume(file: str, inputs: Sequence[str], settings: dict[str, Any]) -> int:
         f'--out is {file}, but lines can be added to local files only; name'
         ' one, and copy it when it is done.'
     )
-  path = pathlib.Path(file)
+  path = pathlib.Path(sources.expanded(file))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.open('ab').close()

@@ -89,8 +89,7 @@ def certify(
     )
   certificate.check_settings(decoding, samples, false_alarm)
   check_lib.seed(seed=seed)
-  if run is not None:
-    store.check_writable(run)
+  folder = None if run is None else store.check_writable(run)
   models = (
       loading.load(target, weights=target_weights),
       loading.load(draft, weights=draft_weights),
@@ -115,8 +114,8 @@ def certify(
     print(f'{verdict}  {check.name}: {check.evidence}', flush=True)
     if not check.holds:
       failed.append(check.name)
-    if run is not None:
-      _write(run, models, check, seed)
+    if folder is not None:
+      _write(folder, models, check, seed)
   if failed:
     raise errors.Failed(
         f'The certificate fails: {", ".join(failed)}. Do not rely on what this'
@@ -138,10 +137,10 @@ def _texts(target: loading.Loaded, file: str, count: int) -> list[str]:
   return texts
 
 
-def _write(run, models, check, seed) -> None:
+def _write(folder, models, check, seed) -> None:
   target, draft = (int8.named(x.name, x.config.weights) for x in models)
   results.write(
-      run,
+      folder,
       'certificate',
       target=target,
       draft=draft,

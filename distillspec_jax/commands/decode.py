@@ -26,6 +26,7 @@ from distillspec_jax.commands import flags
 from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress
+from distillspec_jax.core import sources
 from distillspec_jax.core import types
 from distillspec_jax.data import files
 from distillspec_jax.sampling import batching
@@ -311,7 +312,7 @@ def _decode_all(
 def _open(out: str | None) -> contextlib.AbstractContextManager[TextIO]:
   if out is None:
     return contextlib.nullcontext(sys.stdout)
-  return open(out, 'a', encoding='utf-8', newline='\n')
+  return open(sources.expanded(out), 'a', encoding='utf-8', newline='\n')
 
 
 def _answers(

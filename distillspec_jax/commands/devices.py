@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 import contextlib
 import os
+import sys
 
 from distillspec_jax.core import cache
 from distillspec_jax.distributed import hosts
@@ -94,6 +95,14 @@ def cache_programs() -> None:
   import jax
 
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    jax.config.update('jax_compilation_cache_dir', str(cache.folder('xla')))
+    folder = cache.folder('xla')
+    if folder is None:
+      print(
+          'distillspec: compiled programs are not kept, because there is no'
+          ' home folder to write to; XDG_CACHE_HOME names another.',
+          file=sys.stderr,
+      )
+      return
+    jax.config.update('jax_compilation_cache_dir', str(folder))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

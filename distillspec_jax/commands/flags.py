@@ -127,7 +127,7 @@ def call(
 def _flags(function: Callable[..., Any], names: _Names) -> Iterator[_Flag]:
   """What `function` takes, in order."""
   hints = typing.get_type_hints(function)
-  texts = _documented(function, 'Args')
+  texts = documented(function)
   for name, parameter in inspect.signature(function).parameters.items():
     if dataclasses.is_dataclass(hints[name]):
       yield from _group(parameter.default, (name,), names)
@@ -141,7 +141,7 @@ def _flags(function: Callable[..., Any], names: _Names) -> Iterator[_Flag]:
 def _group(group: Any, path: tuple[str, ...], names: _Names) -> Iterator[_Flag]:
   """The fields of a group, and of groups inside it."""
   hints = typing.get_type_hints(type(group))
-  texts = _documented(type(group), 'Attributes')
+  texts = documented(type(group))
   for field in dataclasses.fields(group):
     name = names.get(field.name, field.name)
     value = getattr(group, field.name)
@@ -185,14 +185,19 @@ def _described(value: Any) -> str:
   return f'{value:g}' if isinstance(value, float) else str(value)
 
 
-def _documented(described: Any, section: str) -> dict[str, str]:
-  """Name -> what a section of the docstring says of it, on one line."""
-  text = re.search(
-      rf'^{section}:\n(.*?)(?=^\S|\Z)',
-      inspect.getdoc(described) or '',
-      re.M | re.S,
-  )
-  entries = re.findall(
-      r'^  \*?(\w+): (.*?)(?=^  \*?\w+: |\Z)', text.group(1), re.M | re.S
-  )
-  return {name: ' '.join(entry.split()) for name, entry in entries}
+def documented(described: Any) -> dict[str, str]:
+  """Argument or attribute -> what the docstring says of it, on one line."""
+  is_class = isinstance(described, type)
+  found: dict[str, str] = {}
+  for each in reversed(described.__mro__) if is_class else [described]:
+    text = re.search(
+        r'^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)',
+        inspect.getdoc(each) or '',
+        re.M | re.S,
+    )
+    if text:
+      entries = re.findall(
+          r'^  \*?(\w+): (.*?)(?=^  \*?\w+: |\Z)', text.group(1), re.M | re.S
+      )
+      found |= {name: ' '.join(entry.split()) for name, entry in entries}
+  return found

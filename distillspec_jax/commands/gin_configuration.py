@@ -9,7 +9,6 @@ values of the right type may be, the classes that they belong to check.
 from __future__ import annotations
 
 import argparse
-import ast
 from collections.abc import Callable, Collection, Iterator, Sequence
 import dataclasses
 import difflib
@@ -19,13 +18,17 @@ import os
 import pathlib
 import re
 import sys
+import tokenize
 import types
 import typing
 from typing import Any, NamedTuple
 
+from distillspec_jax.commands import flags as flags_lib
+from distillspec_jax.commands import unread_names
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import objects
+from distillspec_jax.core import sources
 
 _PACKAGE = 'distillspec_jax.'
 
@@ -37,7 +40,7 @@ _PASSED_BY_EXPERIMENTS = frozenset(
 # What gin raises for a wrong file or binding, besides errors of ours.
 _GIN_ERRORS = (
     AttributeError, ImportError, KeyError, NameError, OSError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
+    SyntaxError, TypeError, ValueError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -48,7 +51,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       action='append',
       default=[],
       metavar='FILE',
-      help='a gin file; may be given several times, later ones win',
+      help='a gin file; may be given several times, later ones win. It is a'
+      ' program: it can import any module and call any function, so read those'
+      ' of other people before you run them',
   )
   parser.add_argument(
       '--gin_bindings',
@@ -63,6 +68,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       metavar='FOLDER,...',
       help='where gin files are searched; those of the package are always'
       ' found',
+  )
+  parser.add_argument(
+      '--list',
+      action='store_true',
+      help='lists the gin files of the package, or, with gin files, all names'
+      ' that the command reads, and their values',
   )
 
 
@@ -86,14 +97,17 @@ def as_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-  """A gin value; text that is none is taken as a string."""
-  if re.match(r'[@%(\[{]', value):  # references, or may contain some
-    return value
+  """A gin value; text that is none, or names a file, is taken as a string."""
+  from gin import config_parser
+
   try:
-    ast.literal_eval(value)
-  except (SyntaxError, ValueError):
-    return repr(value)
-  return value
+    parser = config_parser.ConfigParser(value, unread_names.References())
+    parser.parse_value()
+    is_whole = parser.current_token.string.strip() == ''
+  except (SyntaxError, ValueError, tokenize.TokenError):
+    is_whole = False
+  is_file = value[:1] in tuple('[({@%') and os.path.exists(value)
+  return value if is_whole and not is_file else repr(value)
 
 
 def folder() -> pathlib.Path:
@@ -122,17 +136,20 @@ def configured(
   """
   import gin
 
-  if options.run is not None and '://' in options.run:
-    raise errors.UserError(
-        f'--run is {options.run}; the folder of a run must be in a file system.'
-        ' Mount the bucket, or copy the folder to it when the run is done.'
-    )
+  if options.list and not (files or options.gin_file):
+    for line in _shipped():
+      print(line)
+    raise SystemExit(0)
+  if options.run is not None:
+    sources.run_folder(options.run)
   objects.search_working_folder()
   # Under the name that `import` in a gin file gives it.
   wrapped = gin.external_configurable(function, module=function.__module__)
   name = f'{function.__module__.removeprefix(_PACKAGE)}.{function.__name__}'
-  for path in (*options.gin_search_paths.split(','), folder(), folder().parent):
-    gin.add_config_file_search_path(str(path))
+  searched = options.gin_search_paths.split(',')
+  for path in (*searched, folder(), folder().parent):
+    gin.add_config_file_search_path(sources.expanded(path))
+  own = [sources.expanded(file) for file in options.gin_file]
   arguments = {'run': options.run, **arguments}
   bindings = [
       f'{name}.{argument} = {value!r}'
@@ -144,16 +161,20 @@ def configured(
   del gin.config._FILE_READERS[1:]
   try:
     gin.parse_config_files_and_bindings(
-        [*files, *options.gin_file],
+        [*files, *own],
         [*options.gin_bindings, *bindings],
         finalize_config=False,
         print_includes_and_imports=False,
     )
   except _GIN_ERRORS as error:
-    raise errors.UserError(_explain(gin, error, name)) from error
-  calls = _check(gin, function, name, arguments)
-  for binding in options.gin_bindings:
-    _warn_if_unused(gin, binding, calls)
+    raise errors.UserError(_explain(gin, error)) from error
+  calls, problem = _check(gin, function, name, arguments)
+  if options.list:
+    for line in _listed(gin, calls):
+      print(line)
+    raise SystemExit(0)
+  given = unread_names.given(gin, own, options.gin_bindings, folder())
+  _check_read(gin, list(given), calls, problem)
   configuration.set_current(gin.config_str())
   return wrapped
 
@@ -187,7 +208,17 @@ class _Call(NamedTuple):
   def bound(self, gin: Any) -> dict[str, Any]:
     """Argument -> value in this scope, with references as such."""
     with gin.config_scope(list(self.scope)):
-      return gin.get_bindings(self.selector, resolve_references=False)
+      bound = gin.get_bindings(self.selector, resolve_references=False)
+    ignored = _PASSED_BY_EXPERIMENTS if self.is_passed_on else ()
+    return {name: bound[name] for name in bound if name not in ignored}
+
+  def key(self, gin: Any, argument: str) -> unread_names.Key:
+    """What binds an argument in this scope; without a scope if nothing does."""
+    for end in range(len(self.scope), 0, -1):
+      scope = '/'.join(self.scope[:end])
+      if argument in gin.config._CONFIG.get((scope, self.selector), {}):
+        return scope, self.selector, argument
+    return '', self.selector, argument
 
 
 def _references(
@@ -205,34 +236,99 @@ def _references(
     )
 
 
-def _warn_if_unused(gin: Any, binding: str, calls: set[_Call]) -> None:
-  """Says so where a flag binds an argument of what is not called."""
-  name = binding.partition('=')[0].strip()
-  if '.' not in name:  # a macro, which other commands may use
-    return
-  key = gin.config.ParsedBindingKey.parse(name)
-  scope = tuple(filter(None, key.scope.split('/')))
-  if not any(
-      call.selector == key.complete_selector
-      and call.scope[: len(scope)] == scope
-      for call in calls
-  ):
-    print(f'distillspec: {name} is bound, but not used here.', file=sys.stderr)
+def _check_read(
+    gin: Any,
+    given: Sequence[unread_names.Binding],
+    calls: Collection[_Call],
+    problem: str,
+) -> None:
+  """Refuses names that nothing reads, and a configuration with a problem.
+
+  Raises:
+    UserError: there is a problem, or a name on the command line that this
+      command does not read, or one in a file that no command reads.
+  """
+  read = {call.key(gin, a) for call in calls for a in call.bound(gin)}
+  unread = [binding for binding in given if binding.key not in read]
+  files = list(folder().rglob('*.gin'))
+  refused = [
+      binding
+      for binding in unread
+      if not binding.place
+      or not unread_names.could_be_read(gin, binding, files)
+  ]
+  if problem:
+    macros = [str(binding) for binding in refused if binding.is_macro]
+    if macros:
+      problem += f' Nothing reads {", ".join(macros)}, which you gave.'
+    raise errors.UserError(problem)
+  if refused:
+    known = list(_parameters(gin, calls))
+    texts = [
+        f'nothing here reads {binding}.{unread_names.hint(binding.name, known)}'
+        for binding in refused
+    ]
+    raise errors.UserError(f'configuration: {" And ".join(texts)}')
+  if unread:
+    names = ', '.join(map(str, unread))
+    print(f'distillspec: not read by this command: {names}', file=sys.stderr)
+
+
+def _parameters(
+    gin: Any, calls: Collection[_Call]
+) -> dict[str, tuple[_Call, str]]:
+  """Name of each value that the calls read -> the call and its argument."""
+  found = {}
+  for call in calls:
+    parameters = inspect.signature(call.function).parameters.values()
+    if call.selector == 'gin.macro':
+      found['/'.join(call.scope)] = call, 'value'
+    elif not call.selector.startswith('gin.'):
+      for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+          continue
+        if call.is_passed_on and parameter.name in _PASSED_BY_EXPERIMENTS:
+          continue
+        scope = call.key(gin, parameter.name)[0]
+        name = f'{call.name}.{parameter.name}'
+        found[f'{scope}/{name}' if scope else name] = call, parameter.name
+  return found
+
+
+def _listed(gin: Any, calls: Collection[_Call]) -> Iterator[str]:
+  """Each name that the calls read, its value, and what it means."""
+  for name, (call, argument) in sorted(_parameters(gin, calls).items()):
+    parameter = inspect.signature(call.function).parameters[argument]
+    bound = call.bound(gin)
+    text = '(must be set)'
+    if argument in bound:
+      text = repr(bound[argument])
+    elif parameter.default is not parameter.empty:
+      text = repr(parameter.default)
+    texts = flags_lib.documented(call.function)
+    yield f'{name} = {text}'
+    if argument in texts:
+      yield f'    {texts[argument]}'
+
+
+def _shipped() -> Iterator[str]:
+  """The gin files of the package, and what their first lines say."""
+  yield f'gin files in {folder()}:'
+  for path in sorted(folder().rglob('*.gin')):
+    header = path.read_text(encoding='utf-8').partition('\n')[0]
+    yield f'{path.relative_to(folder())}  {header.removeprefix("# ")}'
 
 
 def _check(
-    gin: Any, function: Callable[..., Any], name: str, flags: Collection[str]
-) -> set[_Call]:
-  """All calls that calling the function makes.
+    gin: Any, function: Callable[..., Any], name: str, given: Collection[str]
+) -> tuple[set[_Call], str]:
+  """All calls that calling the function makes, and a problem of them or ''.
 
   Args:
     gin: the module.
     function: that a command calls.
     name: of it, for messages.
-    flags: arguments that have a flag of their own.
-
-  Raises:
-    UserError: one of them would fail for its bindings.
+    given: arguments that have a flag of their own.
   """
   selector = f'{function.__module__}.{function.__name__}'
   pending = [_Call(function, selector, name)]
@@ -252,20 +348,19 @@ def _check(
         is_macro = call.selector == 'gin.macro'
         unset.add('/'.join(call.scope) if is_macro else f'{call}.{argument}')
     if not call.selector.startswith('gin.'):
-      problems += _missing(call, bound, flags) + _wrong(gin, call, bound)
+      problems += _missing(call, bound, given) + _wrong(gin, call, bound)
   if unset:
     names = sorted(unset)
-    raise errors.UserError(
+    problems.insert(
+        0,
         f'{", ".join(names)} must be set: name a gin file that binds it, or'
-        f' give --gin.{names[0]}=VALUE.'
+        f' give --gin.{names[0]}=VALUE.',
     )
-  if problems:
-    raise errors.UserError(problems[0])
-  return seen
+  return seen, problems[0] if problems else ''
 
 
 def _missing(
-    call: _Call, bound: dict[str, Any], flags: Collection[str]
+    call: _Call, bound: dict[str, Any], given: Collection[str]
 ) -> list[str]:
   """Says which required arguments of a call are not bound, if any."""
   parameters = list(inspect.signature(call.function).parameters.values())
@@ -285,7 +380,7 @@ def _missing(
   if not missing:
     return []
   advice = f'bind {call}.{missing[0]} in a gin file'
-  if missing[0] in flags:
+  if missing[0] in given:
     advice = f'give --{missing[0]}'
   verb = 'is' if len(missing) == 1 else 'are'
   return [f'{", ".join(missing)} of {call} {verb} missing: {advice}.']
@@ -346,7 +441,7 @@ def _fits(kind: Any, annotation: Any, value: Any) -> bool:
   return issubclass(kind, wanted)
 
 
-def _explain(gin: Any, error: Exception, name: str) -> str:
+def _explain(gin: Any, error: Exception) -> str:
   """One line on what is wrong with the configuration, where, and near names."""
   text, _, place = str(error).partition('\n  In ')
   text = ' '.join(text.split())
@@ -363,36 +458,55 @@ def _explain(gin: Any, error: Exception, name: str) -> str:
     text = text.split(' Searched')[0]
     text += (
         ' It is searched here, in --gin_search_paths and in'
-        f' {folder()}; name one of those files.'
+        f' {folder()}; --list lists the files there.'
     )
   where = re.match(r'file "(.+)", line (\d+)', place)
   if where:
     text = f'{where.group(1)}:{where.group(2)}: {text}'
   elif place:
     text += f' Given as {place.splitlines()[1].strip()!r}.'
-  near = _near(gin, text, name)
-  if near:
-    text += f' Did you mean {" or ".join(near)}?'
-  return f'configuration: {text}'
+  return f'configuration: {text}{_hint(gin, text, place)}'
 
 
-def _near(gin: Any, text: str, name: str) -> list[str]:
-  """Names like the unknown one in an error of gin."""
-  parameter = re.search(
-      r"Configurable '([\w./]+)' doesn't have a parameter named '(\w+)'", text
-  )
-  if parameter:
-    function = gin.get_configurable(parameter.group(1))
-    arguments = inspect.signature(function).parameters
-    return difflib.get_close_matches(parameter.group(2), arguments)
+def _hint(gin: Any, text: str, place: str) -> str:
+  """A question for the name or file that is meant in an error of gin."""
+  file = re.search(r'Unable to open file: (.+?)\. It is', text)
+  if file:
+    return unread_names.question(_files_like(gin, file.group(1)))
   attribute = re.search(r"<module '([\w.]+)'.*> has no attribute (\w+)", text)
   if attribute:
     module = importlib.import_module(attribute.group(1))
-    return difflib.get_close_matches(attribute.group(2), dir(module))
-  unknown = re.search(r"No configurable matching '([\w./]+)'", text)
-  if unknown:
-    bound = re.findall(r'^(?:\w+/)*([\w.]+)\.\w+ =', gin.config_str(), re.M)
-    known = {name, *bound}
-    known |= {each.rsplit('.', 1)[-1] for each in known}
-    return difflib.get_close_matches(unknown.group(1), sorted(known))
-  return []
+    near = difflib.get_close_matches(attribute.group(2), dir(module))
+    return unread_names.question(near)
+  reference = re.search(r"matching reference '@([\w./]+)", text)
+  bound = re.search(r'^ *([\w./]+) *=', place, re.M)
+  functions = {
+      '.'.join(selector.split('.')[-2:]): configurable.wrapped
+      for selector, configurable in gin.config._REGISTRY.items()
+      if not selector.startswith('gin.')
+  }
+  if reference:
+    return unread_names.hint(reference.group(1), functions)
+  if bound and ('No configurable' in text or 'have a parameter' in text):
+    known = [
+        f'{name}.{parameter}'
+        for name, function in functions.items()
+        for parameter in inspect.signature(function).parameters
+    ]
+    return unread_names.hint(bound.group(1), known)
+  return ''
+
+
+def _files_like(gin: Any, name: str) -> list[str]:
+  """Gin files whose names are like one that is not there."""
+  parent, stem = os.path.split(name)[0], pathlib.Path(name).stem
+  known = [str(p.relative_to(folder())) for p in folder().rglob('*.gin')]
+  for prefix in map(pathlib.Path, gin.config._LOCATION_PREFIXES):
+    beside = (*(prefix / parent).glob('*.gin'), prefix / name / 'config.gin')
+    known += [os.path.relpath(p, prefix) for p in beside if p.is_file()]
+  same = [
+      each
+      for each in known
+      if pathlib.Path(each).stem == stem or os.path.dirname(each) == name
+  ]
+  return same or difflib.get_close_matches(name, sorted(set(known)))

@@ -1,4 +1,4 @@
-"""Where a model lies: a folder, a bucket, or Hugging Face's local cache."""
+"""Paths that users give: `~`, buckets, and names in Hugging Face's cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,38 @@ from distillspec_jax.core import errors
 # What is needed of a repository; the rest is the same model in other formats.
 _FILES = ('*.json', '*.safetensors', '*.model')
 _REPOSITORY = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+  """The path, with the home folder in place of `~`.
+
+  Raises:
+    UserError: there is no such home folder.
+  """
+  text = os.fspath(path)
+  result = os.path.expanduser(text)
+  if text.startswith('~') and result == text:
+    raise errors.UserError(
+        f'{text}: there is no home folder {text.partition("/")[0]}. Write the'
+        f' whole path, or ./{text} for a file of this name.'
+    )
+  return result
+
+
+def run_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+  """The folder that `path` names, to which results can be added.
+
+  Raises:
+    UserError: it is not in a file system.
+  """
+  text = expanded(path)
+  if not text or '://' in text:
+    raise errors.UserError(
+        f'The folder of a run is {text!r}; it must be in a file system, where'
+        ' lines can be added to files. Mount the bucket, or copy the folder to'
+        ' it when the run is done.'
+    )
+  return pathlib.Path(text)
 
 
 def resolve(path: str | os.PathLike[str]) -> epath.Path:
@@ -30,10 +62,10 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
     raise errors.UserError(
         f'The path of the model is {path!r}; give a folder or a name.'
     )
-  text = os.fspath(path)
+  text = expanded(path)
   if '://' in text:
     return _remote(text)
-  folder = epath.Path(text).expanduser()
+  folder = epath.Path(text)
   if folder.is_dir():
     return folder
   if folder.exists():
@@ -77,11 +109,12 @@ def check_regular(path: epath.Path) -> None:
 
 def hub_cache() -> pathlib.Path:
   """Where the hub's files are kept; HF_HUB_CACHE and HF_HOME move it."""
-  if 'HF_HUB_CACHE' in os.environ:
-    return pathlib.Path(os.environ['HF_HUB_CACHE']).expanduser()
   cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')
   home = os.environ.get('HF_HOME', f'{cache}/huggingface')
-  return pathlib.Path(home).expanduser() / 'hub'
+  # Without a home folder `~` stays, and nothing is there.
+  return pathlib.Path(
+      os.path.expanduser(os.environ.get('HF_HUB_CACHE', f'{home}/hub'))
+  )
 
 
 def _from_hub(name: str) -> epath.Path:

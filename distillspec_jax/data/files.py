@@ -164,7 +164,7 @@ def _surrogate(text: str) -> str:
 def _raw_lines(path: Path) -> Iterator[bytes]:
   number = 0
   try:
-    file = epath.Path(path).expanduser()
+    file = epath.Path(sources.expanded(path))
     sources.check_regular(file)
     with file.open('rb') as stream:
       if os.fspath(path).endswith('.gz'):

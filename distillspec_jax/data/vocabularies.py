@@ -57,7 +57,7 @@ def load(
 def _load(spec: str) -> Vocabulary:
   if spec == 'bytes':
     return vocabulary_kinds.Bytes()
-  path = epath.Path(spec).expanduser()
+  path = epath.Path(sources.expanded(spec))
   if not path.exists() and '/' in spec and not path.suffix:
     path = sources.resolve(spec)  # perhaps a repository's name
   if path.is_dir():
@@ -233,13 +233,9 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
   digest = hashlib.sha256(f'{size}\0'.encode())
   for text in sample:
     digest.update(text.encode() + b'\0')
-  path = cache.folder('vocabularies') / f'{digest.hexdigest()[:16]}.model'
-  if not path.is_file():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f'.{os.getpid()}.new')
-    temporary.write_bytes(_train(sample, size))
-    os.replace(temporary, path)
-  return load(path)
+  name = f'{digest.hexdigest()[:16]}.model'
+  model = cache.get('vocabularies', name, lambda: _train(sample, size))
+  return vocabulary_kinds.SentencePiece(model, name)
 
 
 def _first_characters(texts: Iterable[str]) -> Iterator[str]:

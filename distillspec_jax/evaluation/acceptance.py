@@ -96,7 +96,7 @@ def evaluate(
     decodings = decoding_lib.grid()
   decodings = decoding_lib.for_task(decodings, task)
   check.seed(seed=seed)
-  store.check_writable(run)
+  folder = store.check_writable(run)
   target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   batches = examples_lib.first(task, split, examples, batch_size)
   judges_quality = bool(task.metrics) and target.vocabulary is not None
@@ -105,7 +105,7 @@ def evaluate(
   def write(kind, described, metrics):
     lines.append(
         results.write(
-            run,
+            folder,
             kind,
             target=target.name,
             draft=name,

@@ -45,15 +45,8 @@ def ask(
     UserError: there is no compiler, or the mesh does not fit the slice.
     RuntimeError: the compiler failed.
   """
-  path = cache.folder('plans') / f'{_key(config, programs)}.pickle'
-  if path.exists():
-    return pickle.loads(path.read_bytes())
-  answer = _run(config, programs)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'{path.name}.{os.getpid()}')
-  temporary.write_bytes(answer)
-  os.replace(temporary, path)
-  return pickle.loads(answer)
+  name = f'{_key(config, programs)}.pickle'
+  return pickle.loads(cache.get('plans', name, lambda: _run(config, programs)))
 
 
 def _run(config: config_lib.PlanConfig, programs: tuple[str, ...]) -> bytes:

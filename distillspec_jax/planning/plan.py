@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import store
 from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
@@ -85,6 +86,7 @@ def plan(
     UserError: anything that is wrong with the arguments, before compiling.
     Failed: on some slice neither the configuration nor one near it fits.
   """
+  folder = None if run is None else store.check_writable(run)
   names = topology.split(',') if isinstance(topology, str) else topology
   slices = [topologies.parse(name) for name in names]
   training.check()
@@ -125,8 +127,8 @@ def plan(
     _report(f'{config.topology.name} ...')
     plans += _plans(config, acceptance_rates)
   print(table.text(plans))
-  if run is not None:
-    _write(pathlib.Path(run), plans)
+  if folder is not None:
+    _write(folder, plans)
   replaced = [each.instead_of for each in plans]
   hopeless = [
       f'{each.config.topology.name}: {each.shortage()}; no configuration near'

@@ -8,6 +8,7 @@ import re
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
+from distillspec_jax.core import sources
 from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import figures
 from distillspec_jax.reporting import markdown
@@ -27,7 +28,7 @@ def report(*, run: str, output: str | None = None) -> pathlib.Path:
   Raises:
     UserError: the folder or results are absent, or a line is damaged.
   """
-  folder = pathlib.Path(run)
+  folder = sources.run_folder(run)
   if not folder.is_dir():
     raise errors.UserError(f'{folder} is not a folder; give that of a run.')
   lines = [
@@ -43,7 +44,7 @@ def report(*, run: str, output: str | None = None) -> pathlib.Path:
         ' a line). Run train, evaluate or benchmark into it first.'
     )
   samples = sample_texts.read(folder / 'samples.json')
-  target = pathlib.Path(output) if output is not None else folder
+  target = folder if output is None else sources.run_folder(output)
   (target / 'figures').mkdir(parents=True, exist_ok=True)
   studies = measurements.studies(lines)
   drawn = []

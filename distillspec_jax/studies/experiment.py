@@ -21,6 +21,7 @@ import shutil
 from typing import Any
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import store
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.data import batches as batches_lib
@@ -73,8 +74,7 @@ def run_experiment(
   """
   if not seeds:
     raise errors.UserError('seeds is empty; give at least one, e.g. (0,).')
-  folder = pathlib.Path(run)
-  folder.mkdir(parents=True, exist_ok=True)
+  folder = store.check_writable(run)
   if hosts.is_first():
     configuration.write(folder)
   target = str(folder / 'target')

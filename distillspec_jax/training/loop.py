@@ -74,7 +74,7 @@ def train(
   Raises:
     UserError: anything that is wrong with the arguments, before work starts.
   """
-  folder = pathlib.Path(run)
+  folder = sources.run_folder(run)
   training.check()
   check.seed(seed=seed)
   start, steps = training.start, training.steps

@@ -47,7 +47,7 @@ class Optimizer:
   Attributes:
     name: 'adafactor' (Shazeer and Stern 2018, as T5 is trained) or 'adamw'.
     learning_rate: at its highest; or a schedule in the words of t5x, which
-      which then replaces the one above.
+      then replaces the one above.
     warmup_steps: until it is reached.
     cooldown_from: share of the steps after which it falls, in [0, 1].
     final_fraction: of the learning rate, at the last step.

@@ -88,8 +88,10 @@ def test_what_was_not_written_to_its_end_does_not_exist(tmp_path):
     assert checkpoints.latest_step() == 1
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
-  store.check_writable(tmp_path / 'new' / 'folder')
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  folder = store.check_writable('~/new/folder')
+  assert folder == tmp_path / 'new' / 'folder'
   assert (tmp_path / 'new' / 'folder').is_dir()
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.UserError, match='file/run'):

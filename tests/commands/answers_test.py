@@ -44,6 +44,12 @@ def test_answers_are_counted_and_a_truncated_line_is_removed(tmp_path, count):
   assert file.read_bytes() == before
 
 
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert answers.resume('~/out/x.jsonl', ['a'], SETTINGS) == 0
+  assert (tmp_path / 'out' / 'x.jsonl').is_file()
+
+
 def test_an_absent_file_is_created(tmp_path):
   file = tmp_path / 'new' / 'out'
   assert answers.resume(str(file), INPUTS, SETTINGS) == 0

@@ -30,6 +30,21 @@ def test_commands_need_not_have_the_flags():
     assert not jax.sharding.get_mesh().shape
 
 
+def test_without_a_place_for_them_programs_are_not_kept(
+    monkeypatch, tmp_path, capsys
+):
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  before = jax.config.jax_compilation_cache_dir
+  devices.cache_programs()
+  assert jax.config.jax_compilation_cache_dir == before
+  assert capsys.readouterr().err == (
+      'distillspec: compiled programs are not kept, because there is no home'
+      ' folder to write to; XDG_CACHE_HOME names another.\n'
+  )
+
+
 def test_compiled_programs_are_kept_unless_the_environment_says_where(
     monkeypatch, tmp_path
 ):

@@ -12,6 +12,7 @@ import pytest
 from distillspec_jax.commands import gin_configuration
 from distillspec_jax.commands import main
 from distillspec_jax.core import configuration
+from distillspec_jax.core import errors
 
 N = 'stages.train.num_steps = 1\n'
 HEADER = 'from __gin__ import dynamic_registration\nimport stages\n'
@@ -55,19 +56,35 @@ def test_later_files_and_then_flags_win(capsys, stages):
         ('True', True),
         ('two words', 'two words'),
         ('%OTHER', 7),
+        ('[1].jsonl', '[1].jsonl'),
+        ('(a)/b', '(a)/b'),
+        ('{a}', '{a}'),
+        ('[x', '[x'),
+        ('@home: x', '@home: x'),
+        ('%HOME%/x', '%HOME%/x'),
     ],
 )
 def test_a_flag_is_a_gin_value_or_else_a_string(text, value):
   (flag,) = gin_configuration.as_flags([f'--gin.NAME={text}'])
   gin.parse_config(f'OTHER = 7\n{flag.removeprefix("--gin_bindings=")}')
-  macro = 'OTHER' if text.startswith('%') else 'NAME'
+  macro = 'OTHER' if text == '%OTHER' else 'NAME'
   assert gin.query_parameter(f'{macro}/gin.macro.value') == value
+
+
+@pytest.mark.parametrize('name', ['[1]', '(1)', '@x', '%OTHER', '@a/x.jsonl'])
+def test_a_flag_that_names_a_file_is_text(name, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  binding = f'--gin.NAME={name}'
+  assert gin_configuration.as_flags([binding])[0].endswith(f' = {name}')
+  pathlib.Path(name).parent.mkdir(exist_ok=True)
+  pathlib.Path(name).touch()
+  assert gin_configuration.as_flags([binding])[0].endswith(f' = {name!r}')
 
 
 def test_a_bucket_is_no_folder_of_a_run(capsys):
   code, error = run(capsys, '--run=gs://bucket/run')
   assert code == 2
-  assert 'gs://bucket/run; the folder of a run must be in a file sys' in error
+  assert "is 'gs://bucket/run'; it must be in a file system" in error
 
 
 def test_search_paths_and_macros(capsys, stages):
@@ -121,7 +138,9 @@ small/stages.Group.size = 1
 small/stages.Method.beta = 0.25
 """,
   )
-  assert run(capsys, file, '--run=x') == (0, '')
+  assert run(capsys, file, '--run=x') == (
+      0, 'distillspec: not read by this command: stages.Group.size (a.gin:7)\n',
+  )  # fmt: skip
   method = stages.Method('jsd', 0.25)
   assert stages.calls[0][-1] == stages.Group(1, method)
 
@@ -131,7 +150,8 @@ def test_a_misspelt_parameter_names_file_line_and_near_names(capsys):
   assert code == 2
   assert error == (
       "distillspec: configuration: a.gin:3: Configurable 'stages.train' doesn't"
-      " have a parameter named 'num_step'. Did you mean num_steps?\n"
+      " have a parameter named 'num_step'. Did you mean"
+      ' stages.train.num_steps?\n'
   )
 
 
@@ -186,6 +206,7 @@ def test_a_misspelt_parameter_names_file_line_and_near_names(capsys):
             N + "stages.train.method = 'jsd'",
             "method is 'jsd'; it must be .*Method",
         ),
+        ('x = (1,', 'EOF in multi-line statement'),
         ("include 'none.gin'", 'a.gin:3: Unable to open file: none.gin'),
     ],
 )
@@ -206,8 +227,6 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(
         'stages.train.anything = @stages.loss',
         'stages.train.anything = (1, "a")',
         'stages.train.batch_sizes = [1, 2]',
-        'UNUSED = %gin.REQUIRED',
-        'unused/stages.Group.size = 1',
         'stages.train.method = None',
     ],
 )
@@ -216,32 +235,150 @@ def test_a_right_configuration_is_not_refused(capsys, binding):
   assert run(capsys, file, '--run=x') == (0, '')
 
 
-@pytest.mark.parametrize(
-    ('flag', 'is_used'),
-    [
-        ('small/stages.Group.size=2', True),
-        ('stages.Method.beta=0.5', True),
-        ('MACRO=1', True),
-        ('smal/stages.Group.size=2', False),
-        ('small/stages.other.steps=2', False),
-    ],
-)
-def test_a_flag_for_what_is_not_called_is_said(capsys, flag, is_used):
-  file = write(
-      'a.gin',
-      N + """
+USES = """
 stages.train.group = @small/stages.Group()
 small/stages.Group.size = 1
 small/stages.Group.method = @stages.Method()
 stages.Method.divergence = 'jsd'
-stages.other.steps = 1
+USED = 1
+stages.train.anything = %USED
+"""
+
+
+@pytest.mark.parametrize(
+    ('flag', 'hint'),
+    [
+        ('small/stages.Group.size', None),
+        ('stages.Method.beta', None),
+        ('USED', None),
+        ('stages.Group.size', 'small/stages.Group.size'),  # has its own value
+        ('smal/stages.Group.size', 'small/stages.Group.size'),
+        ('small/stages.other.steps', 'stages.train.num_steps'),
+        ('USEDD', 'USED'),
+        ('BATCH_SIZES', 'stages.train.batch_sizes'),
+        ('TRAIN_STEPS', 'stages.train.num_steps'),
+        ('MODEL_DIR', '--run'),
+        ('MIXTURE_OR_TASK_NAME', 'TASK or tasks.registered.name'),
+        ('ELSE', ''),
+    ],
+)
+def test_each_name_on_the_command_line_is_read(capsys, stages, flag, hint):
+  file = write('a.gin', N + USES + 'stages.train.stage = None')
+  pathlib.Path('b.gin').write_text(f'{HEADER}other/stages.other.steps = 1')
+  code, error = run(capsys, file, '--run=x', f'--gin.{flag}=0')
+  if hint is None:
+    assert (code, error) == (0, '')
+    return
+  question = hint and f' Did you mean {hint}?'
+  assert code == 2 and stages.calls == []
+  assert error == (
+      f'distillspec: configuration: nothing here reads {flag}.{question}\n'
+  )
+
+
+@pytest.mark.parametrize('as_flag', [True, False])
+@pytest.mark.parametrize('name', ['NUM_STEP', 'TRAIN_STEPS'])
+def test_what_was_given_for_a_name_that_must_be_set(capsys, name, as_flag):
+  text = 'stages.train.num_steps = %NUM_STEPS\n'
+  flags = [f'--gin.{name}=1'] if as_flag else []
+  file = write('a.gin', text + ('' if as_flag else f'{name} = 1'))
+  code, error = run(capsys, file, '--run=x', *flags)
+  assert code == 2 and error.startswith('distillspec: NUM_STEPS must be set')
+  place = '' if as_flag else ' (a.gin:4)'
+  assert error.endswith(f' Nothing reads {name}{place}, which you gave.\n')
+
+
+@pytest.mark.parametrize(
+    ('binding', 'place'),
+    [
+        ('UNUSED = %gin.REQUIRED', 3),
+        ('unused/stages.Group.size = 1', 3),
+        ('stages.other.steps = 5', 3),
+        ('BATCH_SIZE = 4', 3),
+        ("include 'b.gin'", 3),
+    ],
+)
+def test_a_name_in_a_file_that_no_command_reads_is_refused(
+    capsys, stages, binding, place
+):
+  write('b.gin', 'UNUSED = 1\n')
+  code, error = run(capsys, write('a.gin', binding + '\n' + N), '--run=x')
+  assert code == 2 and stages.calls == []
+  file = 'b.gin' if 'include' in binding else 'a.gin'
+  assert f'nothing here reads {binding.split(" =")[0]} ({file}:{place}).' in (
+      error.replace('UNUSED', "include 'b.gin'") if 'incl' in binding else error
+  )
+
+
+def test_names_in_a_file_that_other_commands_read_are_listed(capsys, stages):
+  file = write(
+      'a.gin',
+      N + """
+NUM_STEPS = 5
+METHOD = %MINE
+MINE = 1
 """,
   )
-  code, error = run(capsys, file, '--run=x', f'--gin.{flag}')
-  assert code == 0
-  name = flag.partition('=')[0]
-  expected = f'distillspec: {name} is bound, but not used here.\n'
-  assert error == ('' if is_used else expected)
+  code, error = run(capsys, file, '--run=x')
+  assert (code, len(stages.calls)) == (0, 1)
+  assert error == (
+      'distillspec: not read by this command: NUM_STEPS (a.gin:5), METHOD'
+      ' (a.gin:6), MINE (a.gin:7)\n'
+  )
+
+
+def test_names_in_files_of_the_package_are_not_judged(configure, capsys):
+  configure(
+      'evaluate', '--run=x', '--gin_file=tasks/python.gin',
+      '--gin_file=methods/seqkd.gin', '--gin_file=runs/evaluate.gin',
+      '--gin.TARGET=x', '--gin.DRAFT=x',
+  )  # fmt: skip
+  assert capsys.readouterr().err == ''
+
+
+def test_what_an_experiment_passes_is_not_read_from_gin(configure):
+  with pytest.raises(errors.UserError, match='reads acceptance.evaluate.task'):
+    configure('quickstart', '--run=x', '--gin.acceptance.evaluate.task=%TASK')
+
+
+def test_home_folders_are_found(capsys, stages, tmp_path, monkeypatch):
+  home = tmp_path / 'home'
+  home.mkdir()
+  monkeypatch.setenv('HOME', str(home))
+  write('home/a.gin', "stages.train.num_steps = 1\ninclude 'b.gin'\n")
+  write('home/b.gin', 'stages.train.batch_sizes = (3,)\n')
+  flags = ('--gin_file=~/a.gin', '--gin_search_paths=~', '--run=~/x')
+  assert run(capsys, *flags) == (0, '')
+  assert stages.calls[0][:3] == ('~/x', 1, (3,))  # `train` expands it
+
+
+@pytest.mark.parametrize(
+    ('name', 'near'),
+    [
+        ('micro.gin', 'models/micro.gin'),
+        ('models/mirco.gin', 'models/micro.gin'),
+        ('mine/a.gni', 'mine/a.gin'),
+        ('mine', 'mine/config.gin'),
+    ],
+)
+@pytest.mark.usefixtures('stages')
+def test_a_file_that_is_not_there_and_files_like_it(capsys, name, near):
+  pathlib.Path('mine').mkdir()
+  for file in ('a.gin', 'config.gin'):
+    write(f'mine/{file}', N)
+  code, error = run(capsys, f'--gin_file={name}')
+  assert code == 2
+  assert re.search(rf'file: {name}\. .*Did you mean {near}\b', error), error
+
+
+def test_files_and_names_are_listed(capsys):
+  assert main.main(['train', '--list']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert any(line.startswith('methods/seqkd.gin  SeqKD (Kim') for line in lines)
+  assert main.main(['train', '--list', write('a.gin', USES)]) == 0
+  out = capsys.readouterr().out
+  assert "stages.Method.beta = 0.5\nstages.Method.divergence = 'jsd'\n" in out
+  assert 'stages.train.num_steps = (must be set)\n' in out
 
 
 def test_a_group_of_another_class_is_refused(capsys):
@@ -263,8 +400,15 @@ settings.Steps.num_steps = 1
     [
         (['--gin.num_steps'], '--gin.num_steps has no value'),
         (['--gin_file=none.gin'], 'Unable to open file: none.gin'),
-        (['--gin.trian.run=1'], "'trian'.*Did you mean train"),
-        (['--gin.stages.train.num_step=1'], 'Did you mean num_steps'),
+        (['--gin.trian.run=1'], "'trian'.*Did you mean .*stages.train.run"),
+        (
+            ['--gin.stages.train.num_step=1'],
+            'Did you mean stages.train.num_steps',
+        ),
+        (
+            ['--gin.train.method.size=1'],
+            "'train.method'.*Did you mean stages.Group.size",
+        ),
         (
             ['--gin.stages.train.num_steps=1'],
             'run of stages.train is missing: give --run',

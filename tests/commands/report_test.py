@@ -4,7 +4,7 @@ from distillspec_jax.commands import main
 from distillspec_jax.core import results
 
 
-def test_it_prints_the_page(tmp_path, capsys):
+def test_it_prints_the_page(tmp_path, capsys, monkeypatch):
   results.write(
       tmp_path, 'acceptance', target='target', draft='draft', task='task',
       split='validation',
@@ -19,7 +19,8 @@ def test_it_prints_the_page(tmp_path, capsys):
       },
       seed=0,
   )  # fmt: skip
-  assert main.main(['report', f'--run={tmp_path}']) == 0
-  page = tmp_path / 'report.html'
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert main.main(['report', '--run=~', '--output=~/page']) == 0
+  page = tmp_path / 'page' / 'report.html'
   assert capsys.readouterr().out == f'{page}\n'
   assert page.read_text().startswith('<!DOCTYPE html>')

@@ -1,6 +1,8 @@
 """Where models are looked for, and what is said where they are not."""
 
 import builtins
+import pathlib
+import re
 import sys
 import types
 
@@ -49,6 +51,33 @@ def test_folders_are_taken_as_they_are(tmp_path, monkeypatch):
   assert sources.resolve(NAME) == epath.Path(NAME)
   monkeypatch.setenv('HOME', str(tmp_path))
   assert sources.resolve('~/google') == epath.Path(tmp_path / 'google')
+
+
+def test_home_folders(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert sources.expanded('~/a') == f'{tmp_path}/a'
+  assert sources.expanded(pathlib.Path('~')) == str(tmp_path)
+  assert sources.run_folder('~/a') == tmp_path / 'a'
+  for text in ('', 'a~', './~/a', 'gs://a/~'):
+    assert sources.expanded(text) == text
+  with pytest.raises(errors.UserError, match='no home folder ~nobody0. Write'):
+    sources.expanded('~nobody0/a')
+
+
+@pytest.mark.parametrize('path', ['', 'gs://bucket/run'])
+def test_a_run_needs_a_folder_in_a_file_system(path):
+  with pytest.raises(errors.UserError, match=f'is {path!r}; it must be in a'):
+    sources.run_folder(path)
+
+
+def test_only_this_module_knows_of_home_folders():
+  package = pathlib.Path(sources.__file__).parents[1]
+  files = {
+      path.name
+      for path in package.rglob('*.py')
+      if re.search(r'expanduser|\.home\(|Path\(run\)', path.read_text())
+  }
+  assert files == {'sources.py', 'cache.py'}
 
 
 def test_the_main_branch_of_a_cached_repository(hub):

@@ -136,6 +136,12 @@ def test_whole_surrogate_pairs_and_control_characters_are_text(tmp_path):
   assert read_json(path) == [('😀', '\0\u2028')]
 
 
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'x.txt').write_text('a\n')
+  assert list(files.texts('~/x.txt', 'inputs')) == ['a']
+
+
 def test_tab_separated(tmp_path):
   path = tmp_path / 'x.tsv'
   path.write_text('a b\tc\n\nd\te\n')

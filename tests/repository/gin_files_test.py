@@ -56,8 +56,8 @@ def test_a_part_binds_its_macro_to_a_value_that_can_be_made(name):
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_an_experiment_binds_all_but_the_data(name, configure):
-  flags = ('--run=x', '--gin.DATA=folder')
-  configure('experiment', f'--gin_file={name}', *flags)
+  data = () if 'quickstart' in name else ('--gin.DATA=folder',)
+  configure('experiment', f'--gin_file={name}', '--run=x', *data)
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -75,9 +75,30 @@ def test_the_header_says_what_it_is(name):
 def test_the_example_of_each_command_is_complete(command, configure):
   program, *arguments = shlex.split(main.COMMANDS[command].EXAMPLE)
   assert program == 'distillspec' and arguments[0] == command
-  if any(argument.startswith('--gin') for argument in arguments):
+  if '--gin_file=experiments/gsm8k.gin' in arguments:
     arguments.append('--gin.DATA=folder')
   configure(*arguments)
+
+
+def test_counterparts_of_the_names_of_t5x(configure):
+  with pytest.raises(errors.UserError) as raised:
+    configure(
+        'train', '--run=x', '--gin_file=models/nano.gin',
+        '--gin_file=tasks/json_lines.gin', '--gin_file=methods/fine_tune.gin',
+        '--gin_file=runs/train.gin', '--gin.NUM_STEPS=1', '--gin.TRAIN=x',
+        '--gin.VALIDATION=x', '--gin.BATCH_SIZE=4', '--gin.TRAIN_STEPS=3',
+        '--gin.TASK_FEATURE_LENGTHS={"inputs": 8}', '--gin.EVAL_PERIOD=3',
+        '--gin.EVAL_STEPS=3',
+    )  # fmt: skip
+  assert str(raised.value) == (
+      'configuration: nothing here reads BATCH_SIZE. Did you mean'
+      ' settings.Steps.batch_size? And nothing here reads TRAIN_STEPS. Did you'
+      ' mean NUM_STEPS or settings.Steps.num_steps? And nothing here reads'
+      ' TASK_FEATURE_LENGTHS. Did you mean tasks.json_lines.input_length or'
+      ' tasks.json_lines.label_length? And nothing here reads EVAL_PERIOD. Did'
+      ' you mean settings.Validation.every? And nothing here reads EVAL_STEPS.'
+      ' Did you mean settings.Validation.examples?'
+  )
 
 
 @pytest.mark.parametrize(

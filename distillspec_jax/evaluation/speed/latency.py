@@ -124,7 +124,7 @@ def benchmark(
     raise errors.UserError('batch_sizes is empty; give at least one.')
   decodings = decoding_lib.for_task(decodings, task)
   check.seed(seed=seed)
-  store.check_writable(run)
+  folder = store.check_writable(run)
   target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   inputs = [
       examples_lib.repeated(
@@ -137,7 +137,7 @@ def benchmark(
   def write(decoding, batch_size, draft_name, metrics):
     lines.append(
         results.write(
-            run,
+            folder,
             'latency',
             target=target.name,
             draft=draft_name,
@@ -168,8 +168,8 @@ def benchmark(
         one = one._replace(breakdown=breakdown)
       if profile:
         label = best.label().replace(', ', '_').replace(' ', '-')
-        folder = pathlib.Path(run) / 'profile' / f'batch-{batch_size}_{label}'
-        trace(target.model, draft.model, batches[0], best, seed, folder)
+        traces = folder / 'profile' / f'batch-{batch_size}_{label}'
+        trace(target.model, draft.model, batches[0], best, seed, traces)
       measured.append(one)
       write(group[0], batch_size, None, one.plain)
       for decoding, metrics in zip(group, one.fast):
