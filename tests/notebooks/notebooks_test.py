@@ -4,11 +4,15 @@ Each is run whole, in a kernel of its own, with models and numbers of steps that
 take seconds; its parameters come from environment variables.
 """
 
+import glob
+import importlib.util
 import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 
 import gin
@@ -21,7 +25,7 @@ from tests.repository import readme_test
 
 # The README's, with fewer programs to compile.
 SMALL = [
-    *readme_test.SMALL[2:],
+    *[flag for flag in readme_test.SMALL[2:] if 'benchmark' not in flag],
     '--gin.experiment.run_experiment.control=None',
     '--gin.experiment.run_experiment.benchmark=None',
     '--gin.evaluate/decoding.grid.temperatures=(0.0,)',
@@ -119,6 +123,63 @@ def test_its_commands_are_complete(name, configure):
   for arguments in commands(read(name)):
     gin.clear_config()
     configure(*arguments)
+
+
+# Runtime -> what it has, and the extra that it needs.
+RUNTIMES = {'cpu': [], 'cuda': ['nvidia-smi'], 'tpu': ['/dev/accel0']}
+
+
+@pytest.fixture(name='install')
+def _install(monkeypatch):
+  """A function: runs a notebook's first cell as in a runtime without it."""
+
+  def run(name, source, runtime):
+    has, commands = RUNTIMES[runtime], []
+    monkeypatch.setenv('SOURCE', str(source))
+    monkeypatch.setattr(shutil, 'which', lambda name: name in has or None)
+    monkeypatch.setattr(
+        glob, 'glob', lambda pattern: [x for x in has if pattern[:10] in x]
+    )
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(
+        subprocess, 'run', lambda words, check: commands.append(words)
+    )
+    cells = (c for c in read(name).cells if c.cell_type == 'code')
+    exec(next(cells).source, {})
+    monkeypatch.undo()
+    (command,) = commands
+    return command
+
+  return run
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES)
+@pytest.mark.parametrize('name', NAMES)
+def test_its_first_cell_installs_the_package(name, runtime, install, tmp_path):
+  extras = {runtime} - {'cpu'}
+  if name == 'distil_flan_t5':
+    extras.add('hub')
+  # Extras that the package has, without what they would install.
+  setup = (ROOT / 'setup.py').read_text()
+  assert all(f"        '{extra}': [" in setup for extra in extras)
+  (tmp_path / 'setup.py').write_text(
+      "import setuptools\nsetuptools.setup(name='x', packages=[],"
+      f' extras_require={dict.fromkeys(extras, [])})'
+  )
+  command = install(name, tmp_path, runtime)
+  *_, requirement = command
+  found = re.fullmatch(r'(.*?)(?:\[(.*)\])?', requirement)
+  assert found.group(1) == str(tmp_path)
+  assert set((found.group(2) or '').split(',')) - {''} == extras
+  flags = ['--dry-run', '--no-deps', '--no-build-isolation', '--no-index']
+  done = subprocess.run([*command, *flags], capture_output=True, text=True)
+  assert done.returncode == 0 and 'WARNING' not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_where_there_is_nothing_to_install_is_said(name, install, tmp_path):
+  with pytest.raises(FileNotFoundError, match='neither a checkout nor a whee'):
+    install(name, tmp_path, 'cpu')
 
 
 def test_the_quickstart(execute):
