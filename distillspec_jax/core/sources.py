@@ -19,8 +19,10 @@ def expanded(path: str | os.PathLike[str]) -> str:
   """The path, with the home folder in place of `~`.
 
   Raises:
-    UserError: there is no such home folder.
+    UserError: there is no such home folder, or it is no path.
   """
+  if not isinstance(path, str | os.PathLike):
+    raise errors.UserError(f'The path is {path!r}; give a folder or a name.')
   text = os.fspath(path)
   result = os.path.expanduser(text)
   if text.startswith('~') and result == text:
@@ -58,10 +60,6 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
   Raises:
     UserError: there is nothing; the message says what was looked for.
   """
-  if not isinstance(path, str | os.PathLike):
-    raise errors.UserError(
-        f'The path of the model is {path!r}; give a folder or a name.'
-    )
   text = expanded(path)
   if '://' in text:
     return _remote(text)

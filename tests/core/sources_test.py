@@ -62,6 +62,9 @@ def test_home_folders(tmp_path, monkeypatch):
     assert sources.expanded(text) == text
   with pytest.raises(errors.UserError, match='no home folder ~nobody0. Write'):
     sources.expanded('~nobody0/a')
+  for path in (None, 5, b'a'):
+    with pytest.raises(errors.UserError, match=f'The path is {path!r}; give'):
+      sources.run_folder(path)
 
 
 @pytest.mark.parametrize('path', ['', 'gs://bucket/run'])
