@@ -59,8 +59,9 @@ def store(name: str, run: str, command: str, seconds: float) -> None:
       f' {platform.python_version()}, jax {lines[0]["provenance"]["jax"]}',
       'lines': lines,
   }
-  text = json.dumps(content, indent=0)
-  (RESULTS / f'{name}.json').write_text(text + '\n')
+  rows = ',\n'.join(map(json.dumps, content.pop('lines')))
+  head = json.dumps(content, indent=0).removesuffix('\n}')
+  (RESULTS / f'{name}.json').write_text(f'{head},\n"lines": [\n{rows}\n]}}\n')
 
 
 def documents() -> Iterator[pathlib.Path]:
@@ -108,16 +109,22 @@ def _of(
 
 
 def _cell(study, draft: str, temperature: float) -> str:
-  """Block efficiency and its gain over the fine-tuned draft."""
+  """Block efficiency, and its gain over what it is compared with."""
   one = _of(study, draft, temperature)
   if one is None:
     return '–'
   text = one.metrics['block_efficiency'].text(2)
-  before = _of(study, headlines.BEFORE, temperature)
+  name = _baseline(study, draft)
+  before = name and _of(study, name, temperature)
   change = headlines.gain(before, one, 'block_efficiency')
-  if draft == headlines.BEFORE or change is None:
-    return text
-  return f'{text} ({change.text()})'
+  return text if change is None else f'{text} ({change.text()})'
+
+
+def _baseline(study, draft: str) -> str | None:
+  """What a draft is compared with: the distilled one with the control."""
+  drafts = {one.draft for one in study.measurements('acceptance')}
+  name = headlines.baseline(drafts, control=draft == headlines.AFTER)
+  return name if name != draft else None
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -133,20 +140,21 @@ def _quickstart() -> str:
       [draft, _cell(study, draft, 0.0), _cell(study, draft, 1.0)]
       for draft in drafts
   ]
+  text = ''
+  for card in headlines.cards(study):
+    if card.what.startswith('Speed'):
+      text = (
+          'Best speed-up of speculative over plain decoding with the same'
+          f' target, on this machine: {card.number} ({card.badge}).\n\n'
+      )
   header = ['draft', 'tokens per target call, greedy', 'temperature 1']
-  text = _table(header, rows)
-  speed = [
-      card for card in headlines.cards(study) if card.what.startswith('Speed')
-  ]
-  text += (
-      f'\nBlock length {_LENGTH}, {_examples(study)} held-out inputs, one seed;'
-      ' in brackets the gain over the fine-tuned draft.'
+  text += _table(header, rows)
+  return text + (
+      f'\nBlock length {_LENGTH}, {_examples(study)} held-out inputs, one seed.'
+      f' In brackets: what the control, {headlines.CONTROL}, gains over the'
+      ' fine-tuned draft by as many more steps, and what the distilled draft'
+      ' gains over the control.\n'
   )
-  if speed:
-    text += (
-        f' Best speed-up over autoregressive decoding here: {speed[0].number}.'
-    )
-  return text + '\n'
 
 
 def _examples(study: measurements.Study) -> int:
@@ -159,7 +167,7 @@ def _examples(study: measurements.Study) -> int:
 
 
 def _experiments() -> str:
-  """Before and after distillation, one row for each experiment."""
+  """Distilled against its control, one row for each experiment."""
   rows = []
   for name, title in _EXPERIMENTS.items():
     content = _load(name)
@@ -167,10 +175,10 @@ def _experiments() -> str:
       continue
     study = _study(name)
     seeds = {line['provenance']['seed'] for line in study.lines}
+    start = _baseline(study, headlines.AFTER)
+    shown = [name for name in (start, headlines.AFTER) if name]
     cells = [
-        f'{_cell(study, headlines.BEFORE, t)} → '
-        f'{_cell(study, headlines.AFTER, t)}'
-        for t in (0.0, 1.0)
+        ' → '.join(_cell(study, name, t) for name in shown) for t in (0.0, 1.0)
     ]
     rows.append([title, str(len(seeds)), _minutes(content), *cells])
   header = [
@@ -178,8 +186,9 @@ def _experiments() -> str:
       'temperature 1',
   ]  # fmt: skip
   return _table(header, rows) + (
-      f'\nFine-tuned → distilled draft, block length {_LENGTH}, held-out'
-      f' inputs, {_load("quickstart")["machine"]}.\n'
+      f'\nControl ({headlines.CONTROL}, with its gain over the fine-tuned'
+      ' draft) → distilled draft (with its gain over the control); block length'
+      f' {_LENGTH}, held-out inputs, {_load("quickstart")["machine"]}.\n'
   )
 
 
@@ -250,6 +259,13 @@ def _header(name: str) -> Callable[[], str]:
         for draft in (headlines.BEFORE, headlines.CONTROL, headlines.AFTER)
         if _of(study, draft, 0.0)
     ]
+    baseline = _baseline(study, headlines.AFTER)
+    lines.append(f'In brackets: the gain of distilled over {baseline}.')
+    if baseline == headlines.CONTROL:
+      lines[-1] = (
+          f'In brackets: the gain of {baseline} over {headlines.BEFORE}, and of'
+          f' {headlines.AFTER} over {baseline}.'
+      )
     return '\n'.join(lines) + '\n'
 
   return text

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
 def tables(
     title: str, measured: list[acceptance.Measured]
 ) -> list[rich.table.Table]:
-  """Acceptance, block efficiency and task quality of each decoding."""
+  """Acceptance and quality of each decoding, and of each model alone."""
   names = list(dict.fromkeys(name for one in measured for name in one.quality))
   table = rich.table.Table(
       'decoding', 'expected acceptance', 'tokens per target call', 'gain',
@@ -48,9 +48,9 @@ def tables(
   )  # fmt: skip
   for one in measured:
     table.add_row(
-        one.decoding.label(),
-        _show(one.acceptance['expected_acceptance']),
-        _show(one.acceptance['block_efficiency']),
+        f'{one.model} alone, greedy' if one.model else one.decoding.label(),
+        _show(one.acceptance.get('expected_acceptance')),
+        _show(one.acceptance.get('block_efficiency')),
         _show(one.acceptance.get('block_efficiency_gain')),
         *(_show(one.quality.get(name)) for name in names),
     )

@@ -26,6 +26,8 @@ import pathlib
 import subprocess
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from distillspec_jax.core import check
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
@@ -71,6 +73,19 @@ class Metric(NamedTuple):
   unit: str
 
 
+class Examples(NamedTuple):
+  """What single examples contribute to metrics, so that others can be paired.
+
+  Attributes:
+    inputs: identifies the inputs and their order.
+    metrics: name -> columns [n]: (totals, counts) of a ratio of sums, or
+      (values,) of a mean.
+  """
+
+  inputs: str
+  metrics: dict[str, tuple[np.ndarray, ...]]
+
+
 def write(
     folder: str | os.PathLike[str],
     kind: str,
@@ -83,6 +98,7 @@ def write(
     metrics: dict[str, Metric],
     seed: int,
     draft_folder: str | None = None,
+    examples: Examples | None = None,
 ) -> dict[str, Any]:
   """Appends one line and returns it; only the first process writes.
 
@@ -97,6 +113,7 @@ def write(
     metrics: what was measured, by name.
     seed: of the measurement.
     draft_folder: of the draft; drafts with one name are told apart by it.
+    examples: the values of single examples.
 
   Raises:
     ValueError: unknown kind, no metrics, or a value that is not a number.
@@ -125,6 +142,14 @@ def write(
       },
       'provenance': provenance(seed),
   }
+  if examples is not None:
+    line['examples'] = {
+        'inputs': examples.inputs,
+        'metrics': {
+            name: [np.round(column, 6).tolist() for column in columns]
+            for name, columns in examples.metrics.items()
+        },
+    }
   if not _is_writer():
     return line
   text = json.dumps(line)
@@ -286,6 +311,14 @@ def _fault(line: Any) -> str:
       return f'metric {name!r} has the error {metric["standard_error"]!r}'
   if line['kind'] == 'training' and 'step' not in line['metrics']:
     return "its kind is 'training' but it has no metric 'step'"
+  examples = line.get('examples', {'inputs': '', 'metrics': {}})
+  try:
+    columns = [examples['inputs'], *map(list, examples['metrics'].values())]
+    lengths = [{len(column) for column in each} for each in columns[1:]]
+  except (TypeError, KeyError, AttributeError):
+    return f"'examples' is {str(examples)[:60]}"
+  if any(len(each) != 1 for each in lengths):
+    return "columns of 'examples' are of different lengths"
   for name in _PROVENANCE:
     if name not in line['provenance']:
       return f'its provenance lacks {name!r}'

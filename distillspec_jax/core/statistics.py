@@ -1,7 +1,8 @@
-"""Means, ratios and medians over examples, with their standard errors."""
+"""Means, ratios and medians over examples and seeds, with their errors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,33 @@ class Estimate(NamedTuple):
 
   value: float
   standard_error: float | None
+
+
+class Inference(NamedTuple):
+  """An estimate with the degrees of freedom of its standard error.
+
+  Attributes:
+    value: the estimate.
+    standard_error: None where there are too few values.
+    degrees: of freedom, for Student's t; None likewise.
+  """
+
+  value: float
+  standard_error: float | None
+  degrees: float | None
+
+  def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
+    """The confidence interval by Student's t, None without an error."""
+    if self.standard_error is None or self.degrees is None:
+      return None
+    tail = special.stdtrit(self.degrees, 0.5 + confidence / 2)
+    margin = float(tail) * self.standard_error
+    return self.value - margin, self.value + margin
+
+  def excludes(self, value: float, confidence: float = 0.95) -> bool:
+    """Whether the interval does not contain a value."""
+    interval = self.interval(confidence)
+    return interval is not None and not interval[0] <= value <= interval[1]
 
 
 def mean(values: np.ndarray) -> Estimate:
@@ -47,6 +75,77 @@ def ratio(totals: np.ndarray, counts: np.ndarray) -> Estimate:
   return Estimate(value, _error_of_sum(residuals))
 
 
+def contributions(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """float64[n] with the mean and, to first order, the error of `ratio`."""
+  value = ratio(totals, counts).value
+  counts = np.asarray(counts, np.float64)
+  return value + (np.asarray(totals) - value * counts) / counts.mean()
+
+
+def over_seeds_and_examples(values: np.ndarray) -> Inference:
+  """The mean of float[S, n] over S seeds of a model and n shared examples.
+
+  Both are samples: the seeds of all possible trainings, the examples of all
+  possible inputs, and an example is as hard or as easy for every seed. Variance
+  components follow from an analysis of variance of two crossed random effects,
+  degrees of freedom from Satterthwaite's approximation. With one seed, the
+  error is that over examples and says nothing of other trainings.
+
+  Example: differences between two drafts, paired by seed and example.
+
+  Args:
+    values: float[S, n], of a mean or `contributions` to a ratio.
+  """
+  values = np.asarray(values, np.float64)
+  seeds, examples = values.shape
+  total = float(values.mean())
+  of_seed, of_example = values.mean(axis=1), values.mean(axis=0)
+  # Terms of the variance of the mean, with their degrees of freedom.
+  terms: list[tuple[float, float]] = []
+  if seeds > 1:
+    terms.append((of_seed.var(ddof=1) / seeds, seeds - 1))
+  if examples > 1:
+    more = [(of_example.var(ddof=1) / examples, examples - 1)]
+    if seeds > 1:  # less what the seeds' term has already
+      residuals = values - of_seed[:, None] - of_example + total
+      degrees = (seeds - 1) * (examples - 1)
+      square = np.sum(residuals**2) / degrees
+      more.append((-square / (seeds * examples), degrees))
+    if sum(term for term, _ in more) >= 0:
+      terms += more
+  return _inference(total, terms)
+
+
+def over_seeds(estimates: Sequence[Estimate], examples: int) -> Inference:
+  """The mean of estimates of several seeds, of which no examples are known.
+
+  Their errors over examples are taken to be entirely shared, which never
+  underestimates the error of the mean.
+
+  Args:
+    estimates: one per seed.
+    examples: in each of them.
+  """
+  values = np.array([one.value for one in estimates], np.float64)
+  errors = [one.standard_error for one in estimates]
+  terms: list[tuple[float, float]] = []
+  if len(values) > 1:
+    terms.append((values.var(ddof=1) / len(values), len(values) - 1))
+  if None not in errors and examples > 1:
+    terms.append((float(np.mean(np.square(errors))), examples - 1))
+  return _inference(float(values.mean()), terms)
+
+
+def _inference(value: float, terms: Sequence[tuple[float, float]]) -> Inference:
+  """From terms of the variance, each with its degrees of freedom."""
+  if not terms:
+    return Inference(value, None, None)
+  variance = sum(term for term, _ in terms)
+  spread = sum(term**2 / degrees for term, degrees in terms)
+  degrees = variance**2 / spread if spread else terms[0][1]
+  return Inference(value, float(np.sqrt(variance)), float(degrees))
+
+
 def ratio_difference(
     totals: tuple[np.ndarray, np.ndarray], counts: tuple[np.ndarray, np.ndarray]
 ) -> Estimate:
@@ -63,14 +162,8 @@ def ratio_difference(
   Raises:
     ValueError: the counts sum to 0.
   """
-  ratios = [ratio(*pair).value for pair in zip(totals, counts)]
-  residuals = [
-      (np.asarray(total, np.float64) - value * np.asarray(count))
-      / np.sum(count)
-      for total, count, value in zip(totals, counts, ratios)
-  ]
-  difference = ratios[1] - ratios[0]
-  return Estimate(difference, _error_of_sum(residuals[1] - residuals[0]))
+  first, second = (contributions(*pair) for pair in zip(totals, counts))
+  return mean(second - first)
 
 
 def median(values: np.ndarray) -> Estimate:

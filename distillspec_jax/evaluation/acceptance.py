@@ -43,11 +43,19 @@ _Metrics = dict[str, results.Metric]
 
 
 class Measured(NamedTuple):
-  """What one decoding was measured to be; quality is empty without metrics."""
+  """What one decoding was measured to be; quality is empty without metrics.
+
+  Attributes:
+    decoding: its settings.
+    acceptance: metrics; empty where a model decodes alone.
+    quality: metrics of the task.
+    model: 'target' or the draft's name where it decodes alone.
+  """
 
   decoding: decoding_lib.Decoding
   acceptance: _Metrics
   quality: _Metrics
+  model: str | None = None
 
 
 def evaluate(
@@ -102,7 +110,9 @@ def evaluate(
   judges_quality = bool(task.metrics) and target.vocabulary is not None
   lines: list[dict[str, Any]] = []
 
-  def write(kind, described, metrics):
+  inputs = examples_lib.fingerprint(batches)
+
+  def write(kind, described, metrics, columns):
     lines.append(
         results.write(
             folder,
@@ -115,8 +125,15 @@ def evaluate(
             decoding=described,
             metrics=metrics,
             seed=seed,
+            examples=results.Examples(inputs, columns),
         )
     )
+
+  def write_quality(described, values):
+    metrics = quality.means(values)
+    columns = {metric: (each,) for metric, each in values.items()}
+    write('task_quality', described, metrics, columns)
+    return metrics
 
   measured: list[Measured] = []
   first: dict[decoding_lib.Decoding, dict[str, Any]] = {}
@@ -130,21 +147,26 @@ def evaluate(
     else:
       first[family] = counts
     described = decoding.describe(speculative=True, batch_size=batch_size)
-    write('acceptance', described, metrics)
+    columns = {
+        'expected_acceptance': (counts['expected'], counts['emitted']),
+        'block_efficiency': (counts['emitted'], counts['blocks']),
+    }
+    write('acceptance', described, metrics, columns)
     quality_metrics = {}
     is_targets_own = decoding.is_greedy and decoding.verifier.is_lossless
     if judges_quality and not is_targets_own:
       outputs, labels = counts['outputs'], counts['labels']
-      quality_metrics = quality.score(task, target.vocabulary, outputs, labels)
-      write('task_quality', {**described, 'model': 'pair'}, quality_metrics)
+      values = quality.score(task, target.vocabulary, outputs, labels)
+      quality_metrics = write_quality({**described, 'model': 'pair'}, values)
     measured.append(Measured(decoding, metrics, quality_metrics))
   if judges_quality:
     greedy = decodings[0].replace(temperature=0.0).without_draft()
     for model, who in ((target, 'target'), (draft, name)):
       shown = progress.shown(batches, f'{who}, task quality')
-      metrics = quality.measure(model, task, shown, greedy, seed, target)
+      values = quality.measure(model, task, shown, greedy, seed, target)
       described = greedy.describe(speculative=False, batch_size=batch_size)
-      write('task_quality', {**described, 'model': who}, metrics)
+      metrics = write_quality({**described, 'model': who}, values)
+      measured.append(Measured(greedy, {}, metrics, who))
   if show is not None:
     show(f'{name}, {task.name} {split}', measured)
   return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,17 @@ def repeated(
       jax.tree.map(lambda x, at=at: np.asarray(x)[at], every)
       for at in rows.reshape(number, batch_size)
   ]
+
+
+def fingerprint(batches: Iterable[types.Batch]) -> str:
+  """Identifies the inputs and their order, whatever the batch size."""
+  digest = hashlib.sha256()
+  for batch in batches:
+    for row in np.flatnonzero(real_rows(batch)):
+      used = np.asarray(batch.input_segments[row]) > 0
+      tokens = np.asarray(batch.inputs[row], np.int32)[used]
+      digest.update(np.int32(len(tokens)).tobytes() + tokens.tobytes())
+  return digest.hexdigest()[:12]
 
 
 def with_keys(

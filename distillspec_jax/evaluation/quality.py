@@ -27,7 +27,7 @@ def measure(
     decoding: decoding_lib.Decoding,
     seed: int,
     target: loading.Loaded | None = None,
-) -> dict[str, results.Metric]:
+) -> dict[str, np.ndarray]:
   """The quality of a model's own text, decoded autoregressively.
 
   Args:
@@ -40,7 +40,7 @@ def measure(
     target: whose encoder the model reads, if it is a draft that shares one.
 
   Returns:
-    Metric name -> mean over examples with its standard error.
+    Metric name -> float64[n], one value for each example.
   """
   outputs, labels = [], []
   for batch, keys in examples.with_keys(batches, seed):
@@ -76,13 +76,17 @@ def score(
     vocabulary,
     outputs: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
-) -> dict[str, results.Metric]:
-  """The task's metrics of outputs against labels, both as tokens."""
+) -> dict[str, np.ndarray]:
+  """The task's metrics of outputs against labels, both as tokens; each [n]."""
   texts = [
       [generation.detokenize(vocabulary, tokens) for tokens in side]
       for side in (outputs, labels)
   ]
-  values = metrics_lib.measure(task.metrics, *texts)
+  return metrics_lib.measure(task.metrics, *texts)
+
+
+def means(values: dict[str, np.ndarray]) -> dict[str, results.Metric]:
+  """The mean over examples of each metric, with its standard error."""
   return {
       name: results.Metric(*statistics.mean(each), len(each), '1')
       for name, each in values.items()

@@ -1,40 +1,59 @@
-"""What to read first: the gain from distillation, and the wall clock."""
+"""What to read first: the wall clock, and the gain from distillation.
+
+The gain is that over the control, the draft fine-tuned for as many more steps,
+where there is one: the additional steps alone gain something, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Iterable, Sequence
 import math
 from typing import NamedTuple
+
+import numpy as np
 
 from distillspec_jax.core import statistics
 from distillspec_jax.reporting import measurements
 
 BEFORE, AFTER, CONTROL = 'fine-tuned', 'distilled', 'fine-tuned longer'
-_UNCLEAR = 'no clear difference'
+PRETRAINED = 'pretrained'  # a draft as it was published
+_UNCLEAR, _NONE = 'no clear difference', 'no speed-up'
+_PAIRS = 3 / 4  # of the runs are slower: slower, whatever the spread
 
 
 class Gain(NamedTuple):
-  """The difference of two numbers.
+  """By how much one number exceeds another, in percent of the other.
 
   Attributes:
-    percent: relative to the first number.
-    error: standard error of `percent`, or None.
-    standard_errors: the difference over its standard error, or None.
+    percent: the mean over seeds.
+    error: its standard error, over examples and seeds; or None.
+    interval: that contains the true gain in 95 % of such studies; or None.
+    seeds: number of seeds.
   """
 
   percent: float
   error: float | None
-  standard_errors: float | None
+  interval: tuple[float, float] | None
+  seeds: int
 
   @property
   def is_clear(self) -> bool:
-    """Whether the difference exceeds two of its standard errors."""
-    return self.standard_errors is not None and abs(self.standard_errors) > 2
+    """Whether the interval excludes 0; without a gain, by chance in 5 %."""
+    return self.interval is not None and not (
+        self.interval[0] <= 0 <= self.interval[1]
+    )
 
   def text(self) -> str:
     if self.error is None:
       return f'{self.percent:+.1f} %'
     return f'{self.percent:+.1f} ± {self.error:.1f} %'
+
+  def interval_text(self) -> str:
+    if self.interval is None:
+      return 'no interval'
+    low, high = self.interval
+    return f'95 % interval {low:+.1f} to {high:+.1f} %'
 
 
 class Card(NamedTuple):
@@ -81,90 +100,177 @@ def gain(
     after: measurements.Measurement | None,
     metric: str,
 ) -> Gain | None:
-  """The gain of `after` over `before`, paired by seed if there are several.
+  """The gain of `after` over `before`, paired by seed and by example.
 
-  With one seed, the two errors are treated as independent. Both drafts answer
-  the same inputs, so this overestimates the error of the difference.
+  Where single examples were not recorded, the errors of the two are taken to be
+  independent. Both drafts answer the same inputs, so this overestimates the
+  error of the gain.
   """
   first, last = (one and one.value(metric) for one in (before, after))
   if first is None or last is None or first.value <= 0:
     return None
-  gains = [
-      100 * (values[metric].value / before.by_seed[seed][metric].value - 1)
+  seeds = [
+      seed
       for seed, values in after.by_seed.items()
       if metric in values and metric in before.by_seed.get(seed, {})
+      if before.by_seed[seed][metric].value > 0
   ]
-  if len(gains) > 1:
-    percent, error = statistics.mean(gains)
-    return Gain(percent, error, percent / error if error else None)
-  ratio = last.value / first.value
-  percent = 100 * (ratio - 1)
-  if first.error is None or last.error is None:
-    return Gain(percent, None, None)
-  error = math.hypot(first.error / first.value, last.error / last.value)
-  spread = math.hypot(first.error, last.error)
-  sigmas = (last.value - first.value) / spread if spread else None
-  return Gain(percent, 100 * ratio * error, sigmas)
+  gains = [
+      _ratio(before.by_seed[seed][metric], after.by_seed[seed][metric])
+      for seed in seeds
+  ]
+  inputs = {one.inputs.get(seed) for one in (before, after) for seed in seeds}
+  examples: list[np.ndarray | None] = [None]
+  if len(inputs) == 1:
+    examples = [
+        _ratio_of_examples(before, after, seed, metric) for seed in seeds
+    ]
+  inference = measurements.infer(gains or [_ratio(first, last)], examples)
+  error, interval = inference.standard_error, inference.interval()
+  return Gain(
+      100 * (inference.value - 1),
+      None if error is None else 100 * error,
+      interval and tuple(100 * (end - 1) for end in interval),
+      len(gains) or 1,
+  )
+
+
+def _ratio(first, last):
+  """The ratio of two values, as if their errors were independent."""
+  ratio, error = last.value / first.value, None
+  if first.error is not None and last.error is not None:
+    error = math.hypot(last.error, ratio * first.error) / first.value
+  # Of values that are means over seeds, these limit the degrees of freedom.
+  seeds = [value.seeds for value in (first, last) if value.seeds > 1]
+  return measurements.Value(ratio, error, 1, min(seeds, default=last.count))
+
+
+def _ratio_of_examples(before, after, seed, metric):
+  """What each example contributes to the ratio, to first order, or None."""
+  old, new = (one.examples.get(seed, {}).get(metric) for one in (before, after))
+  if old is None or new is None or len(old) != len(new):
+    return None
+  ratio = new.mean() / old.mean()
+  return ratio + (new - ratio * old) / old.mean()
 
 
 def cards(study: measurements.Study) -> list[Card]:
-  """Block efficiency before and after distillation, and the best speed-up."""
+  """The best speed-up, and block efficiency before and after distillation."""
   shown = []
+  speedups, best = _lossless(study)
+  if best is not None:
+    value = best.metrics['measured_speedup']
+    detail = (
+        f'{value.text(2)}: the best of {len(speedups)} settings measured on'
+        f' this machine ({_setting(best)}){_slower_pairs(best)}'
+    )
+    what, number = 'Speed-up over plain decoding', f'{value.value:.2f} ×'
+    shown.append(Card(what, number, *_verdict(best), detail))
   for sampling, settings, here in _block_efficiency(study):
     what = f'Block efficiency, {sampling}'
     detail = f'tokens per target call at {settings}'
     values = {
         name: one.metrics['block_efficiency'] for name, one in here.items()
     }
-    change = gain(here.get(BEFORE), here.get(AFTER), 'block_efficiency')
+    name = baseline(here)
+    change = gain(here.get(name), here.get(AFTER), 'block_efficiency')
     if change is None:
       for draft, value in values.items():
         text = f'{detail}: {value.text(2)}'
         shown.append(Card(what, f'{value.value:.2f}', draft, 'even', text))
       continue
-    first, last = values[BEFORE], values[AFTER]
+    first, last = values[name], values[AFTER]
     number = f'{first.value:.2f} → {last.value:.2f}'
-    detail += f': {BEFORE} {first.text(2)}, {AFTER} {last.text(2)}'
+    detail += (
+        f': {name} {first.text(2)}, {AFTER} {last.text(2)};'
+        f' {change.interval_text()}'
+    )
+    start = baseline(here, control=False)
+    total = gain(here.get(start), here.get(AFTER), 'block_efficiency')
+    if start != name and total is not None:
+      detail += f'. Over the {start} draft: {total.text()}'
     tone = 'good' if change.percent > 0 else 'bad'
     tone = tone if change.is_clear else 'even'
     shown.append(Card(what, number, change.text(), tone, detail))
-  speedups, best = _lossless(study)
-  if best is not None:
-    value = best.metrics['measured_speedup']
-    detail = (
-        f'{value.text(2)}: the best of {len(speedups)} settings measured on'
-        f' this machine ({_setting(best)})'
-    )
-    what, number = 'Speed-up over autoregressive', f'{value.value:.2f} ×'
-    shown.append(Card(what, number, *_verdict(value), detail))
   return shown
 
 
 def sentences(study: measurements.Study) -> list[str]:
   """The findings in words, disappointing ones included."""
-  texts = []
-  for draft, start in (
-      (AFTER, 'Distillation changes'),
-      (
-          CONTROL,
-          'The control, the same draft fine-tuned for longer instead of'
-          ' distilled, changes',
-      ),
-  ):
-    changes = []
-    for sampling, settings, here in _block_efficiency(study):
-      change = gain(here.get(BEFORE), here.get(draft), 'block_efficiency')
-      if change is None:
-        continue
-      sigmas = ''
-      if change.standard_errors is not None:
-        sigmas = f'; {abs(change.standard_errors):.1f} standard errors'
-        sigmas += '' if change.is_clear else ', which may be chance'
-      changes.append(f'{change.text()} ({sampling}{sigmas})')
-      what = f'{start} block efficiency at {settings} by'
-    if changes:
-      texts.append(f'{what} {" and ".join(changes)}.')
-  return texts + _wall_clock(study)
+  texts = _wall_clock(study)
+  drafts = {name for *_, here in _block_efficiency(study) for name in here}
+  if AFTER not in drafts or baseline(drafts) is None:
+    return texts
+  if CONTROL in drafts:
+    changes = _changes(study, CONTROL, AFTER)
+    texts.append(
+        'Distilled instead of fine-tuned for as many more steps, the draft’s'
+        f' block efficiency changes by {changes}.'
+    )
+  start = baseline(drafts, control=False)
+  if start is not None:
+    text = (
+        f'Compared with the {start} draft, distillation changes it by'
+        f' {_changes(study, start, AFTER)}'
+    )
+    if CONTROL in drafts:
+      text += (
+          f', the additional steps alone by {_changes(study, start, CONTROL)}'
+      )
+    else:
+      text += (
+          '. There is no control: how much of that the additional steps alone'
+          ' would gain is not known'
+      )
+    texts.append(f'{text}.')
+  return texts + _compute(study)
+
+
+def baseline(drafts: Iterable[str], control: bool = True) -> str | None:
+  """The draft that the distilled one is compared with."""
+  names = (CONTROL, BEFORE, PRETRAINED)[not control :]
+  return next((name for name in names if name in drafts), None)
+
+
+def _changes(study, before, after):
+  """The gain in block efficiency for each temperature, in words."""
+  changes = []
+  for sampling, settings, here in _block_efficiency(study):
+    change = gain(here.get(before), here.get(after), 'block_efficiency')
+    if change is not None:
+      chance = '' if change.is_clear else ', which may be chance'
+      changes.append(
+          f'{change.text()} ({sampling}, {settings}; {change.interval_text()}'
+          f'{chance})'
+      )
+  return ' and '.join(changes)
+
+
+def _compute(study):
+  """What the control and the distillation cost: steps, and time."""
+  costs = {}
+  for name in (CONTROL, AFTER):
+    steps, seconds = collections.Counter(), collections.Counter()
+    for line in study.training:
+      metrics, seed = line['metrics'], line['provenance']['seed']
+      if line['run'].replace('_', ' ') == name and 'loss' in metrics:
+        steps[seed] = max(steps[seed], metrics['step']['value'])
+        rate = metrics.get('tokens_per_second', {'value': 0})
+        if rate['value']:
+          seconds[seed] += rate['count'] / rate['value']
+    if steps:
+      costs[name] = f'{max(steps.values()):.0f} steps'
+      if seconds:
+        mean = sum(seconds.values()) / len(seconds)
+        costs[name] += f' in {mean:.0f} s of training'
+  if len(costs) < 2:
+    return []
+  words = '; '.join(f'{name}, {cost}' for name, cost in costs.items())
+  return [
+      'The control is fair in steps, not in compute: a step of'
+      f' distillation also runs the target, and the draft where it samples.'
+      f' Training: {words}.'
+  ]
 
 
 def _block_efficiency(study):
@@ -201,21 +307,21 @@ def _wall_clock(study):
   )
   several = len(measured) > 1
   best_of = f'the best of {len(measured)} settings' if several else 'it'
-  verdict, _ = _verdict(value)
+  verdict, _ = _verdict(best)
+  words = {_UNCLEAR: 'not measurably faster', _NONE: 'not faster'}
   text = (
       f'On this machine ({device}), speculative decoding is'
-      f' {verdict.replace(_UNCLEAR, "not measurably faster")} than'
-      f' autoregressive decoding: {best_of} reaches {value.text(2)} times its'
-      f' speed ({_setting(best)}).'
+      f' {words.get(verdict, verdict)} than plain, autoregressive decoding with'
+      f' the same target: {best_of} reaches {value.text(2)} times its speed'
+      f' ({_setting(best)}).'
   )
   if several:
-    verdicts = [
-        _verdict(one.metrics['measured_speedup'])[0] for one in measured
-    ]
+    intervals = [_speed(one) for one in measured]
+    slower = sum(one.excludes(1.0) and one.value < 1 for one in intervals)
+    faster = sum(one.excludes(1.0) and one.value > 1 for one in intervals)
     text += (
-        ' By more than two standard errors,'
-        f' {verdicts.count("faster")} of {len(measured)} are faster and'
-        f' {verdicts.count("slower")} slower.'
+        f' 95 % intervals are above 1 for {faster} of {len(measured)} and below'
+        f' 1 for {slower}.'
     )
   return [text + _costs(best, verdict)]
 
@@ -260,14 +366,31 @@ def _lossless(study):
   return measured, max(measured, key=speedup, default=None)
 
 
-def _verdict(value):
+def _verdict(one):
   """(in words, tone) of a speed-up."""
-  margin = 2 * (value.error or 0.0)
-  if value.value - margin > 1:
+  speed = _speed(one)
+  if speed.excludes(1.0) and speed.value > 1:
     return 'faster', 'good'
-  if value.value + margin < 1:
-    return 'slower', 'bad'
+  slower = sum(gain < 1 for gain in one.pairs)
+  if speed.value < 1:
+    if speed.excludes(1.0) or slower >= _PAIRS * (len(one.pairs) or math.inf):
+      return 'slower', 'bad'
+    return _NONE, 'bad'
   return _UNCLEAR, 'even'
+
+
+def _speed(one):
+  value = one.metrics['measured_speedup']
+  number = len(one.pairs) or value.count
+  degrees = number - 1 if number > 1 else None
+  return statistics.Inference(value.value, value.error, degrees)
+
+
+def _slower_pairs(one):
+  if not one.pairs:
+    return ''
+  slower = sum(gain < 1 for gain in one.pairs)
+  return f'; {slower} of {len(one.pairs)} pairs of runs are slower'
 
 
 def _setting(one):

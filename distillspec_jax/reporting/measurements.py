@@ -14,6 +14,8 @@ import math
 import re
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from distillspec_jax.core import statistics
 from distillspec_jax.reporting import naming
 
@@ -34,8 +36,7 @@ class Value(NamedTuple):
 
   Attributes:
     value: the mean over seeds.
-    error: standard error, over seeds if there are several, else as measured;
-      None if there is none.
+    error: standard error; of several seeds, over seeds and examples.
     seeds: number of seeds.
     count: examples, or repetitions of a time, per seed.
   """
@@ -60,12 +61,21 @@ class Measurement:
     decoding: settings, see `core.results`.
     metrics: by name, over all seeds.
     by_seed: the same for each seed.
+    examples: seed -> metric -> what each example contributes; the mean is the
+      metric. Only of metrics whose examples were recorded.
+    inputs: seed -> what identifies these examples.
+    pairs: of a speed-up: that of each pair of runs.
   """
 
   draft: str | None
   decoding: dict[str, Any]
   metrics: dict[str, Value]
   by_seed: dict[int, dict[str, Value]]
+  examples: dict[int, dict[str, np.ndarray]] = dataclasses.field(
+      default_factory=dict, compare=False
+  )
+  inputs: dict[int, str] = dataclasses.field(default_factory=dict)
+  pairs: tuple[float, ...] = ()
 
   def value(self, name: str) -> Value | None:
     """The metric, or None where it is absent or not finite."""
@@ -148,12 +158,31 @@ def measurements(lines: Iterable[Line], kind: str) -> list[Measurement]:
   return [_measurement(group, kind == 'latency') for group in groups.values()]
 
 
-def over_seeds(values: Sequence[Value]) -> Value:
-  """The mean over seeds and its standard error."""
+def over_seeds(
+    values: Sequence[Value], examples: Sequence[np.ndarray | None] = (None,)
+) -> Value:
+  """The mean over seeds and its standard error, over seeds and examples.
+
+  Args:
+    values: one per seed.
+    examples: of each, what the same examples contribute; None: not known.
+  """
   if len(values) == 1:
     return values[0]
-  estimate = statistics.mean([one.value for one in values])
-  return Value(*estimate, len(values), values[0].count)
+  inference = infer(values, examples)
+  return Value(*inference[:2], len(values), values[0].count)
+
+
+def infer(
+    values: Sequence[Value], examples: Sequence[np.ndarray | None]
+) -> statistics.Inference:
+  """As `over_seeds`, with degrees of freedom; also of one seed."""
+  if all(one is not None for one in examples):
+    if len({len(one) for one in examples}) == 1:
+      return statistics.over_seeds_and_examples(np.stack(examples))
+  return statistics.over_seeds(
+      [statistics.Estimate(*one[:2]) for one in values], values[0].count
+  )
 
 
 def select(measured: Iterable[Measurement], **wanted: Any) -> list[Measurement]:
@@ -314,21 +343,61 @@ def _measurement(lines: Sequence[Line], average: bool) -> Measurement:
       seed: _one_seed(repeated, average)
       for seed, repeated in sorted(by_seed.items())
   }
-  values = collections.defaultdict(list)
-  for one in metrics.values():
+  values = collections.defaultdict(dict)
+  for seed, one in metrics.items():
     for name, value in one.items():
-      values[name].append(value)
+      values[name][seed] = value
+  recorded = {
+      seed: _newest(repeated)['examples']
+      for seed, repeated in by_seed.items()
+      if 'examples' in _newest(repeated) and not average
+  }
+  examples = {
+      seed: {
+          name: _contributions(*columns)
+          for name, columns in one['metrics'].items()
+      }
+      for seed, one in recorded.items()
+  }
+  inputs = {seed: one['inputs'] for seed, one in recorded.items()}
+
+  def mean(name, of_seeds):
+    known = [examples.get(seed, {}).get(name) for seed in of_seeds]
+    if len({inputs.get(seed) for seed in of_seeds}) > 1:
+      known = [None]
+    return over_seeds(list(of_seeds.values()), known)
+
   return Measurement(
       draft=lines[0]['draft'],
       decoding=lines[0]['decoding'] or {},
-      metrics={name: over_seeds(each) for name, each in values.items()},
+      metrics={name: mean(name, each) for name, each in values.items()},
       by_seed=metrics,
+      examples=examples,
+      inputs=inputs,
+      pairs=tuple(
+          gain
+          for line in lines
+          for column in line.get('examples', {})
+          .get('metrics', {})
+          .get('paired_speedup', [])
+          for gain in column
+      ),
   )
+
+
+def _contributions(totals, counts=None):
+  if counts is None:
+    return np.asarray(totals, np.float64)
+  return statistics.contributions(totals, counts)
+
+
+def _newest(lines: Sequence[Line]) -> Line:
+  return max(lines, key=lambda line: line['provenance']['time_utc'])
 
 
 def _one_seed(lines: Sequence[Line], average: bool) -> dict[str, Value]:
   """The metrics of lines that repeat a measurement with the same seed."""
-  newest = max(lines, key=lambda line: line['provenance']['time_utc'])
+  newest = _newest(lines)
   values = {}
   for name, metric in newest['metrics'].items():
     all_of_it = [

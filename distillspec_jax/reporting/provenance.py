@@ -6,6 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from distillspec_jax.reporting import measurements
 
+_CLEAR = (
+    'Intervals are by Student’s t; where there is no difference, one in twenty'
+    ' does not contain zero.'
+)
+
 
 def entries(lines: Sequence[measurements.Line]) -> list[tuple[str, str]]:
   """(what, values) over all lines."""
@@ -38,11 +43,13 @@ def errors(lines: Sequence[measurements.Line]) -> str:
     return (
         f'Numbers measured with {len(seeds)} seeds'
         f' ({", ".join(map(str, seeds))}) are means over them; ± is one'
-        ' standard error over seeds.'
+        ' standard error, over seeds and the examples that they share. The'
+        f' target is the same for all. {_CLEAR}'
     )
   return (
       f'One seed ({seeds[0]}); ± is one standard error over examples, or over'
-      ' runs for times. It does not include the variation between seeds.'
+      ' runs for times. It does not include the variation between seeds: what'
+      f' it says is said of these very drafts. {_CLEAR}'
   )
 
 

@@ -306,6 +306,6 @@ _MEANINGS = {
     'speed-up': 'of speculative over autoregressive decoding, predicted at the'
     ' acceptance before the colon.',
     'unit': '1 marks a number without a unit.',
-    '±': 'one standard error: over seeds if there are several, else over'
-    ' repeated measurements of a time, else over examples.',
+    '±': 'one standard error: over examples, and over seeds if there are'
+    ' several; of a time, over repeated measurements.',
 }

@@ -80,14 +80,20 @@ def test_a_table_has_a_row_for_each_decoding():
           },
           {'exact_match': metric(0.75)},
       ),
+      acceptance.Measured(
+          decoding_lib.Decoding(), {}, {'exact_match': metric(0.5)}, 'target'
+      ),
   ]
   (table,) = evaluate.tables('the title', measured)
   assert table.title == 'the title'
   columns = {column.header: list(column.cells) for column in table.columns}
   assert columns == {
-      'decoding': ['greedy, block length 5', 'T = 1, block length 5'],
-      'expected acceptance': ['0.500 ± 0.010', '0.250'],
-      'tokens per target call': ['2.000', '1.500'],
-      'gain': ['–', '0.125'],
-      'exact_match': ['–', '0.750'],
-  }
+      'decoding': [
+          'greedy, block length 5', 'T = 1, block length 5',
+          'target alone, greedy',
+      ],
+      'expected acceptance': ['0.500 ± 0.010', '0.250', '–'],
+      'tokens per target call': ['2.000', '1.500', '–'],
+      'gain': ['–', '0.125', '–'],
+      'exact_match': ['–', '0.750', '0.500'],
+  }  # fmt: skip

@@ -33,6 +33,7 @@ def metrics(*names):
                 costs=types.SimpleNamespace(draft_ratio=0.5),
                 plain=metrics('tokens_per_second'),
                 fast=[metrics('tokens_per_second', 'measured_speedup')],
+                pairs=[],
                 plan=None,
             ),
             'tokens/s',

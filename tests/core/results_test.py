@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from distillspec_jax.core import configuration
@@ -192,3 +193,35 @@ def test_training_lines_after_a_step_are_dropped(tmp_path):
   assert [line['metrics']['step']['value'] for line in kept[:2]] == [10, 20]
   assert kept[2:] == [other, measured]
   assert [file.name for file in tmp_path.iterdir()] == ['results.jsonl']
+
+
+@pytest.mark.parametrize(
+    'examples, fault',
+    [
+        (None, "'examples' is None"),
+        ({'inputs': 'a'}, "'examples' is"),
+        ({'inputs': 'a', 'metrics': {'x': [1, 2]}}, "'examples' is"),
+        ({'inputs': 'a', 'metrics': {'x': [[1], [1, 2]]}}, 'different lengths'),
+    ],
+)
+def test_examples_that_are_none_are_refused(tmp_path, examples, fault):
+  path = tmp_path / 'results.jsonl'
+  line = add(path)
+  path.write_text(json.dumps({**line, 'examples': examples}) + '\n')
+  with pytest.raises(errors.UserError, match=fault):
+    results.read(path)
+
+
+def test_examples_are_kept(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  add(path)
+  columns = np.array([1.0000004, 2.0]), np.array([3, 4])
+  results.write(
+      tmp_path, 'acceptance', target=None, draft=None, task='', split='',
+      decoding=None, metrics={'x': results.Metric(1.0, None, 2, '1')}, seed=0,
+      examples=results.Examples('abc', {'x': columns}),
+  )  # fmt: skip
+  _, line = results.read(path)
+  assert line['examples'] == {
+      'inputs': 'abc', 'metrics': {'x': [[1.0, 2.0], [3, 4]]},
+  }  # fmt: skip

@@ -133,3 +133,99 @@ def test_too_few_examples_have_no_standard_error():
 def test_counts_of_zero_are_an_error():
   with pytest.raises(ValueError, match='over 2 examples has counts that sum'):
     statistics.ratio([0, 0], [0, 0])
+
+
+# Seeds and examples: (seeds, spread between seeds, examples, both).
+STUDIES = [
+    (2, 0.1, 1.0, 0.5),
+    (3, 0.0, 1.0, 1.0),
+    (3, 0.1, 1.0, 0.5),
+    (3, 0.3, 1.0, 1.0),
+    (5, 0.1, 1.0, 0.5),
+    (5, 0.5, 0.0, 1.0),
+]
+COVERED = 1500
+
+
+def coverage(intervals_of):
+  """How often 95 % intervals contain the truth, 0, in each kind of study."""
+  rng = np.random.default_rng(4)
+  shares = []
+  for seeds, between, hardness, rest in STUDIES:
+    covered = 0
+    for _ in range(COVERED):
+      values = (
+          between * rng.normal(size=(seeds, 1))
+          + hardness * rng.normal(size=(1, 60))
+          + rest * rng.normal(size=(seeds, 60))
+      )
+      low, high = intervals_of(values)
+      covered += low <= 0 <= high
+    shares.append(covered / COVERED)
+  return np.array(shares)
+
+
+def test_intervals_over_seeds_and_examples_cover_the_truth_in_95_percent():
+  shares = coverage(lambda v: statistics.over_seeds_and_examples(v).interval())
+  # Satterthwaite's degrees of freedom are an approximation: 2.5 %.
+  allowed = 0.025 + SIGMAS * np.sqrt(0.05 * 0.95 / COVERED)
+  assert np.all(np.abs(shares - 0.95) < allowed), shares
+  assert abs(shares.mean() - 0.95) < 0.01
+
+
+def test_errors_over_seeds_or_over_examples_alone_do_not_cover_it():
+  def naive(values):
+    return statistics.mean(values.mean(axis=1))
+
+  def interval(estimate, factor):
+    value, error = estimate
+    return value - factor * error, value + factor * error
+
+  normal = coverage(lambda values: interval(naive(values), 1.96))
+  assert normal.min() < 0.6
+  # Student's t of the seeds alone forgets the shared examples.
+  student = coverage(
+      lambda v: statistics.Inference(*naive(v), len(v) - 1).interval()
+  )
+  assert student.min() < 0.85
+  of_examples = coverage(
+      lambda v: interval(statistics.mean(v.mean(axis=0)), 1.96)
+  )
+  assert of_examples.min() < 0.8
+
+
+def test_an_error_without_the_examples_is_no_smaller():
+  values = np.random.default_rng(5).normal(size=(3, 50))
+  known = statistics.over_seeds_and_examples(values)
+  unknown = statistics.over_seeds([statistics.mean(v) for v in values], 50)
+  assert unknown.value == pytest.approx(known.value)
+  assert unknown.standard_error > known.standard_error
+
+
+def test_one_seed_has_the_error_over_examples():
+  values = np.array([1.0, 2.0, 4.0, 9.0])
+  one = statistics.over_seeds_and_examples(values[None])
+  assert one[:2] == pytest.approx(statistics.mean(values))
+  assert one.degrees == 3
+  low, high = one.interval()
+  assert (high - low) / 2 == pytest.approx(3.182 * one.standard_error, rel=1e-3)
+  assert one.excludes(20.0) and not one.excludes(0.0)
+
+
+def test_without_a_second_value_there_is_no_interval():
+  one = statistics.over_seeds_and_examples(np.ones((1, 1)))
+  assert one == (1.0, None, None)
+  assert one.interval() is None and not one.excludes(5.0)
+  # Equal seeds and equal examples: nothing varies.
+  assert statistics.over_seeds_and_examples(np.ones((2, 3))).interval() == (
+      1,
+      1,
+  )
+
+
+def test_contributions_to_a_ratio_have_its_mean_and_error():
+  totals, counts = some_examples(np.random.default_rng(6), 50)
+  each = statistics.contributions(totals, counts)
+  assert statistics.mean(each) == pytest.approx(
+      statistics.ratio(totals, counts)
+  )

@@ -299,7 +299,7 @@ def test_evaluate_measures_every_decoding(tmp_path, monkeypatch):
   assert [one.decoding for one in measured] == [
       decoding.replace(max_new_tokens=8) for decoding in decodings
   ]
-  for one, line in zip(measured, lines):
+  for one, line in zip(measured, lines, strict=True):
     assert one.quality == {}  # the task has no metrics
     rate = line['metrics']['expected_acceptance']['value']
     assert one.acceptance['expected_acceptance'].value == rate
@@ -352,8 +352,7 @@ def _measured(tmp_path_factory):
     del task, vocabulary
     assert len(outputs) == len(labels) == 6
     scored.append([tuple(output.tolist()) for output in outputs])
-    length = float(np.mean([len(output) for output in outputs]))
-    return {'mean_length': results.Metric(length, None, len(outputs), '1')}
+    return {'mean_length': np.array([len(output) for output in outputs])}
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(quality, 'score', score)
@@ -399,6 +398,24 @@ def test_every_way_to_speculate_is_measured_in_one_call(measured):
   assert by_name['lenient']['verifier'] == 'lenient(linear, 0.5)'
   assert by_name['paths']['paths'] == 2
   assert by_name['adaptive']['adaptive'] == 'confidence(0.4)'
+
+
+def test_lines_hold_what_each_example_contributes(measured):
+  lines, of_quality = measured
+  for line in lines:
+    for name in ('expected_acceptance', 'block_efficiency'):
+      totals, counts = line['examples']['metrics'][name]
+      assert len(totals) == len(counts) == 6
+      expected = statistics.ratio(totals, counts)
+      metric = line['metrics'][name]
+      assert metric['value'] == pytest.approx(expected.value, rel=1e-5)
+      assert metric['standard_error'] == pytest.approx(
+          expected.standard_error, rel=1e-4
+      )
+  for line, _ in of_quality:
+    (values,) = line['examples']['metrics']['mean_length']
+    assert np.mean(values) == line['metrics']['mean_length']['value']
+    assert line['examples']['inputs'] == lines[0]['examples']['inputs']
 
 
 def test_quality_is_of_the_text_that_each_decoding_emits(measured, tmp_path):

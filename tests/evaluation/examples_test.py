@@ -82,3 +82,15 @@ def test_a_row_is_real_if_it_has_an_input_or_a_label():
 def test_wrong_numbers_are_errors(task, call, message):
   with pytest.raises(errors.UserError, match=message):
     call(task)
+
+
+def test_a_fingerprint_is_that_of_the_inputs(task):
+  def of(number, batch_size):
+    batches = examples.first(task, 'validation', number, batch_size)
+    return examples.fingerprint(batches)
+
+  assert of(5, 2) == of(5, 5) == of(5, 6)
+  assert of(5, 5) != of(4, 5)
+  (batch,) = examples.first(task, 'validation', 6, 6)
+  swapped = jax.tree.map(lambda x: x[::-1], batch)
+  assert examples.fingerprint([batch]) != examples.fingerprint([swapped])

@@ -21,7 +21,8 @@ def task(tmp_path):
 
 def measure(task, batches):
   model = tiny.with_vocabulary(tiny.target(384), vocabularies.load('bytes'))
-  return quality.measure(model, task, batches, DECODING, seed=0)
+  values = quality.measure(model, task, batches, DECODING, seed=0)
+  return quality.means(values)
 
 
 def test_right_outputs_are_counted_over_real_rows(task, monkeypatch):
@@ -56,5 +57,5 @@ def test_tokens_are_scored_as_text(task):
       np.array([*vocabulary.encode(text), 1]) for text in texts
   ]
   labels = encode(['ab', 'cd', 'é'])
-  metrics = quality.score(task, vocabulary, encode(['ab', 'c', 'é']), labels)
-  assert metrics['exact_match'].value == pytest.approx(2 / 3)
+  values = quality.score(task, vocabulary, encode(['ab', 'c', 'é']), labels)
+  assert values['exact_match'].tolist() == [1, 0, 1]

@@ -29,12 +29,13 @@ def test_one_seed_keeps_its_measured_error(made_up):
   assert one.metrics['expected_acceptance'] == (0.5, 0.01, 1, 128)
 
 
-def test_several_seeds_are_averaged_with_the_error_over_seeds(made_up):
+def test_several_seeds_are_averaged_with_the_error_over_both(made_up):
   lines = [acceptance(made_up, v, s) for s, v in enumerate((0.4, 0.5, 0.6))]
   (one,) = measurements.measurements(lines, 'acceptance')
   value = one.metrics['expected_acceptance']
   assert value.value == pytest.approx(0.5)
-  assert value.error == pytest.approx(0.1 / math.sqrt(3))
+  # Over seeds, and over the examples that they share.
+  assert value.error == pytest.approx(math.hypot(0.1 / math.sqrt(3), 0.01))
   assert value.seeds == 3
   assert [one.by_seed[s]['expected_acceptance'].value for s in range(3)] == [
       0.4, 0.5, 0.6,

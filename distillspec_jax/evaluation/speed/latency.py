@@ -53,6 +53,7 @@ class Measured(NamedTuple):
     costs: of single steps.
     plain: metrics of autoregressive decoding.
     fast: metrics of speculative decoding, one for each decoding.
+    pairs: likewise, the speed-up in each pair of runs.
     plan: the choice of block length; None with adaptive draft length.
     breakdown: where a block's time goes, of the fastest decoding, if asked for.
   """
@@ -62,6 +63,7 @@ class Measured(NamedTuple):
   costs: costs_lib.Costs
   plain: Metrics
   fast: list[Metrics]
+  pairs: list[np.ndarray]
   plan: block_length_lib.BlockLengthPlan | None
   breakdown: time_breakdown.Breakdown | None = None
 
@@ -134,7 +136,7 @@ def benchmark(
   ]
   lines: list[dict[str, Any]] = []
 
-  def write(decoding, batch_size, draft_name, metrics):
+  def write(decoding, batch_size, draft_name, metrics, examples=None):
     lines.append(
         results.write(
             folder,
@@ -149,11 +151,13 @@ def benchmark(
             ),
             metrics=metrics,
             seed=seed,
+            examples=examples,
         )
     )
 
   measured = []
   for batches, batch_size in zip(inputs, batch_sizes):
+    identity = examples_lib.fingerprint(batches)
     batches = jax.device_put(batches)
     prompt = batches[0].prompt
     for group in _groups(decodings):
@@ -172,8 +176,9 @@ def benchmark(
         trace(target.model, draft.model, batches[0], best, seed, traces)
       measured.append(one)
       write(group[0], batch_size, None, one.plain)
-      for decoding, metrics in zip(group, one.fast):
-        write(decoding, batch_size, name, metrics)
+      for decoding, metrics, pairs in zip(group, one.fast, one.pairs):
+        examples = results.Examples(identity, {'paired_speedup': (pairs,)})
+        write(decoding, batch_size, name, metrics, examples)
   if show is not None:
     show(f'{name}, {task.name} {split}', measured)
   return lines
@@ -251,8 +256,9 @@ def measure(
     _add_plan(fast, lengths, plan, len(longest.emitted))
   rates = np.concatenate([each.rates[:, 0] for each in times])
   return Measured(
-      rows, list(decodings), costs, _rate(rates, plain.compile_s), fast, plan
-  )
+      rows, list(decodings), costs, _rate(rates, plain.compile_s), fast,
+      [each.gains for each in times], plan,
+  )  # fmt: skip
 
 
 def _add_plan(fast, lengths, plan, examples) -> None:
@@ -313,6 +319,11 @@ class _Times(NamedTuple):
   blocks: np.ndarray  # int[rows of all runs]
   acceptance: tuple[float, ...]  # by position in a block
 
+  @property
+  def gains(self) -> np.ndarray:
+    """float64[n]: the speed-up in each pair of runs."""
+    return self.rates[:, 1] / self.rates[:, 0]
+
 
 def _take_turns(plain, fast, runs, real) -> _Times:
   rates = np.zeros((len(runs), 2))
@@ -354,7 +365,6 @@ def _gains(
   """What speculation gains, measured and predicted."""
   length = decoding.drafting.length
   tau = statistics.ratio(times.emitted, times.blocks)
-  gains = times.rates[:, 1] / times.rates[:, 0]
   ratio, verify = costs.draft_ratio, costs.verify_ratio(length)
 
   def predicted(verify):
@@ -371,7 +381,7 @@ def _gains(
           *tau, len(times.emitted), 'tokens/block'
       ),
       'measured_speedup': results.Metric(
-          *statistics.median(gains), len(gains), '1'
+          *statistics.median(times.gains), len(times.gains), '1'
       ),
   }
   if decoding.drafting.adaptive is None:
