@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 from typing import Any, NamedTuple
 
 from etils import epath
 import numpy as np
 
+from distillspec_jax.checkpoints import array_checksums
 from distillspec_jax.checkpoints import hugging_face
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
@@ -116,7 +118,9 @@ def convert(
         ' to keep the most frequent tokens of the texts, or neither.'
     )
   folder = sources.resolve(source)
-  original = loading.read(folder, step).unscanned()
+  original = loading.read(folder, step)
+  array_checksums.verify(original.tensors, original.checksums)
+  original = original._replace(checksums={}).unscanned()
   words = loading.find_vocabulary(
       folder, original.config.vocab_size, vocabulary
   )
@@ -291,9 +295,12 @@ def _write(
         for path in progress.shown(list(tensors), 'reading')
     }
     params = tensors_lib.unflatten(arrays)
-    model_folder.write(folder, config.to_dict(), params, checkpoint.step)
+    also = None
     if vocabulary is not None:
-      vocabularies.save(vocabulary, folder)
+      also = functools.partial(vocabularies.save, vocabulary)
+    model_folder.write(
+        folder, config.to_dict(), params, checkpoint.step, also=also
+    )
 
 
 def _vacant(destination: str) -> epath.Path:

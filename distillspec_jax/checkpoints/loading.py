@@ -172,6 +172,7 @@ def place(
         shardings,
         dtype=param_dtype,
         transform=quantize,
+        expected=checkpoint.checksums,
         allow_nonfinite=allow_nonfinite,
     )
   except errors.UserError as error:

@@ -1,8 +1,9 @@
 """A model folder: configuration, parameters and vocabulary of a model.
 
-model.json   the configuration, the step, and the metrics it was kept for
-params/      the parameters, by Orbax
-vocabulary*  written by the caller, see `save_model`
+model.json      the configuration, the step, and the metrics it was kept for
+params/         the parameters, by Orbax
+vocabulary*     written by the caller, see `save_model`
+checksums.json  of all of these, compared when they are read
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from typing import Any
 from etils import epath
 import orbax.checkpoint as ocp
 
+from distillspec_jax.checkpoints import array_checksums
 from distillspec_jax.checkpoints import json_files
 from distillspec_jax.checkpoints import orbax_arrays
 from distillspec_jax.checkpoints import parameters
+from distillspec_jax.checkpoints import store
+from distillspec_jax.core import checksums
 from distillspec_jax.core import errors
 from distillspec_jax.distributed import hosts
 
@@ -94,10 +98,8 @@ def save_model(
     for left_over in (temporary, previous):
       shutil.rmtree(left_over, ignore_errors=True)
   hosts.wait_for_all('there is room for the model')
-  write(epath.Path(temporary), config, params, step, metrics)
+  write(epath.Path(temporary), config, params, step, metrics, also)
   if hosts.is_first():
-    if also is not None:
-      also(epath.Path(temporary))
     # A folder cannot replace one that is not empty, so the old one steps aside.
     if folder.exists():
       os.replace(folder, previous)
@@ -112,12 +114,17 @@ def write(
     params: Any,
     step: int,
     metrics: dict[str, float] | None = None,
+    also: Callable[[epath.Path], None] | None = None,
 ) -> None:
-  """Writes params/ and model.json into a folder; arguments as above."""
+  """Writes all of it into a folder; arguments as above."""
+  record = array_checksums.record(params)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder / 'params', params)
   if hosts.is_first():
     write_config(folder, config, step=step, metrics=metrics or {})
+    if also is not None:
+      also(folder)
+    checksums.write(folder, record)
 
 
 def read(
@@ -131,28 +138,37 @@ def read(
     step: the run's checkpoint of that step instead.
 
   Raises:
-    UserError: not a model folder, an incomplete one, or no such step.
+    UserError: not a model folder, an incomplete or damaged one, or no such
+      step.
   """
   folder = epath.Path(folder)
   prefix, ignored = (), ()
   if step is not None:
     arrays = _state_of_step(folder, step)
     prefix, ignored = ('params',), ('the state of training',)
+    record = {
+        path.removeprefix('params/'): entry
+        for path, entry in store.read_record(arrays.parent).arrays.items()
+        if path.startswith('params/')
+    }
   else:
     if not (folder / 'params').exists() and (folder / 'best').exists():
       folder = folder / 'best'
     arrays = folder / 'params'
+    record = checksums.check(folder)
   values = _read_json(folder)
   if not orbax_arrays.is_checkpoint(arrays):
     raise errors.UserError(
         f'{folder} is not a complete model: {arrays} is not there or is'
         ' incomplete.'
     )
+  tensors = orbax_arrays.read(arrays, prefix)
   return parameters.Checkpoint(
       parameters.parse_config(values['config'], folder / _FILE),
-      orbax_arrays.read(arrays, prefix),
+      tensors,
       ignored,
       values.get('step', 0) if step is None else step,
+      array_checksums.expected(tensors, record, arrays),
   )
 
 

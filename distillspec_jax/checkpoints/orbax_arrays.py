@@ -96,7 +96,7 @@ def _tensor(store: ts.TensorStore, path: str, folder: epath.Path) -> Tensor:
 def _explained(path: str, folder: epath.Path) -> Iterator[None]:
   try:
     yield
-  except ValueError as error:
+  except (ValueError, OSError, NotImplementedError) as error:
     # Without the source lines that TensorStore appends in brackets.
     reason = ' '.join(str(error).split()).split(' [')[0]
     raise errors.UserError(

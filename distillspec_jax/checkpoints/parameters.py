@@ -30,19 +30,22 @@ class Checkpoint(NamedTuple):
     tensors: by path.
     ignored: names of what else the checkpoint holds.
     step: of training, 0 where the format does not say.
+    checksums: path -> checksum of its tensor, where the format has some.
   """
 
   config: config_lib.T5Config
   tensors: dict[str, Tensor]
   ignored: tuple[str, ...] = ()
   step: int = 0
+  checksums: Mapping[str, int] = {}
 
   def unscanned(self) -> Checkpoint:
     """The same model with one tensor per layer, as all other formats have."""
     if not self.config.scan_layers:
       return self
     config = dataclasses.replace(self.config, scan_layers=False)
-    return self._replace(config=config, tensors=unstacked(self.tensors, 0))
+    tensors = unstacked(self.tensors, 0)
+    return Checkpoint(config, tensors, self.ignored, self.step)
 
 
 def parse_config(values: Mapping[str, Any], where: Any) -> config_lib.T5Config:

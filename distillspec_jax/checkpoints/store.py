@@ -1,24 +1,36 @@
 """A run's checkpoints: the whole training state, saved as training continues.
 
-A thin layer over Orbax's CheckpointManager: a step that was not written
-completely does not exist. PRNG keys are stored as arrays and wrapped again.
+Orbax's CheckpointManager writes them: a step that was not written completely
+does not exist. They are read as models are, array by array, each compared with
+its checksum. PRNG keys are stored as arrays and wrapped again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+import contextlib
+import json
 import logging
 import os
 import pathlib
 import secrets
+import shutil
+import sys
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from distillspec_jax.checkpoints import array_checksums
+from distillspec_jax.checkpoints import orbax_arrays
+from distillspec_jax.checkpoints import parameters
+from distillspec_jax.checkpoints import tensors as tensors_lib
+from distillspec_jax.core import checksums
 from distillspec_jax.core import errors
 from distillspec_jax.core import sources
 from distillspec_jax.distributed import hosts
@@ -66,6 +78,44 @@ def check_shared(folder: str | os.PathLike[str]) -> None:
     mark.unlink()
 
 
+class Record(NamedTuple):
+  """What is known of a checkpoint without reading its arrays.
+
+  Attributes:
+    arrays: see `array_checksums`; empty in those of earlier versions.
+    extra: as it was given to `save`.
+  """
+
+  arrays: dict[str, Any]
+  extra: dict[str, Any]
+
+
+def read_record(folder: epath.Path) -> Record:
+  """The record of the checkpoint in CHECKPOINTS/STEP.
+
+  Raises:
+    UserError: it is missing or damaged.
+  """
+  path = folder / 'extra' / 'metadata'
+  remedy = 'copy the checkpoint again'
+  try:
+    values = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError) as error:
+    raise errors.UserError(
+        f'{path} is missing or damaged ({error!r}); {remedy}.'
+    ) from error
+  if not {'arrays', 'extra'} & set(values):  # of an earlier version
+    return Record({}, values)
+  return Record(**checksums.unsealed(values, path, remedy))
+
+
+def steps(folder: str | os.PathLike[str]) -> list[int]:
+  """The steps in a folder of checkpoints, whole or not, in order."""
+  folder = epath.Path(folder)
+  names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+  return sorted(int(name) for name in names if name.isdigit())
+
+
 class Store:
   """The checkpoints in a folder, one per step.
 
@@ -74,19 +124,23 @@ class Store:
 
   def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
     logging.getLogger('absl').setLevel(logging.ERROR)
-    folder = pathlib.Path(folder).absolute()
-    self._manager = ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True
-        ),
-    )
+    self._folder = pathlib.Path(folder).absolute()
+    with self._writing():
+      self._manager = ocp.CheckpointManager(
+          self._folder,
+          options=ocp.CheckpointManagerOptions(
+              max_to_keep=keep, create=True, enable_async_checkpointing=True
+          ),
+      )
 
   def __enter__(self) -> Store:
     return self
 
-  def __exit__(self, *exception: Any) -> None:
-    self._manager.wait_until_finished()
+  def __exit__(self, kind: Any, *exception: Any) -> None:
+    with contextlib.ExitStack() as stack:
+      if kind is not None:  # the first error is the one to report
+        stack.enter_context(contextlib.suppress(Exception))
+      self.wait()
     self._manager.close()
 
   def latest_step(self) -> int | None:
@@ -94,22 +148,43 @@ class Store:
 
   def wait(self) -> None:
     """Returns when everything is on disk."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
     """Starts writing `state` (a pytree of arrays) and `extra` (JSON).
 
     A step that exists already is left as it is.
+
+    Raises:
+      Failed: it cannot be written.
     """
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(jax.tree.map(_to_data, state)),
-            extra=ocp.args.JsonSave(extra),
-        ),
-    )
+    data = jax.tree.map(_to_data, state)
+    record = Record(array_checksums.record(data), extra)
+    with self._writing():
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              state=ocp.args.StandardSave(data),
+              extra=ocp.args.JsonSave(checksums.sealed(record._asdict())),
+          ),
+      )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Within it, an error of the file system is `Failed`, one line."""
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as error:
+      # Of TensorStore it is the first line, without source lines in brackets.
+      reason = ' '.join(str(error).split()).split(' [')[0]
+      raise errors.Failed(
+          f'A checkpoint cannot be written to {self._folder}: {reason}. Free'
+          ' some space or change its permissions; the same command then resumes'
+          ' from the last checkpoint.'
+      ) from error
 
   def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """The state and extra of a step.
@@ -117,16 +192,107 @@ class Store:
     Args:
       step: one that was saved.
       like: tree of `ShapeDtypeStruct` whose shardings the state gets.
+
+    Raises:
+      UserError: the checkpoint is damaged, or of other arrays.
     """
-    restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.tree.map(_like_data, like)),
-            extra=ocp.args.JsonRestore(),
-        ),
+    folder = epath.Path(self._folder) / str(step)
+    arrays, extra = read_record(folder)
+    wanted = tensors_lib.flatten(jax.tree.map(_like_data, like))
+    read = orbax_arrays.read(folder / 'state')
+    expected = array_checksums.expected(read, arrays, folder)
+    wrong = parameters.mismatches(read, {k: x.shape for k, x in wanted.items()})
+    if wrong:
+      raise errors.UserError(
+          f'{folder} is of another model or optimizer: {wrong}.'
+      )
+    shardings = {path: x.sharding for path, x in wanted.items()}
+    placed = tensors_lib.place(
+        read, shardings, expected=expected, allow_nonfinite=True
     )
-    state = jax.tree.map(_from_data, restored.state, like)
-    return state, restored.extra
+    state = jax.tree.unflatten(
+        jax.tree.structure(like), [placed[path] for path in wanted]
+    )
+    return jax.tree.map(_from_data, state, like), extra
+
+  def restore_last(
+      self, like: Any, check: Callable[[int, dict[str, Any]], None]
+  ) -> tuple[int, Any, dict[str, Any]] | None:
+    """Step, state and extra of the newest checkpoint that is whole.
+
+    Newer ones, which are damaged, are said and renamed to STEP.damaged.
+
+    Args:
+      like: as in `restore`.
+      check: gets step and extra before the state is read; raises UserError
+        where the run must not be resumed.
+
+    Returns:
+      None if there is no checkpoint at all.
+
+    Raises:
+      UserError: there are checkpoints, but all of them are damaged; or the
+        newest whole one does not fit.
+    """
+    damaged: dict[int, str] = {}
+    for step in reversed(steps(self._folder)):
+      folder = epath.Path(self._folder) / str(step)
+      try:
+        record = read_record(folder)
+      except errors.UserError as error:
+        damaged[step] = str(error)
+        continue
+      check(step, record.extra)
+      self._check_arrays(folder, record, like)
+      try:
+        state, extra = self.restore(step, like)
+      except errors.UserError as error:
+        damaged[step] = str(error)
+        continue
+      self._set_aside(damaged, step)
+      return step, state, extra
+    if damaged:
+      step, reason = max(damaged.items())
+      raise errors.UserError(
+          f'No checkpoint in {self._folder} is whole. {step}: {reason} Copy one'
+          f' of {", ".join(map(str, sorted(damaged)))} back, or remove the'
+          ' folder to start anew.'
+      )
+    return None
+
+  def _check_arrays(self, folder: epath.Path, record: Record, like: Any):
+    """Refuses a checkpoint that is whole, but of another model or optimizer."""
+    wanted = tensors_lib.flatten(jax.tree.map(_like_data, like))
+    wrong = parameters.mismatches(
+        {
+            path: jax.ShapeDtypeStruct(shape, dtype)
+            for path, (dtype, shape, _) in record.arrays.items()
+        },
+        {path: x.shape for path, x in wanted.items()},
+    )
+    if record.arrays and wrong:
+      raise errors.UserError(
+          f'{folder} is of another model or optimizer: {wrong}. Set them back,'
+          ' or name another folder.'
+      )
+
+  def _set_aside(self, damaged: dict[int, str], step: int) -> None:
+    for number, reason in damaged.items():
+      if hosts.is_first():
+        folder = self._folder / str(number)
+        aside = folder.with_name(f'{number}.damaged')
+        if aside.is_dir():
+          shutil.rmtree(aside)
+        folder.rename(aside)
+        print(
+            f'{folder} is damaged and is now called {aside.name}; the run'
+            f' resumes from step {step}. {reason}',
+            file=sys.stderr,
+            flush=True,
+        )
+    if damaged:
+      hosts.wait_for_all('damaged checkpoints are set aside')
+      self._manager.reload()
 
 
 def _is_key(array: Any) -> bool:

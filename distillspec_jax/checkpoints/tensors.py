@@ -19,9 +19,11 @@ import threading
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import ml_dtypes  # gives numpy bfloat16
 import numpy as np
 
+from distillspec_jax.core import checksums
 from distillspec_jax.core import errors
 
 Index = tuple[slice, ...]
@@ -138,6 +140,7 @@ def place(
     *,
     dtype: Any = None,
     transform: Callable[[str, jax.Array], dict[str, jax.Array]] | None = None,
+    expected: Mapping[str, int] | None = None,
     allow_nonfinite: bool = False,
 ) -> dict[str, jax.Array]:
   """The tensors on devices, each device reading what it holds.
@@ -151,28 +154,37 @@ def place(
     dtype: what to hold them in; None: as on disk.
     transform: path and array -> arrays to hold instead, e.g. quantized ones;
       called as soon as an array is there.
+    expected: path -> checksum, of those that have one. Where several processes
+      read, all find the same, also if only one could not read its part.
     allow_nonfinite: lets NaN and infinite values through.
 
   Raises:
-    UserError: there are NaN or infinite values; all such tensors are named.
+    UserError: there are NaN or infinite values; all such tensors are named. Or
+      a tensor cannot be read, or its checksum is another.
   """
   first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   budget = _Budget(max((t.nbytes for t in tensors.values()), default=0))
   nonfinite: dict[str, int] = {}
+  expected = dict(expected or {})
+  sums = dict.fromkeys(expected, 0)
 
   def place_one(path: str) -> dict[str, jax.Array]:
     tensor = tensors[path]
     sharding = first if shardings is None else shardings[path]
     boxes: dict[Any, np.ndarray] = {}  # replicas are read once
+    owners: dict[Any, int] = {}
+    if path in expected:
+      indices = sharding.devices_indices_map(tensor.shape)
+      for device, index in indices.items():
+        owners.setdefault(_key(index, tensor.shape), device.process_index)
 
     def read(index: Index) -> np.ndarray:
-      # JAX leaves out the ends of axes that are not sharded.
-      box = tuple(
-          slice(*part.indices(n)[:2]) for part, n in zip(index, tensor.shape)
-      )
-      key = tuple((part.start, part.stop) for part in box)
+      key = _key(index, tensor.shape)
       if key not in boxes:
-        boxes[key] = tensor.read(box)
+        boxes[key] = tensor.read(tuple(slice(*part) for part in key))
+        if owners.get(key) == jax.process_index():
+          start = [part[0] for part in key]
+          sums[path] += checksums.of_box(boxes[key], start)
         count = count_nonfinite(boxes[key])
         if count:
           nonfinite[path] = nonfinite.get(path, 0) + count
@@ -191,11 +203,47 @@ def place(
 
   # The largest first; one that starts last would be waited for alone.
   order = sorted(tensors, key=lambda path: -tensors[path].nbytes)
-  with futures.ThreadPoolExecutor(_THREADS) as pool:
-    placed = dict(zip(order, pool.map(place_one, order)))
+  failure = None
+  try:
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+      placed = dict(zip(order, pool.map(place_one, order)))
+  except errors.UserError as error:
+    failure = error  # raised after the others know
+  if expected and not all(
+      shardings is None or shardings[path].is_fully_addressable
+      for path in expected
+  ):
+    # What a process could not read is not in the sum.
+    sums = dict(zip(expected, add_up([sums[path] for path in expected])))
+  if failure is not None:
+    raise failure
+  compare_sums(sums, expected)
   if nonfinite and not allow_nonfinite:
     raise errors.UserError(nonfinite_message(nonfinite))
   return {k: v for path in tensors for k, v in placed[path].items()}
+
+
+def _key(index: Index, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+  # JAX leaves out the ends of axes that are not sharded.
+  return tuple(part.indices(n)[:2] for part, n in zip(index, shape))
+
+
+def add_up(sums: Sequence[int]) -> list[int]:
+  """Checksums over all processes, of the shares that each of them has."""
+  shares = np.array([total % 2**32 for total in sums], np.uint32)
+  gathered = multihost_utils.process_allgather(shares)
+  return gathered.sum(axis=0, dtype=np.uint32).tolist()
+
+
+def compare_sums(sums: Mapping[str, int], expected: Mapping[str, int]) -> None:
+  """Raises UserError for tensors whose checksum is not the expected one."""
+  wrong = [path for path in expected if sums[path] % 2**32 != expected[path]]
+  if wrong:
+    raise errors.UserError(
+        f'{listed(wrong)} {"is" if len(wrong) == 1 else "are"} damaged: the'
+        ' checksum is another than when it was written. Copy the checkpoint'
+        ' again, or take another.'
+    )
 
 
 def listed(items: Sequence[str], separator: str = ', ') -> str:

@@ -33,6 +33,24 @@ def line(
   return json.dumps(values, ensure_ascii=False)
 
 
+def check_writable(file: str) -> pathlib.Path:
+  """The path of a file, to which answers can be added, or UserError."""
+  if '://' in file:
+    raise errors.UserError(
+        f'--out is {file}, but lines can be added to local files only; name'
+        ' one, and copy it when it is done.'
+    )
+  path = pathlib.Path(sources.expanded(file))
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open('ab').close()
+  except OSError as error:
+    raise errors.UserError(
+        f'{path} cannot be written to: {error.strerror}. Name another file.'
+    ) from error
+  return path
+
+
 def resume(file: str, inputs: Sequence[str], settings: dict[str, Any]) -> int:
   """The number of answers in a file; a truncated last line is removed.
 
@@ -44,15 +62,8 @@ def resume(file: str, inputs: Sequence[str], settings: dict[str, Any]) -> int:
   Raises:
     UserError: there are other answers in it, or it cannot be written to.
   """
-  if '://' in file:
-    raise errors.UserError(
-        f'--out is {file}, but lines can be added to local files only; name'
-        ' one, and copy it when it is done.'
-    )
-  path = pathlib.Path(sources.expanded(file))
+  path = check_writable(file)
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.open('ab').close()
     data = path.read_bytes()
     complete = data[: data.rfind(b'\n') + 1]
     for number, text in enumerate(complete.splitlines()):

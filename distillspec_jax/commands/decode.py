@@ -29,6 +29,7 @@ from distillspec_jax.core import progress
 from distillspec_jax.core import sources
 from distillspec_jax.core import types
 from distillspec_jax.data import files
+from distillspec_jax.distributed import locks
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
@@ -159,23 +160,27 @@ def decode(
   del settings['batch_size']  # does not change what is decoded
   if draft is None:
     settings['draft_weights'] = None
-  done = 0
-  if output.out is not None:
+  if inputs is None and output.out is not None:
+    raise errors.UserError(
+        '--out needs inputs: give texts, --file, or lines on standard input.'
+    )
+  with contextlib.ExitStack() as stack:
+    done = 0
+    if output.out is not None:
+      path = answers_lib.check_writable(output.out)
+      if path.is_file():  # no device or pipe
+        stack.enter_context(locks.held(f'{path}.lock'))
+      done = answers_lib.resume(output.out, inputs, settings)
+      if done == len(inputs):
+        print(f'{output.out} already has all {done} answers.', file=sys.stderr)
+        return
+    pair = _load(target, draft, models)
+    requests = requests_lib.check(pair[0], 1, **numbers, stop=stop)
+    decoder = _Decoder(*pair, decoding, requests, stop)
     if inputs is None:
-      raise errors.UserError(
-          '--out needs inputs: give texts, --file, or lines on standard input.'
-      )
-    done = answers_lib.resume(output.out, inputs, settings)
-    if done == len(inputs):
-      print(f'{output.out} already has all {done} answers.', file=sys.stderr)
-      return
-  pair = _load(target, draft, models)
-  requests = requests_lib.check(pair[0], 1, **numbers, stop=stop)
-  decoder = _Decoder(*pair, decoding, requests, stop)
-  if inputs is None:
-    _converse(decoder, source.prefix, settings if output.json else None)
-  else:
-    _decode_all(decoder, inputs, done, batch_size, output, settings)
+      _converse(decoder, source.prefix, settings if output.json else None)
+    else:
+      _decode_all(decoder, inputs, done, batch_size, output, settings)
 
 
 def _inputs(texts: Sequence[str], source: Source) -> list[str] | None:

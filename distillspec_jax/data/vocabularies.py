@@ -17,6 +17,7 @@ from etils import epath
 
 from distillspec_jax.core import cache
 from distillspec_jax.core import check
+from distillspec_jax.core import checksums
 from distillspec_jax.core import errors
 from distillspec_jax.core import sources
 from distillspec_jax.data import hugging_face_tokenizer
@@ -90,7 +91,7 @@ def load_from(
     UserError: a file is damaged, or there are more pieces than rows.
   """
   folder = epath.Path(os.fspath(folder))
-  for place in (folder, folder / 'best'):
+  for place in (folder, folder / 'best', folder / 'vocabulary'):
     if (place / _FILE).exists():
       vocabulary = _load_own(place)
       hugging_face_tokenizer.check_size(vocabulary, vocab_size, place)
@@ -177,6 +178,7 @@ def size(vocabulary: Vocabulary) -> int:
 
 
 def _load_own(folder: epath.Path) -> Vocabulary:
+  checksums.check(folder)
   try:
     values = json.loads((folder / _FILE).read_text())
     kind = values['kind']

@@ -26,7 +26,9 @@ from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.data import batches as batches_lib
 from distillspec_jax.data import tasks
+from distillspec_jax.data import vocabularies
 from distillspec_jax.distributed import hosts
+from distillspec_jax.distributed import locks
 from distillspec_jax.evaluation import sample_texts
 from distillspec_jax.reporting import report as report_lib
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -86,25 +88,30 @@ def run_experiment(
       )
       for seed in seeds
   }  # fmt: skip
-  loop.train(run=target, task=task, training=fine_tune_target, seed=seeds[0])
-  for seed in seeds:
-    for draft, training in drafts[seed].items():
-      loop.train(run=str(draft), task=task, training=training, seed=seed)
-    for draft in drafts[seed]:
-      stages = {f'evaluation_{draft.name}': evaluate}
-      is_timed = seed == seeds[0] and draft.name != _LONGER
-      if benchmark is not None and is_timed:
-        stages[f'benchmark_{draft.name}'] = benchmark
-      for name, stage in stages.items():
-        _once(
-            draft.parent / name, stage, target=target, draft=str(draft),
-            draft_name=draft.name.replace('_', ' '), task=task, seed=seed,
-            **({} if show is None else {'show': show}),
-        )  # fmt: skip
-  if hosts.is_first():  # the others wait for it when they leave
-    if samples:
-      _write_samples(folder, task, target, folder / f'seed_{seeds[0]}', samples)
-    report_lib.report(run=str(folder))
+  with locks.held(folder / locks.FILE):
+    loop.train(run=target, task=task, training=fine_tune_target, seed=seeds[0])
+    # One vocabulary for all, also where the files have changed in between.
+    task = task.with_vocabulary(vocabularies.load_from(target), target)
+    for seed in seeds:
+      for draft, training in drafts[seed].items():
+        loop.train(run=str(draft), task=task, training=training, seed=seed)
+      for draft in drafts[seed]:
+        stages = {f'evaluation_{draft.name}': evaluate}
+        is_timed = seed == seeds[0] and draft.name != _LONGER
+        if benchmark is not None and is_timed:
+          stages[f'benchmark_{draft.name}'] = benchmark
+        for name, stage in stages.items():
+          _once(
+              draft.parent / name, stage, target=target, draft=str(draft),
+              draft_name=draft.name.replace('_', ' '), task=task, seed=seed,
+              **({} if show is None else {'show': show}),
+          )  # fmt: skip
+    if hosts.is_first():  # the others wait for it when they leave
+      if samples:
+        _write_samples(
+            folder, task, target, folder / f'seed_{seeds[0]}', samples
+        )
+      report_lib.report(run=str(folder))
   return str(folder / 'report.html')
 
 

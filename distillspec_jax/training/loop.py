@@ -11,7 +11,6 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import itertools
-import pathlib
 import signal
 import sys
 import time
@@ -38,11 +37,13 @@ from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.distributed import hosts
 from distillspec_jax.distributed import layouts
+from distillspec_jax.distributed import locks
 from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer as transformer_lib
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import resumption
 from distillspec_jax.training import settings as settings_lib
 from distillspec_jax.training import shared_encoder
 from distillspec_jax.training import step as step_lib
@@ -83,7 +84,9 @@ def train(
   mesh = training.mesh.create()
   mesh_lib.check_batch(mesh, steps.batch_size // steps.micro_batches)
   target = _load_target(training.target, mesh)
-  trained, task = _model_to_train(start, target, task, seed, mesh)
+  stored = resumption.stored_vocabulary(folder)
+  trained, task = _model_to_train(start, target, task, stored, seed, mesh)
+  resumption.check_vocabulary(folder, trained.vocabulary, stored)
   if target is not None:
     loading.check_pair(target, trained)
   elif trained.config.shares_encoder:
@@ -100,11 +103,13 @@ def train(
       task, 'validation', training.validation.examples, steps.batch_size, mesh
   )
   sharded_batches.batches(mesh, task, 'train', steps.batch_size, seed=seed)
+  settings = resumption.describe(training, task, seed)
   _describe_data(task, folder.name)
   store.check_writable(folder)
   store.check_shared(folder)
 
   with (
+      locks.held(folder / locks.FILE) as lock,
       jax.set_mesh(mesh),
       store.Store(
           folder / 'checkpoints', keep=steps.keep_checkpoints
@@ -117,14 +122,23 @@ def train(
           optimizer=optimizers.with_adafactor_moments(state.optimizer, moments),
       )
     best = None
-    latest = checkpoints.latest_step()
-    if latest is not None:
-      _check_same_model(folder, trained.config)
-      state, extra = checkpoints.restore(latest, abstract)
-      best = extra['best']
+    found = checkpoints.restore_last(
+        abstract,
+        lambda done, extra: resumption.check(
+            folder, done, extra, settings, trained.config, steps.num_steps
+        ),
+    )
+    if found is not None:
+      done, state, extra = found
+      changed = resumption.changes(extra, settings)
+      resumption.announce(folder, done, changed, steps.num_steps)
+      if not resumption.affects_scores(changed):
+        best = extra['best']
     first = int(state.step)
-    recorder = _Recorder(folder, task, target, seed, first)
+    recorder = _Recorder(folder, task, target, seed, first, lock)
     if hosts.is_first():
+      if found is None:
+        resumption.store_vocabulary(folder, trained.vocabulary)
       model_folder.write_config(folder, trained.config.to_dict())
       configuration.write(folder)
 
@@ -150,13 +164,18 @@ def train(
         best = score.score
         _save_best(folder, trained, state.params, step, score)
 
-    if latest is None:
+    if found is None:
       keep_if_best(first)
     data = sharded_batches.batches(
         mesh, task, 'train', steps.batch_size, seed=seed, pack=steps.pack,
         start=first,
     )  # fmt: skip
     last = steps.num_steps
+    extra = {
+        'seed': seed,
+        'settings': settings,
+        'model': trained.config.to_dict(),
+    }
     with (
         _interruptions() as interrupted,
         recorder,
@@ -174,7 +193,7 @@ def train(
         stop = hosts.stop_here(bool(interrupted))
         if done % steps.checkpoint_every == 0 or done == last or stop:
           recorder.flush(done, float(learning_rate(number)))
-          checkpoints.save(done, state, {'best': best, 'seed': seed})
+          checkpoints.save(done, state, {'best': best, **extra})
         if stop:
           checkpoints.wait()
           if interrupted == [signal.SIGINT]:
@@ -202,14 +221,20 @@ def _model_to_train(
     start: settings_lib.Start,
     target: loading.Loaded | None,
     task: tasks.Task,
+    stored: Any | None,
     seed: int,
     mesh: jax.sharding.Mesh,
 ) -> tuple[loading.Loaded, tasks.Task]:
-  """The model to train, on the mesh, and the task with its vocabulary."""
+  """The model to train, on the mesh, and the task with its vocabulary.
+
+  One that is stored in the run is not trained anew.
+  """
   if start.checkpoint is not None:
     return _from_checkpoint(start, target, task, mesh)
   if target is not None:
     task = task.with_vocabulary(target.vocabulary, target.name)
+  elif stored is not None:
+    task = task.with_vocabulary(stored, 'that was begun')
   task = task.with_trained_vocabulary()
   vocabulary, config = task.vocabulary, start.model
   if isinstance(config, str):
@@ -334,18 +359,6 @@ def _describe_data(task: tasks.Task, name: str) -> None:
       print(f'{name}: {split}: {described}', file=sys.stderr, flush=True)
 
 
-def _check_same_model(folder: pathlib.Path, config: config_lib.T5Config):
-  """Refuses to resume in a folder where another model was trained."""
-  known = config_lib.T5Config.from_dict(model_folder.read_config(folder))
-  # How it is computed may change between starts.
-  known = dataclasses.replace(known, dtype=config.dtype, remat=config.remat)
-  if known != config:
-    raise errors.UserError(
-        f'{folder} holds checkpoints of another model: {known}, but this run'
-        f' trains {config}. Name another folder, or remove this one.'
-    )
-
-
 def _progress_text(values: dict[str, float]) -> str:
   names = [name for name in ('loss', 'expected_acceptance') if name in values]
   return '  '.join(f'{name} {values[name]:.3f}' for name in names)
@@ -397,8 +410,9 @@ class _Recorder:
   restored checkpoint are dropped when it starts.
   """
 
-  def __init__(self, folder, task, target, seed, start):
+  def __init__(self, folder, task, target, seed, start, lock):
     self._folder = folder
+    self._lock = lock
     self._seed = seed
     self._task = task.name
     self._target = target.name if target else None
@@ -469,6 +483,7 @@ class _Recorder:
     self._time = time.perf_counter()
 
   def _write(self, number, metrics, split):
+    self._lock.check()  # before anything is written into a folder that is gone
     results.write(
         self._folder,
         'training',

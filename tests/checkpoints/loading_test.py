@@ -209,6 +209,7 @@ def test_a_vocabulary_can_be_given(tmp_path, params):
 
 def test_all_that_does_not_fit_is_listed_at_once(tmp_path, params):
   save_own(tmp_path / 'm', {**params, 'more': jnp.ones(2)})
+  (tmp_path / 'm' / 'checksums.json').unlink()  # model.json is edited
   config = dataclasses.replace(CONFIG, mlp_dim=7)
   model_folder.write_config(tmp_path / 'm', config.to_dict())
   with pytest.raises(errors.UserError) as raised:
@@ -265,6 +266,7 @@ def test_a_configuration_that_is_damaged_is_named(
     tmp_path, params, changes, message
 ):
   save_own(tmp_path / 'm', params)
+  (tmp_path / 'm' / 'checksums.json').unlink()  # model.json is edited
   model_folder.write_config(tmp_path / 'm', {**CONFIG.to_dict(), **changes})
   with pytest.raises(errors.UserError, match=message):
     loading.load(tmp_path / 'm')
@@ -274,6 +276,7 @@ def test_a_configuration_that_lacks_something_is_named(tmp_path, params):
   save_own(tmp_path / 'm', params)
   config = CONFIG.to_dict()
   del config['emb_dim'], config['num_heads']
+  (tmp_path / 'm' / 'checksums.json').unlink()  # model.json is edited
   model_folder.write_config(tmp_path / 'm', config)
   with pytest.raises(errors.UserError, match=r"lacks \['emb_dim', 'num_heads'"):
     loading.load(tmp_path / 'm')

@@ -89,6 +89,7 @@ def test_a_step_that_is_not_there_is_named(tmp_path):
 
 def test_a_configuration_that_does_not_hold_is_named_with_its_file(tmp_path):
   save(tmp_path)
+  (tmp_path / 'checksums.json').unlink()  # model.json is edited
   model_folder.write_config(tmp_path, {**CONFIG.to_dict(), 'num_heads': 0})
   with pytest.raises(errors.UserError, match=r'model\.json: .*num_heads is 0'):
     model_folder.read(tmp_path)

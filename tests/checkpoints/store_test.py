@@ -1,7 +1,10 @@
 """A training state comes back as it was; folders are checked beforehand."""
 
 import errno
+import functools
 import os
+import random
+import shutil
 import tempfile
 
 import jax
@@ -86,6 +89,136 @@ def test_what_was_not_written_to_its_end_does_not_exist(tmp_path):
   (tmp_path / 'c' / '2.orbax-checkpoint-tmp-1').mkdir()
   with store.Store(tmp_path / 'c') as checkpoints:
     assert checkpoints.latest_step() == 1
+
+
+# Damage.
+
+
+@functools.cache
+def like():
+  return abstract(make_state())
+
+
+def restore_last(folder):
+  with store.Store(folder) as checkpoints:
+    return checkpoints.restore_last(like(), lambda step, extra: None)
+
+
+def assert_is(found, seed):
+  """What was found is the checkpoint of that seed."""
+  step, state, extra = found
+  assert (step, extra) == (seed, {'best': seed})
+  for name, array in make_state(seed).items():
+    raw = [jax.random.key_data(x) if name == 'key' else x
+           for x in (array, state[name])]  # fmt: skip
+    np.testing.assert_array_equal(*raw)
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  """Checkpoints of steps 1 and 2."""
+  folder = tmp_path_factory.mktemp('written') / 'c'
+  with store.Store(folder) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(step), {'best': step})
+  return folder
+
+
+@pytest.fixture
+def folder(tmp_path, written):
+  shutil.copytree(written, tmp_path / 'c')
+  return tmp_path / 'c'
+
+
+def files_of(folder):
+  return sorted(p for p in folder.rglob('*') if p.is_file())
+
+
+def test_no_byte_of_a_checkpoint_is_wrong_unnoticed(folder, capfd):
+  assert_is(restore_last(folder), 2)
+  rng = random.Random(0)
+  fallen_back = 0
+  for path in 2 * files_of(folder / '2'):
+    raw = path.read_bytes()
+    changed = bytearray(raw)
+    changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    path.write_bytes(changed)
+    found = restore_last(folder)
+    assert_is(found, found[0])
+    if found[0] == 1:
+      fallen_back += 1
+      assert (
+          '2 is damaged and is now called 2.damaged' in capfd.readouterr().err
+      )
+      (folder / '2.damaged').rename(folder / '2')
+    path.write_bytes(raw)
+  assert fallen_back >= 5  # others are of bytes that nothing depends on
+
+
+@pytest.mark.parametrize('how', ['empty', 'no record', 'no array', 'cut'])
+def test_a_damaged_checkpoint_is_set_aside_and_training_continues(
+    folder, capfd, how
+):
+  if how == 'empty':
+    (folder / '99').mkdir()
+  elif how == 'no record':
+    (folder / '2' / 'extra' / 'metadata').unlink()
+  elif how == 'no array':
+    shutil.rmtree(folder / '2' / 'state' / 'd')
+  else:
+    for path in files_of(folder / '2'):
+      os.truncate(path, path.stat().st_size // 2)
+  newest = 2 if how == 'empty' else 1
+  damaged = 99 if how == 'empty' else 2
+  (folder / f'{damaged}.damaged').mkdir()  # of an earlier time
+  with store.Store(folder) as checkpoints:
+    assert_is(
+        checkpoints.restore_last(like(), lambda step, extra: None), newest
+    )
+    assert f'resumes from step {newest}' in capfd.readouterr().err
+    # A step below the one that was set aside can be written.
+    checkpoints.save(3, make_state(3), {'best': 3})
+  assert_is(restore_last(folder), 3)
+  assert (folder / f'{damaged}.damaged').is_dir()
+
+
+def test_none_is_whole(folder):
+  for step in (1, 2):
+    (folder / str(step) / 'extra' / 'metadata').write_text('{}}')
+  before = files_of(folder)
+  with pytest.raises(errors.UserError, match='No checkpoint in .*c is whole'):
+    restore_last(folder)
+  assert files_of(folder) == before
+
+
+def test_there_is_none(tmp_path):
+  assert restore_last(tmp_path / 'c') is None
+
+
+def test_other_arrays_are_no_damage(folder):
+  other = {**like(), 'more': like()['step']}
+  with store.Store(folder) as checkpoints:
+    with pytest.raises(
+        errors.UserError, match='another model or optimizer: mo'
+    ):
+      checkpoints.restore_last(other, lambda step, extra: None)
+  assert (folder / '2').is_dir()
+
+
+def test_a_refusal_is_no_damage(folder):
+  def refuse(step, extra):
+    raise errors.UserError(f'refused {step} {extra}')
+
+  with store.Store(folder) as checkpoints:
+    with pytest.raises(errors.UserError, match="refused 2 {'best': 2}"):
+      checkpoints.restore_last(like(), refuse)
+  assert (folder / '2').is_dir()
+
+
+def test_checkpoints_without_checksums_are_read(folder):
+  # As earlier versions wrote them.
+  (folder / '2' / 'extra' / 'metadata').write_text('{"best": 2}')
+  assert_is(restore_last(folder), 2)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ from distillspec_jax.core import results
 from distillspec_jax.core import statistics
 from distillspec_jax.core import types
 from distillspec_jax.data import tasks
+from distillspec_jax.distributed import locks
 from distillspec_jax.evaluation import examples as examples_lib
 from distillspec_jax.evaluation import pair as pair_lib
 from distillspec_jax.evaluation.speed import block_length as block_length_lib
@@ -127,6 +128,7 @@ def benchmark(
   decodings = decoding_lib.for_task(decodings, task)
   check.seed(seed=seed)
   folder = store.check_writable(run)
+  locks.check_free(folder)
   target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
   inputs = [
       examples_lib.repeated(
