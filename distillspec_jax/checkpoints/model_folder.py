@@ -118,8 +118,9 @@ def write(
 ) -> None:
   """Writes all of it into a folder; arguments as above."""
   record = array_checksums.record(params)
-  with ocp.StandardCheckpointer() as checkpointer:
+  with store.writing(folder), ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder / 'params', params)
+    checkpointer.wait_until_finished()
   if hosts.is_first():
     write_config(folder, config, step=step, metrics=metrics or {})
     if also is not None:

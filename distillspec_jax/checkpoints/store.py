@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import contextlib
+import errno
+import functools
 import json
 import logging
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import sys
@@ -48,7 +51,8 @@ def check_writable(run: str | os.PathLike[str]) -> pathlib.Path:
     with tempfile.TemporaryFile(dir=folder) as file:
       file.write(b'0')
   except OSError as error:
-    raise errors.UserError(
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    raise (errors.Failed if is_full else errors.UserError)(
         f'Nothing can be written to the folder {folder}: {error.strerror}.'
         ' Name another folder, free some space, or change its permissions.'
     ) from error
@@ -76,6 +80,40 @@ def check_shared(folder: str | os.PathLike[str]) -> None:
   hosts.wait_for_all('the mark was seen')
   if hosts.is_first():
     mark.unlink()
+
+
+@functools.cache
+def _quieten() -> None:
+  """Leaves it to us to say that Orbax or TensorStore failed to write."""
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  # Other writes that were under way print a traceback each when they fail.
+  hook = sys.excepthook
+  sys.excepthook = lambda kind, value, trace: (
+      None if 'loop is closed' in str(value) else hook(kind, value, trace)
+  )
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
+  """Within it, an error of the file system that Orbax raises is `Failed`."""
+  _quieten()
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    # Without the source lines that TensorStore appends in brackets.
+    reason = ' '.join(str(error).split()).split(' [')[0]
+    is_full = re.search('No space left|[Qq]uota exceeded', reason)
+    if isinstance(error, errors.UserError) or not (
+        is_full or re.match('[A-Z_]+: ', reason)  # a status of TensorStore
+    ):
+      raise
+    raise errors.Failed(
+        f'{folder} cannot be written to:'
+        f' {is_full[0] + " on device" if is_full else reason}. Free some space,'
+        ' or change its permissions; the same command then resumes from the'
+        ' last checkpoint.'
+    ) from error
 
 
 class Record(NamedTuple):
@@ -123,9 +161,8 @@ class Store:
   """
 
   def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
-    logging.getLogger('absl').setLevel(logging.ERROR)
     self._folder = pathlib.Path(folder).absolute()
-    with self._writing():
+    with writing(self._folder):
       self._manager = ocp.CheckpointManager(
           self._folder,
           options=ocp.CheckpointManagerOptions(
@@ -148,7 +185,7 @@ class Store:
 
   def wait(self) -> None:
     """Returns when everything is on disk."""
-    with self._writing():
+    with writing(self._folder):
       self._manager.wait_until_finished()
 
   def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
@@ -163,7 +200,7 @@ class Store:
       return
     data = jax.tree.map(_to_data, state)
     record = Record(array_checksums.record(data), extra)
-    with self._writing():
+    with writing(self._folder):
       self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -171,20 +208,6 @@ class Store:
               extra=ocp.args.JsonSave(checksums.sealed(record._asdict())),
           ),
       )
-
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    """Within it, an error of the file system is `Failed`, one line."""
-    try:
-      yield
-    except (OSError, ValueError, RuntimeError) as error:
-      # Of TensorStore it is the first line, without source lines in brackets.
-      reason = ' '.join(str(error).split()).split(' [')[0]
-      raise errors.Failed(
-          f'A checkpoint cannot be written to {self._folder}: {reason}. Free'
-          ' some space or change its permissions; the same command then resumes'
-          ' from the last checkpoint.'
-      ) from error
 
   def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """The state and extra of a step.

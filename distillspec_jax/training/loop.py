@@ -109,6 +109,7 @@ def train(
   store.check_shared(folder)
 
   with (
+      store.writing(folder),
       locks.held(folder / locks.FILE) as lock,
       jax.set_mesh(mesh),
       store.Store(

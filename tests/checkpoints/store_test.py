@@ -91,6 +91,28 @@ def test_what_was_not_written_to_its_end_does_not_exist(tmp_path):
     assert checkpoints.latest_step() == 1
 
 
+def test_a_full_disk_is_one_line(tmp_path):
+  full = 'RESOURCE_EXHAUSTED: Error writing "x": No space left on device [os]'
+  for error, text in (
+      (ValueError(full), 'c cannot be written to: No space left on device. Fr'),
+      (ValueError('PERMISSION_DENIED: y [source]'), 'to: PERMISSION_DENIED: y'),
+      (OSError(errno.ENOSPC, 'No space left on device'), 'No space left'),
+  ):
+    with pytest.raises(errors.Failed, match=text) as raised:
+      with store.writing(tmp_path / 'c'):
+        raise error
+    assert raised.value.__cause__ is error
+  for error in (
+      ValueError('a bug'),
+      errors.UserError('UNKNOWN: no'),
+      OSError(),
+  ):
+    with pytest.raises(type(error)) as raised:
+      with store.writing(tmp_path / 'c'):
+        raise error
+    assert raised.value is error
+
+
 # Damage.
 
 
@@ -232,20 +254,20 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'number, reason',
+    'number, kind, reason',
     [
-        (errno.EACCES, 'Permission denied'),
-        (errno.ENOSPC, 'No space left on device'),
+        (errno.EACCES, errors.UserError, 'Permission denied'),
+        (errno.ENOSPC, errors.Failed, 'No space left on device'),
     ],
 )
 def test_why_a_folder_cannot_be_written_to_is_said(
-    tmp_path, monkeypatch, number, reason
+    tmp_path, monkeypatch, number, kind, reason
 ):
   def refuse(**_):
     raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
-  with pytest.raises(errors.UserError, match=f'run: {reason}'):
+  with pytest.raises(kind, match=f'run: {reason}'):
     store.check_writable(tmp_path / 'run')
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import types
 
 import gin
 import numpy as np
@@ -182,7 +183,7 @@ DISTIL = settings.Training(
 def run_stages(stages, tmp_path, **changes):
   experiment_lib.run_experiment(
       run=str(tmp_path / 'run'),
-      task=None,
+      task=types.SimpleNamespace(with_vocabulary=lambda *_: None),
       **{
           'fine_tune_target': FINE_TUNE,
           'fine_tune_draft': FINE_TUNE,
