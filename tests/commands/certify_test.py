@@ -7,6 +7,7 @@ from distillspec_jax.commands import main
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.evaluation import certificate
+from distillspec_jax.evaluation import sensitivity as sensitivity_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import verification
 from tests import tiny
@@ -16,7 +17,13 @@ SAMPLED = decoding_lib.Decoding(
     drafting=decoding_lib.Drafting(length=3),
     max_new_tokens=8,
 )
-SMALL = {'inputs': 4, 'input_length': 6, 'samples': 512, 'decoding': SAMPLED}
+SMALL = {
+    'inputs': 4,
+    'input_length': 6,
+    'samples': 512,
+    'decoding': SAMPLED,
+    'sensitivity': sensitivity_lib.Sensitivity(bias=0.05),
+}
 
 
 @pytest.fixture(name='folders', scope='module')
@@ -53,14 +60,15 @@ def test_a_certificate_that_holds_is_printed_and_written(
   one_rule(monkeypatch)
   certify.certify(**folders, **SMALL, run=str(tmp_path))
   printed = capsys.readouterr().out
-  # Two caches, greedy in two dtypes, two distributions.
-  assert printed.count('holds  ') == 6 and 'FAILS' not in printed
-  assert 'false alarm: 1e-06, shared by 2 statistical checks' in printed
-  assert printed.count('(fails below 5e-07)') == 2
+  # Two caches, greedy in two dtypes, three distributions.
+  assert printed.count('holds  ') == 7 and 'FAILS' not in printed
+  assert 'false alarm: 1e-06, shared by 3 statistical checks' in printed
+  assert printed.count('(fails below 3.3e-07); detects a bias of') == 3
+  assert 'with probability 0.99; of the tiny pair 5 %, chosen by' in printed
   assert 'this pair emits what the target would' in printed
   lines = results.read(tmp_path / 'results.jsonl')
   assert all(line['kind'] == 'certificate' for line in lines)
-  assert verdicts(tmp_path) == [1.0] * 6
+  assert verdicts(tmp_path) == [1.0] * 7
   assert lines[-1]['decoding']['temperature'] == 1.0
   assert (lines[0]['target'], lines[0]['draft']) == tuple(folders.values())
 
@@ -68,9 +76,10 @@ def test_a_certificate_that_holds_is_printed_and_written(
 def fake_checks(*holds):
   """Checks that are not made."""
 
-  def checks(target, draft, prompt, decoding, *, samples, false_alarm, seed):
+  def checks(target, draft, prompt, decoding, *, samples, sensitivity, seed):
     assert prompt.tokens.shape == (4, 6)
-    assert (samples, false_alarm, seed) == (512, 1e-6, 0)
+    assert (samples, seed) == (512, 0)
+    assert sensitivity == SMALL['sensitivity']
     for number, verdict in enumerate(holds):
       metrics = {'holds': results.Metric(float(verdict), None, 4, '1')}
       yield certificate.Check(
@@ -97,7 +106,7 @@ def test_a_certificate_fails_with_the_names_of_its_checks(
 
 FLAGS = [
     '--inputs=4', '--input_length=6', '--samples=512', '--temperature=1',
-    '--block_length=3', '--max_new_tokens=8',
+    '--block_length=3', '--max_new_tokens=8', '--bias=0.05',
 ]  # fmt: skip
 
 
@@ -172,7 +181,6 @@ def test_inputs_are_the_lines_of_a_file(tmp_path, monkeypatch):
         ({'inputs': 0}, 'inputs is 0'),
         ({'input_length': 0}, 'input_length is 0'),
         ({'draft': 'nowhere'}, 'There is no folder nowhere'),
-        ({'false_alarm': 1.0}, 'false_alarm is 1.0'),
         ({'target_weights': 'int8'}, "target_weights is 'int8'"),
         ({'file': 'in.txt'}, 'has no vocabulary'),
     ],

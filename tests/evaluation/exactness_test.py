@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from distillspec_jax.core import randomness
 from distillspec_jax.core import types
@@ -41,8 +42,8 @@ def p_value(pair, decoding, rows=1024, seed=0):
   return exactness.uniforms(*pair, prompt(rows), decoding, seed).p_value
 
 
-def enumerated_p_value(decoding):
-  return exactness.enumerated(decoding, 20_000, 0).p_value
+def enumerated_p_value(decoding, samples=65_536):
+  return exactness.enumerated(decoding, samples, 0).p_value
 
 
 # Of this pair's draft, at half of its positions.
@@ -202,6 +203,97 @@ def test_paths_that_are_continued_when_dead_are_seen(pair, monkeypatch):
   )
   assert p_value(pair, decoding) < FALSE_ALARM
   assert enumerated_p_value(decoding) < FALSE_ALARM
+
+
+# Faults that move about one percent of the probability.
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockForgetsWeight(verification.Block):
+  """The correction comes from max(p - q, 0), whatever was accepted before."""
+
+  def sampled(self, keys, drafted, q_logits, p_logits, lengths=None):
+    verdict = super().sampled(keys, drafted, q_logits, p_logits, lengths)
+    at = verdict.num_accepted
+    rest = verifier.residual(
+        verifier.at(jax.nn.softmax(p_logits), at),
+        verifier.proposal_at(jax.nn.softmax(q_logits), at, lengths),
+    )
+    return verdict._replace(next_token=verifier.sample_next(keys, rest))
+
+
+# A third of what a certificate draws.
+SMALL_BIAS = 2 * 65_536
+
+
+def test_three_percent_of_q_in_the_residual_are_seen(monkeypatch):
+  residual = verifier.residual
+  monkeypatch.setattr(verifier, 'residual', lambda p, q: residual(p, 0.97 * q))
+  decoding = SAMPLED.replace(verifier=Unchanged())
+  assert enumerated_p_value(decoding, SMALL_BIAS) < FALSE_ALARM
+
+
+def test_two_percent_too_much_acceptance_are_seen(monkeypatch):
+  uniforms = verifier.uniforms
+  monkeypatch.setattr(
+      verifier, 'uniforms', lambda *args: uniforms(*args) / 1.02
+  )
+  decoding = SAMPLED.replace(verifier=Unchanged())
+  assert enumerated_p_value(decoding, SMALL_BIAS) < FALSE_ALARM
+
+
+def test_a_block_rule_without_the_weight_is_seen():
+  decoding = SAMPLED.replace(verifier=BlockForgetsWeight())
+  assert enumerated_p_value(decoding, SMALL_BIAS) < FALSE_ALARM
+
+
+@pytest.mark.parametrize(
+    'rule, sampling',
+    [
+        ('token verification', certificate.PLAIN),
+        ('block verification', certificate.WARPED),
+        ('two paths', certificate.WARPED),
+        ('block verification, length by entropy', certificate.PLAIN),
+    ],
+)
+def test_right_samplers_are_not_suspected(rule, sampling):
+  decoding = of_rule(rule).replace(sampling=sampling)
+  fit = exactness.enumerated(decoding, SMALL_BIAS, seed=1)
+  assert fit.count == SMALL_BIAS and fit.p_value > FALSE_ALARM
+  assert fit.cells == exactness.num_outputs(decoding) > 50
+
+
+def test_samples_are_drawn_anew_in_every_batch():
+  decoding = of_rule('token verification')
+  one, two = (
+      exactness.enumerated(decoding, n * 65_536, seed=1).p_value for n in (1, 2)
+  )
+  # Counts that are only doubled would double the statistic.
+  cells = exactness.num_outputs(decoding) - 1
+  doubled = stats.chi2.sf(2 * stats.chi2.isf(one, cells), cells)
+  assert two != pytest.approx(doubled, rel=1e-3)
+
+
+def test_outputs_that_are_too_rare_share_a_cell():
+  p = np.array([0.5, 0.3, 0.1999, 0.00005, 0.00005, 0.0])
+  counts = np.array([5000, 3000, 1999, 1, 0, 0])
+  fit = exactness._fit(counts, p)
+  assert (fit.count, fit.cells) == (10_000, 3) and fit.p_value > 0.9
+  counts[5] = 1  # what cannot be
+  assert exactness._fit(counts, p).p_value == 0.0
+  assert exactness._fit(np.array([9, 0]), np.array([1.0, 0.0])).p_value == 1.0
+
+
+# Tokens that the draft does not have.
+
+
+def test_tokens_that_are_never_emitted_are_missed(pair):
+  draft = tiny.loaded(tiny.model(tiny.V - 8, seed=1, gain=2.0))
+  assert p_value((pair[0], draft), SAMPLED) < FALSE_ALARM
+  greedy = exactness.greedy(pair[0], draft, prompt(32), SAMPLED)
+  assert greedy.different > 0 and not greedy.are_ties
+  mean = exactness.incremental(pair[0], prompt(32), SAMPLED, 0).mean
+  assert mean.shape == (tiny.V,) and mean.sum() == pytest.approx(1.0)
 
 
 # Greedy.
