@@ -17,8 +17,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from scipy import special
-
 from distillspec_jax.core import check
 
 POWER = 0.99  # chance that a bias of the stated size is seen
@@ -62,5 +60,8 @@ def detectable_bias(samples: int, cells: int, false_alarm: float) -> float:
 
 def _noncentrality(cells: int, false_alarm: float) -> float:
   """At which the test's p-value is below `false_alarm` in `POWER` of cases."""
+  # Slow to import, and the command line needs only the settings above.
+  from scipy import special
+
   critical = special.chdtri(cells - 1, false_alarm)
   return float(special.chndtrinc(critical, cells - 1, 1.0 - POWER))
