@@ -16,27 +16,41 @@ import numpy as np
 from distillspec_jax.core import check
 from distillspec_jax.core import errors
 
+_STEP = 1e-4  # of alpha, for a derivative
 
-def predicted_block_efficiency(alpha: float, gamma: int) -> float:
+
+def predicted_block_efficiency(
+    alpha: float, gamma: int, lengths: Sequence[int] | np.ndarray | None = None
+) -> float:
   """(1 - alpha^(gamma + 1)) / (1 - alpha): tokens per target call.
 
-  Assumes that tokens are accepted independently of each other.
+  Assumes that tokens are accepted independently of each other. That is for text
+  without an end; where a text ends, its last block is cut, and what was drafted
+  beyond is lost. With the lengths of outputs, it is the mean length over the
+  expected calls, which is lower, the more so the shorter the outputs.
 
   Raises:
-    UserError: alpha is outside [0, 1], or gamma below 1.
+    UserError: alpha is outside [0, 1], gamma or a length below 1.
   """
   _check(alpha, gamma)
-  # The geometric sum itself, which also holds at alpha = 1.
-  return sum(alpha**i for i in range(gamma + 1))
+  if lengths is None:
+    # The geometric sum itself, which also holds at alpha = 1.
+    return sum(alpha**i for i in range(gamma + 1))
+  calls = expected_calls(block_distribution([alpha] * gamma), lengths, batch=1)
+  return float(np.mean(lengths)) / calls
 
 
-def block_efficiency_slope(alpha: float, gamma: int) -> float:
+def block_efficiency_slope(
+    alpha: float, gamma: int, lengths: Sequence[int] | np.ndarray | None = None
+) -> float:
   """Derivative of `predicted_block_efficiency` with respect to alpha.
 
   It propagates the standard error of alpha to the prediction.
   """
   _check(alpha, gamma)
-  return sum(i * alpha ** (i - 1) for i in range(1, gamma + 1))
+  ends = max(alpha - _STEP, 0.0), min(alpha + _STEP, 1.0)
+  low, high = (predicted_block_efficiency(end, gamma, lengths) for end in ends)
+  return (high - low) / (ends[1] - ends[0])
 
 
 def speedup(

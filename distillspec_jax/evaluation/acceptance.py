@@ -192,7 +192,8 @@ def measure(
 
   Returns:
     Name -> metric, with standard errors over examples: expected_acceptance,
-    block_efficiency, predicted_block_efficiency, tokens (per output), and
+    block_efficiency, uncut_block_efficiency (that of text without an end),
+    predicted_block_efficiency (for these lengths), tokens (per output), and
     acceptance_at_1 .. acceptance_at_G: how often the token at this position of
     a block is accepted if all before it were (positions never reached are left
     out).
@@ -283,14 +284,17 @@ def _metrics(
   plain = decoding_lib.Drafting(length=size)
   if decoding.verifier.is_lossless and decoding.drafting == plain:
     # The formula is that of single drafts of this very length.
-    slope = cost_model.block_efficiency_slope(rate.value, size)
+    how = rate.value, size, np.maximum(counts['emitted'], 1).astype(int)
+    slope = cost_model.block_efficiency_slope(*how)
     error = rate.standard_error
     metrics['predicted_block_efficiency'] = results.Metric(
-        cost_model.predicted_block_efficiency(rate.value, size),
+        cost_model.predicted_block_efficiency(*how),
         None if error is None else slope * error,
         number,
         'tokens/block',
     )
+  if decoding.drafting == plain:
+    metrics |= _uncut(counts)
   for index in range(size):
     reached = counts['reached_at'][:, index]
     if reached.any():
@@ -298,6 +302,30 @@ def _metrics(
           counts['accepted_at'][:, index], reached, '1'
       )
   return metrics
+
+
+def _uncut(counts: dict[str, Any]) -> _Metrics:
+  """Block efficiency of text without an end, 1 + a_1 + a_1 a_2 + ..
+
+  The last block of a text is cut where the text ends, at EOS or the limit.
+  Acceptance a_i at a position counts tokens before the end alone.
+  """
+  reached, accepted = counts['reached_at'], counts['accepted_at']
+  if not np.all(reached.any(axis=0)):
+    return {}
+  each = np.stack(
+      [statistics.contributions(*pair) for pair in zip(accepted.T, reached.T)]
+  )  # [G, n]
+  chance = np.cumprod(each.mean(axis=1))
+  # To first order: a product changes by the sum of its relative changes.
+  relative = each / np.maximum(each.mean(axis=1, keepdims=True), 1e-9) - 1
+  values = 1 + chance @ (1 + np.cumsum(relative, axis=0))
+  mean = statistics.mean(values)
+  return {
+      'uncut_block_efficiency': results.Metric(
+          *mean, len(values), 'tokens/block'
+      )
+  }
 
 
 @functools.partial(jax.jit, static_argnames='sampling')

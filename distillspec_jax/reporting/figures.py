@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from distillspec_jax.core import cost_model
 from distillspec_jax.reporting import curves
 from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import headlines
@@ -69,17 +68,11 @@ def _by_position(study):
 
 def _by_block_length(study):
   measured = headlines.acceptance(study)
-  longest = max(measurements.values_of(measured, 'block_length'), default=0)
   for sampling, slug, here in _by_temperature(measured):
     here.sort(key=_length)
     series = _by_draft(here, 'block_efficiency', _length, 'points')
-    for one in _by_draft(here, 'expected_acceptance', _length, 'points'):
-      rates = [point.value.value for point in one.points]
-      alpha = sum(rates) / len(rates)
-      points = [
-          _exact(gamma, cost_model.predicted_block_efficiency(alpha, gamma))
-          for gamma in range(1, longest + 1)
-      ]
+    for one in _by_draft(here, 'predicted_block_efficiency', _length, 'dashed'):
+      points = [_exact(point.at, point.value.value) for point in one.points]
       series.append(drawing.Series('predicted', points, 'dashed', one.label))
     yield drawing.Panel(
         f'block_efficiency_by_block_length_{slug}', sampling.capitalize(),
@@ -288,7 +281,8 @@ _SECTIONS = (
     (
         'Block efficiency by block length',
         'Points: measured, with one standard error. Dashed: predicted from'
-        ' the expected acceptance, as if tokens were accepted independently.',
+        ' the expected acceptance, as if tokens were accepted independently,'
+        ' for texts of the measured lengths (their last block is cut).',
         _by_block_length,
     ),
     (

@@ -47,6 +47,7 @@ def tables(study: measurements.Study) -> list[Table]:
               *_decoding(measured['acceptance']),
               ('expected acceptance', 'expected_acceptance', 3),
               ('tokens per target call', 'block_efficiency', 3),
+              ('uncut', 'uncut_block_efficiency', 3),
               ('predicted', 'predicted_block_efficiency', 3),
               ('gain', 'block_efficiency_gain', 3),
               *_sizes('block_efficiency', 'examples'),
@@ -257,10 +258,14 @@ _MEANINGS = {
     ' over tokens that follow the target’s distribution.',
     'tokens per target call': 'block efficiency, measured: emitted tokens per'
     ' call of the target, including its correction or bonus token; between 1'
-    ' and block length + 1.',
-    'predicted': 'block efficiency if tokens were accepted independently'
-    ' with the expected acceptance α: 1 + α + α² + … + α^γ, where γ is the'
-    ' block length. They are not, so the measured number may differ.',
+    ' and block length + 1. The last block of a text is cut where the text'
+    ' ends (EOS or the limit); these blocks are included, which biases the'
+    ' number downwards, the more so the shorter the texts.',
+    'uncut': 'block efficiency of a text without an end, from the acceptance'
+    ' rate at each position: 1 + a₁ + a₁a₂ + ….',
+    'predicted': 'block efficiency of texts of the measured lengths, with their'
+    ' cut last blocks, if tokens were accepted independently with the expected'
+    ' acceptance. They are not, so the measured number may differ.',
     'gain': 'block efficiency minus that of the first verifier on the same'
     ' inputs; the error is that of the paired difference.',
     'verifier': 'decides which drafted tokens are kept. “token” and “block”'
@@ -271,8 +276,9 @@ _MEANINGS = {
     ' of the same inputs, without compilation: the median of paired runs. Below'
     ' 1, speculative decoding is slower.',
     'predicted speed-up': 'block efficiency / (c γ + 1): the speed-up if'
-    ' verifying a block took as long as one target step; γ is the draft'
-    ' length.',
+    ' verifying a block took as long as one target step; γ is the block'
+    ' length. Block efficiency is the measured one, with cut last blocks, as'
+    ' plain decoding takes one step for each token that is emitted.',
     '… with verification': 'block efficiency / (c γ + v).',
     '… by position': 'the planner’s prediction, from the acceptance rate'
     ' (accepted of judged tokens) at each position of a block (in a run with'
@@ -304,7 +310,7 @@ _MEANINGS = {
     'block, ms': 'a block of speculative decoding: drafting and the target’s'
     ' call.',
     'speed-up': 'of speculative over autoregressive decoding, predicted at the'
-    ' acceptance before the colon.',
+    ' acceptance before the colon, without cut blocks.',
     'unit': '1 marks a number without a unit.',
     '±': 'one standard error: over examples, and over seeds if there are'
     ' several; of a time, over repeated measurements.',

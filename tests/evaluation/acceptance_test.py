@@ -120,6 +120,7 @@ def test_counts_are_the_samplers():
       'expected_acceptance',
       'block_efficiency',
       'predicted_block_efficiency',
+      'uncut_block_efficiency',
       'tokens',
       'acceptance_at_1',
       'acceptance_at_2',
@@ -137,8 +138,12 @@ def test_counts_are_the_samplers():
         accepted[position] / reached[position]
     )
   rate = metrics['expected_acceptance'].value
-  predicted = cost_model.predicted_block_efficiency(rate, 3)
+  predicted = cost_model.predicted_block_efficiency(rate, 3, counts.emitted)
   assert metrics['predicted_block_efficiency'].value == predicted
+  rates = counts.accepted_at.sum(0) / counts.reached_at.sum(0)
+  uncut = metrics['uncut_block_efficiency'].value
+  assert uncut == pytest.approx(1 + np.cumprod(rates).sum())
+  assert uncut > metrics['block_efficiency'].value
 
 
 @pytest.mark.parametrize('decoding', [GREEDY, SAMPLED], ids=['greedy', 'T1'])
@@ -148,9 +153,12 @@ def test_a_draft_that_is_the_target_is_always_accepted(decoding):
   assert metrics['expected_acceptance'].value <= 1.0
   # The sampler's two ways to a distribution differ by rounding.
   assert metrics['acceptance_at_1'].value == pytest.approx(1.0, abs=1e-2)
+  # Less than block length + 1, because the end of the text cuts a block.
   assert metrics['predicted_block_efficiency'].value == pytest.approx(
-      decoding.drafting.length + 1, abs=1e-2
+      metrics['block_efficiency'].value, abs=1e-2
   )
+  if not decoding.is_greedy:
+    assert metrics['uncut_block_efficiency'].value == pytest.approx(4, abs=1e-2)
 
 
 def test_padding_rows_do_not_count():
@@ -207,6 +215,30 @@ def test_the_formula_is_not_applied_to_other_ways_to_speculate(changes):
   assert 'predicted_block_efficiency' in acceptance._metrics(counts, SAMPLED)
   other = SAMPLED.replace(**changes)
   assert 'predicted_block_efficiency' not in acceptance._metrics(counts, other)
+
+
+def test_error_of_uncut_block_efficiency_is_the_bootstraps():
+  rng = np.random.default_rng(0)
+  examples_, resamples = 400, 2000
+  reached = np.zeros((examples_, 2), int)
+  reached[:, 0] = rng.integers(3, 9, examples_)
+  chance = rng.beta(4, 2, examples_)
+  accepted = np.zeros_like(reached)
+  accepted[:, 0] = rng.binomial(reached[:, 0], chance)
+  reached[:, 1] = accepted[:, 0]
+  accepted[:, 1] = rng.binomial(reached[:, 1], chance)
+
+  def value(rows):
+    rates = accepted[rows].sum(-2) / reached[rows].sum(-2)
+    return 1 + np.cumprod(rates, axis=-1).sum(-1)
+
+  counts = {'reached_at': reached, 'accepted_at': accepted}
+  metric = acceptance._uncut(counts)['uncut_block_efficiency']
+  assert metric.value == pytest.approx(value(np.arange(examples_)))
+  spread = np.std(value(rng.integers(0, examples_, (resamples, examples_))))
+  # The error of a standard deviation, and 1 % for second order.
+  allowed = SIGMAS / np.sqrt(2 * resamples) + 0.01
+  assert abs(metric.standard_error / spread - 1) < allowed
 
 
 # `evaluate`: its lines.
