@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-fast lint format lock docs wheel clean \
+.PHONY: help install quickstart test test-fast test-recovery lint format lock docs wheel clean \
   check-hugging-face benchmark-peers benchmark-t5x
 
 help:
@@ -55,6 +55,11 @@ test: install
 
 test-fast: install
 	$(PYTEST) -m fast $$(grep -rl mark.fast --include=*_test.py tests)
+
+# Flips bytes in the files of a run, and kills commands; N= how often.
+test-recovery: install
+	PYTHONPATH=. $(BIN)/python tests/recovery/flips.py $(or $(N),200)
+	PYTHONPATH=. $(BIN)/python tests/recovery/kills.py $(or $(N),100)
 
 lint: install
 	$(BIN)/ruff check .

@@ -128,6 +128,27 @@ def write(
     checksums.write(folder, record)
 
 
+def identity(folder: str | os.PathLike[str]) -> str | None:
+  """What no other model has, from its checksums; None where it has none."""
+  path = epath.Path(folder) / checksums.FILE
+  if not path.exists():
+    return None
+  return json.loads(path.read_text()).get('digest')
+
+
+def check_whole(folder: str | os.PathLike[str]) -> None:
+  """Reads a model in full; raises UserError unless it is as it was written.
+
+  One that was being replaced when a process was killed is put back first.
+  """
+  folder = pathlib.Path(folder).absolute()
+  previous = folder.with_name(f'.{folder.name}.old')
+  if hosts.is_first() and previous.exists() and not folder.exists():
+    os.replace(previous, folder)
+  checkpoint = read(folder)
+  array_checksums.verify(checkpoint.tensors, checkpoint.checksums)
+
+
 def read(
     folder: str | os.PathLike[str], step: int | None = None
 ) -> parameters.Checkpoint:

@@ -18,9 +18,11 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import store
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
@@ -152,9 +154,23 @@ def _drafts(
 
 
 def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):
-  """Runs a measurement into `folder`, which is then complete or absent."""
+  """Runs a measurement into `folder`, which is then complete or absent.
+
+  It is repeated where a model has changed, e.g. was trained for longer.
+  """
+  made_of = {
+      name: model_folder.identity(pathlib.Path(kwargs[name]) / 'best')
+      for name in ('target', 'draft')
+  }
+  record = folder / 'models.json'
   if folder.is_dir():
-    return
+    if not record.is_file() or json.loads(record.read_text()) == made_of:
+      return
+    if hosts.is_first():
+      print(
+          f'{folder}: measured again, as a model is another.', file=sys.stderr
+      )
+      shutil.rmtree(folder)
   # The folder's name stays, because results hold it.
   temporary = folder.parent / '.incomplete' / folder.name
   if hosts.is_first():
@@ -163,6 +179,7 @@ def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):
   hosts.wait_for_all('the folder for results')
   stage(run=str(temporary), **kwargs)
   if hosts.is_first():
+    (temporary / 'models.json').write_text(json.dumps(made_of))
     os.replace(temporary, folder)
     temporary.parent.rmdir()
 

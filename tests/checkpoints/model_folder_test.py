@@ -65,6 +65,44 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
   assert_holds(tmp_path / 'm', PARAMS)
 
 
+def test_a_model_that_was_being_replaced_is_put_back(tmp_path):
+  save(tmp_path / 'm')
+  (tmp_path / 'm').rename(tmp_path / '.m.old')  # a process was killed here
+  model_folder.check_whole(tmp_path / 'm')
+  assert_holds(tmp_path / 'm', PARAMS)
+
+
+def test_every_file_and_array_is_compared_with_its_checksum(tmp_path):
+  vocabulary = lambda path: (path / 'vocabulary.json').write_text('{}')
+  save(tmp_path / 'm', {'a': jnp.arange(999.0)}, also=vocabulary)
+  model_folder.check_whole(tmp_path / 'm')
+  files = [p for p in (tmp_path / 'm').rglob('*') if p.is_file()]
+  refused = set()
+  for path in files:
+    raw = path.read_bytes()
+    for place in range(0, len(raw), max(len(raw) // 6, 1)):
+      changed = bytearray(raw)
+      changed[place] ^= 0x10
+      path.write_bytes(changed)
+      try:
+        model_folder.check_whole(tmp_path / 'm')
+      except errors.UserError:
+        refused.add(path.name)
+    path.write_bytes(raw)
+  model_folder.check_whole(tmp_path / 'm')
+  assert {'model.json', 'vocabulary.json', 'checksums.json'} < refused
+  largest = max(files, key=lambda path: path.stat().st_size)
+  assert largest.name in refused  # that of the arrays
+
+
+def test_a_model_is_identified_by_its_content(tmp_path):
+  for name, params in (('a', PARAMS), ('b', PARAMS), ('c', {'b': jnp.ones(3)})):
+    save(tmp_path / name, params)
+  a, b, c = (model_folder.identity(tmp_path / name) for name in 'abc')
+  assert a == b != c
+  assert model_folder.identity(tmp_path) is None
+
+
 def test_what_is_no_model_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match='is not a model folder'):
     model_folder.read(tmp_path)

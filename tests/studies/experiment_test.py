@@ -228,6 +228,24 @@ def test_drafts_start_from_each_other_and_the_target_is_shared(
   ]
 
 
+def test_a_model_that_has_changed_is_measured_again(
+    tmp_path, monkeypatch, capfd
+):
+  stages = Stages(monkeypatch)
+  best = tmp_path / 'run' / 'seed_0' / 'distilled' / 'best'
+  best.mkdir(parents=True)
+  for digest in ('a', 'a', 'b'):
+    (best / 'checksums.json').write_text(json.dumps({'digest': digest}))
+    run_stages(stages, tmp_path, benchmark=None)
+  assert [name for name, *_ in stages.measured] == [
+      'evaluation_fine-tuned',
+      'evaluation_fine-tuned_longer',
+      'evaluation_distilled',
+      'evaluation_distilled',
+  ]
+  assert 'evaluation_distilled: measured again' in capfd.readouterr().err
+
+
 @pytest.mark.parametrize('of_all', [False, True])
 def test_all_drafts_share_the_encoder_or_those_that_are_set_so(
     tmp_path, monkeypatch, of_all
