@@ -16,12 +16,13 @@ BIN := $(VENV)/bin
 LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-fast test-recovery lint format lock docs wheel clean \
-  check-hugging-face benchmark-peers benchmark-t5x
+.PHONY: help install quickstart test test-fast test-recovery lint format lock \
+  docs wheel clean check-hugging-face benchmark-peers benchmark-t5x
 
 help:
 	@sed -n '1,3s/^# \{0,1\}//p' Makefile
 	@echo 'make install | lint | format | docs | lock | wheel | clean'
+	@echo 'make test-recovery: files are damaged, commands killed; N= how often'
 	@echo 'make check-hugging-face: do exported models load in transformers?'
 	@echo 'make benchmark-peers: decoding, speculation and training beside' \
 	  'transformers, into runs/peers'

@@ -8,6 +8,7 @@ there is complete and right.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import os
@@ -21,6 +22,7 @@ from distillspec_jax.checkpoints import hugging_face
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import parameters
+from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import t5x
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.checkpoints import trim_vocabulary as trim_vocabulary_lib
@@ -30,6 +32,7 @@ from distillspec_jax.core import progress
 from distillspec_jax.core import sources
 from distillspec_jax.data import files
 from distillspec_jax.data import vocabularies
+from distillspec_jax.distributed import locks
 
 FORMATS = ('distillspec', 'hugging_face', 't5x')
 _DTYPES = ('float32', 'bfloat16', 'float16')
@@ -138,22 +141,13 @@ def convert(
         ' from.'
     )
   final = _vacant(destination)
-  temporary = final.parent / f'.{final.name}.new'
-  if temporary.exists():
-    temporary.rmtree()  # of a conversion that was interrupted
-  temporary.mkdir(parents=True)
-  try:
-    _write(temporary, original, to, dtype, words)
-    written = loading.read(temporary)
-    comparison = compare(
-        original, written, source, destination, allow_nonfinite
+  lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+  if '://' not in destination:
+    lock = locks.held(f'{final}.lock')
+  with lock, store.writing(final):
+    comparison = _write_and_compare(
+        final, original, source, destination, to, dtype, words, allow_nonfinite
     )
-    if final.exists():
-      final.rmdir()  # it is empty
-    temporary.rename(final)
-  except BaseException:
-    temporary.rmtree()
-    raise
   kept = f'{words.vocab_size} tokens' if words else 'none found'
   if to == 't5x':
     kept = 'none: t5x keeps it elsewhere, as config.gin says'
@@ -272,6 +266,29 @@ def _trim(
         f' {difference:.3g}; this is an error of the program.'
     )
   return checkpoint, Trimmed(chosen, vocab_size, texts, difference)
+
+
+def _write_and_compare(
+    final, original, source, destination, to, dtype, words, allow_nonfinite
+) -> Comparison:
+  """Writes the model; its folder is then complete, or absent."""
+  temporary = final.parent / f'.{final.name}.new'
+  if temporary.exists():
+    temporary.rmtree()  # of a conversion that was interrupted
+  temporary.mkdir(parents=True)
+  try:
+    _write(temporary, original, to, dtype, words)
+    written = loading.read(temporary)
+    comparison = compare(
+        original, written, source, destination, allow_nonfinite
+    )
+    if final.exists():
+      final.rmdir()  # it is empty
+    temporary.rename(final)
+  except BaseException:
+    temporary.rmtree()
+    raise
+  return comparison
 
 
 def _write(

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import pathlib
+import pickle
 import random
 import shutil
 import signal
@@ -120,8 +121,20 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def content(folder: pathlib.Path) -> dict[str, object]:
-  """Path -> what is in it, but for times, names by chance, and TensorBoard."""
+def content(folder: pathlib.Path, log: pathlib.Path) -> dict[str, object]:
+  """Path -> what is in it, but for times, names by chance, and TensorBoard.
+
+  It is read by a process of its own: TensorStore cannot be used before a fork.
+  """
+  read = folder.with_suffix('.content')
+  dump = lambda *_: read.write_bytes(pickle.dumps(_content(folder)))
+  run(dump, folder, folder, log)
+  found = pickle.loads(read.read_bytes())
+  read.unlink()
+  return found
+
+
+def _content(folder: pathlib.Path) -> dict[str, object]:
   found: dict[str, object] = {}
   for path in sorted(folder.rglob('*')):
     name = str(path.relative_to(folder))
@@ -198,7 +211,7 @@ def kill(count: int, keep: pathlib.Path, seed: int = 0) -> list[str]:
     start = time.monotonic()
     run(command, folder, models, log)
     durations[name] = time.monotonic() - start
-    expected[name] = content(folder)
+    expected[name] = content(folder, log)
   kills, trials, wrong = collections.Counter(), collections.Counter(), []
   names = itertools.cycle(COMMANDS)
   while kills.total() < count:
@@ -212,7 +225,7 @@ def kill(count: int, keep: pathlib.Path, seed: int = 0) -> list[str]:
         break
       kills[name] += 1
     run(COMMANDS[name], folder, models, log)
-    found = content(folder)
+    found = content(folder, log)
     if found == expected[name]:
       shutil.rmtree(folder)
     else:
