@@ -325,6 +325,7 @@ def _vacant(destination: str) -> epath.Path:
   folder = epath.Path(sources.expanded(destination))
   if '://' not in destination:
     folder = epath.Path(os.path.abspath(folder))
+    store.check_writable(folder.parent)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise errors.UserError(
         f'{destination} exists and is not an empty folder; nothing is'

@@ -214,8 +214,20 @@ def read(folder: epath.Path, step: int | None = None) -> parameters.Checkpoint:
       f'{folder} holds no model. Looked for: model.json and params/, there or'
       ' in best/ (a model or a run of this package); config.json and'
       ' model.safetensors (Hugging Face); checkpoint_STEP/ or a file checkpoint'
-      ' (t5x).'
+      f' (t5x).{_question(folder)}'
   )
+
+
+def _question(folder: epath.Path) -> str:
+  """Asks for one of the models inside a local folder, such as a study's."""
+  inside = [] if '://' in str(folder) else ['*', '*/*']
+  models = [
+      str(path)
+      for pattern in inside
+      for path in sorted(folder.glob(pattern))
+      if model_folder.is_checkpoint(path) or hugging_face.is_checkpoint(path)
+  ]
+  return f' Did you mean {" or ".join(models[:3])}?' if models else ''
 
 
 def check_encoder(target: Loaded, draft: Loaded) -> None:

@@ -354,7 +354,7 @@ def _check(
     problems.insert(
         0,
         f'{", ".join(names)} must be set: name a gin file that binds it, or'
-        f' give --gin.{names[0]}=VALUE.',
+        f' give --gin.{names[0]}=VALUE; --list lists the files of the package.',
     )
   return seen, problems[0] if problems else ''
 
@@ -380,8 +380,16 @@ def _missing(
   if not missing:
     return []
   advice = f'bind {call}.{missing[0]} in a gin file'
+  binding = f'\n{".".join(call.selector.split(".")[-2:])}.{missing[0]} = '
+  files = [
+      str(path.relative_to(folder()))
+      for path in sorted(folder().rglob('*.gin'))
+      if binding in path.read_text(encoding='utf-8')
+  ]
   if missing[0] in given:
     advice = f'give --{missing[0]}'
+  elif files:
+    advice += f', or give --gin_file={" or ".join(files)}'
   verb = 'is' if len(missing) == 1 else 'are'
   return [f'{", ".join(missing)} of {call} {verb} missing: {advice}.']
 
@@ -401,8 +409,12 @@ def _wrong(gin: Any, call: _Call, bound: dict[str, Any]) -> list[str]:
     annotation = annotations.get(argument, Any)
     if not _fits(kind, annotation, value):
       is_class = isinstance(annotation, type)
-      name = annotation.__name__ if is_class else annotation
-      wrong.append(f'{call}.{argument} is {text}; it must be {name}.')
+      name = annotation.__name__ if is_class else str(annotation)
+      name = re.sub(r'\b([a-z_]+\.)+', '', name)
+      hint = ''
+      if kind in (int, float, str) and _fits(tuple, annotation, ()):
+        hint = f' Write ({value!r},) for one value.'
+      wrong.append(f'{call}.{argument} is {text}; it must be {name}.{hint}')
   return wrong
 
 

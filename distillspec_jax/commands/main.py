@@ -23,6 +23,7 @@ import sys
 import traceback
 import typing
 
+import distillspec_jax
 from distillspec_jax.commands import benchmark
 from distillspec_jax.commands import certify
 from distillspec_jax.commands import convert
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str]) -> int:
   except OSError as error:  # its text names the path
     text = gin_configuration.message(error)
     return _ended(1, re.sub(r'^\[Errno \d+\] ', '', text))
+  except MemoryError as error:
+    text = gin_configuration.message(error)
+    return _ended(1, f'out of memory: {text or "no more could be reserved"}')
   except SystemExit as stop:
     return int(stop.code or 0)
   except Exception as error:
@@ -102,6 +106,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, argparse.Namespace]:
   parser = _Parser(
       prog='distillspec',
       description='Distilled drafts that make speculative decoding faster.',
+  )
+  parser.add_argument(
+      '--version', action='version', version=distillspec_jax.__version__
   )
   subparsers = parser.add_subparsers(dest='command', metavar='COMMAND')
   for name, command in COMMANDS.items():

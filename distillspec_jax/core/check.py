@@ -18,6 +18,8 @@ from typing import Any
 from distillspec_jax.core import errors
 
 SEED_LIMIT = 'lie in [0, 2**32): only 32 bits of a seed are used'
+MAX_ROWS = 2**16  # of a batch
+MAX_TOKENS = 2**17  # of a sequence
 _MOST = 10**12
 
 

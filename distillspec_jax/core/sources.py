@@ -21,7 +21,7 @@ def expanded(path: str | os.PathLike[str]) -> str:
   Raises:
     UserError: there is no such home folder, or it is no path.
   """
-  if not isinstance(path, str | os.PathLike):
+  if not isinstance(path, str | os.PathLike) or not os.fspath(path):
     raise errors.UserError(f'The path is {path!r}; give a folder or a name.')
   text = os.fspath(path)
   result = os.path.expanduser(text)
@@ -40,7 +40,7 @@ def run_folder(path: str | os.PathLike[str]) -> pathlib.Path:
     UserError: it is not in a file system.
   """
   text = expanded(path)
-  if not text or '://' in text:
+  if '://' in text:
     raise errors.UserError(
         f'The folder of a run is {text!r}; it must be in a file system, where'
         ' lines can be added to files. Mount the bucket, or copy the folder to'

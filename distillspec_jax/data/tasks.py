@@ -92,11 +92,15 @@ class Task:
   is_decoder_only = False
 
   def __post_init__(self):
-    check.at_least(0, owner=self.name, input_length=self.input_length)
+    most = check.MAX_TOKENS
+    check.at_least(
+        0, owner=self.name, most=most, input_length=self.input_length
+    )
     check.at_least(
         2,
         owner=self.name,
         hint='one of them is EOS',
+        most=most,
         label_length=self.label_length,
     )
     if self.is_decoder_only:

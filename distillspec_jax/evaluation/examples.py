@@ -15,8 +15,6 @@ from distillspec_jax.core import types
 from distillspec_jax.data import batches as batches_lib
 from distillspec_jax.data import tasks
 
-_MAX_ROWS = 2**16
-
 
 def first(
     task: tasks.Task, split: str, examples: int, batch_size: int
@@ -33,7 +31,7 @@ def first(
     UserError: a number below 1, no such split, or nothing in it.
   """
   check.at_least(1, examples=examples)
-  check.at_least(1, most=_MAX_ROWS, batch_size=batch_size)
+  check.at_least(1, most=check.MAX_ROWS, batch_size=batch_size)
   batches: list[types.Batch] = []
   remaining = examples
   for batch in batches_lib.batches(
@@ -68,7 +66,7 @@ def repeated(
   Raises:
     UserError: as in `first`.
   """
-  check.at_least(1, most=_MAX_ROWS, batch_size=batch_size)
+  check.at_least(1, most=check.MAX_ROWS, batch_size=batch_size)
   (every,) = first(task, split, examples, batch_size=max(examples, 1))[:1]
   real = np.flatnonzero(real_rows(every))
   rows = real[np.arange(number * batch_size) % len(real)]

@@ -92,7 +92,12 @@ def plan(
   training.check()
   decoding = decoding.with_default_length(output_length)
   decoding.check_speculative()
-  check.at_least(1, input_length=input_length, output_length=output_length)
+  check.at_least(
+      1,
+      most=check.MAX_TOKENS,
+      input_length=input_length,
+      output_length=output_length,
+  )
   for rate in acceptance_rates:
     check.in_interval('[0, 1]', acceptance_rates=rate)
   target, draft = _models(training)

@@ -20,7 +20,7 @@ from distillspec_jax.sampling import verification
 EOS = 1
 _OUTPUT_LENGTH = 128
 _MAX_PATHS = 1024
-MAX_OUTPUT_LENGTH = 2**17
+MAX_OUTPUT_LENGTH = check.MAX_TOKENS
 # Float32 does not resolve logits divided by less: sampling is then greedy.
 MIN_TEMPERATURE = 1e-6
 TEMPERATURES = '[0, 1e6]'

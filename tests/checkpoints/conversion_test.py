@@ -131,6 +131,8 @@ def test_an_empty_destination_is_taken_and_any_other_is_not(own, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.UserError, match='file exists and is not'):
     conversion.convert(own, str(tmp_path / 'file'))
+  with pytest.raises(errors.UserError, match='Nothing can be written to'):
+    conversion.convert(own, '/proc/none/x')
 
 
 @pytest.mark.parametrize(

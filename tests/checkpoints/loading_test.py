@@ -77,6 +77,18 @@ def test_every_kind_of_folder(tmp_path, params, save):
   assert loaded.name == str(tmp_path / 'm')
 
 
+def test_models_inside_a_folder_are_named(tmp_path, params):
+  (tmp_path / 'study' / 'seed_0').mkdir(parents=True)
+  with pytest.raises(errors.UserError, match=r'\(t5x\)\.$'):
+    loading.load(tmp_path / 'study')
+  save_run(tmp_path / 'study' / 'target', params)
+  save_hugging_face(tmp_path / 'study' / 'seed_0' / 'draft', params)
+  with pytest.raises(
+      errors.UserError, match='mean .*study/target or .*study/seed_0/draft?'
+  ):
+    loading.load(tmp_path / 'study')
+
+
 @pytest.mark.parametrize('save', KINDS)
 def test_parameters_are_laid_out_on_the_mesh(tmp_path, params, save):
   save(tmp_path / 'm', params)

@@ -59,6 +59,8 @@ def train(
     raise errors.UserError('length is 9; it must be at most 8.')
   if failure == 'disk':
     raise OSError(28, 'No space left on device', '/full/results.jsonl')
+  if failure == 'memory':
+    raise MemoryError('Unable to allocate')
   if failure == 'failed':
     raise errors.Failed('The certificate fails.')
   if failure == 'interrupt':

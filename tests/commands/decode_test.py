@@ -388,6 +388,8 @@ def test_a_bar_is_shown_unless_answers_are(
         ([], b'', 'standard input is empty'),
         ([], b'a\n\xff\n', 'standard input, line 2 is not UTF-8'),
         (['a', '--batch_size=0'], b'', 'batch_size is 0'),
+        (['a', '--batch_size=100000'], b'', 'must be at most 65536'),
+        (['a', f'--seed={10**20}'], b'', r'must lie in \[0, 2\*\*32'),
         (['a', '--temperature=-1'], b'', 'temperature is -1'),
         (['a', '--min_new_tokens=5'], b'', 'min_new_tokens is 5; it must lie'),
         (['a', '--adaptive=confidence'], b'', "'confidence' has arguments"),

@@ -176,7 +176,10 @@ def test_a_misspelt_parameter_names_file_line_and_near_names(capsys):
         ("stages.train.num_steps = 'x'", "num_steps is 'x'; it must be int"),
         ('stages.train.num_steps = 1.5', 'num_steps is 1.5; it must be int'),
         ('stages.train.num_steps = True', 'is True; it must be int'),
-        (N + 'stages.train.batch_sizes = 3', 'is 3; it must be .*Sequence'),
+        (
+            N + 'stages.train.batch_sizes = 3',
+            r'is 3; it must be Sequence\[int\]. Write \(3,\) for one value',
+        ),
         ("N = 'x'\nstages.train.num_steps = %N", "is %N = 'x'; it must be int"),
         (
             N + 'stages.train.method = @stages.Method()',

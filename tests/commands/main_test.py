@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import distillspec_jax
 from distillspec_jax.commands import main
 
 
@@ -26,6 +27,11 @@ def train(capsys, *arguments: str) -> tuple[int, str]:
             'disk',
             1,
             "distillspec: No space left on device: '/full/results.jsonl'\n",
+        ),
+        (
+            'memory',
+            1,
+            'distillspec: out of memory: Unable to allocate 7.28 TiB\n',
         ),
         ('failed', 1, 'distillspec: The certificate fails.\n'),
         ('interrupt', 130, 'distillspec: interrupted\n'),
@@ -89,6 +95,11 @@ def test_arguments_that_do_not_fit_are_one_line(capsys, arguments, message):
   assert printed.err.startswith('distillspec: ')
   assert printed.err.count('\n') == 1
   assert re.search(message, printed.err), printed.err
+
+
+def test_the_version_is_printed(capsys):
+  assert main.main(['--version']) == 0
+  assert capsys.readouterr().out == f'{distillspec_jax.__version__}\n'
 
 
 def test_help_asks_no_command_for_its_flags(capsys, monkeypatch):

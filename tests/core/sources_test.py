@@ -58,19 +58,18 @@ def test_home_folders(tmp_path, monkeypatch):
   assert sources.expanded('~/a') == f'{tmp_path}/a'
   assert sources.expanded(pathlib.Path('~')) == str(tmp_path)
   assert sources.run_folder('~/a') == tmp_path / 'a'
-  for text in ('', 'a~', './~/a', 'gs://a/~'):
+  for text in ('a~', './~/a', 'gs://a/~'):
     assert sources.expanded(text) == text
   with pytest.raises(errors.UserError, match='no home folder ~nobody0. Write'):
     sources.expanded('~nobody0/a')
-  for path in (None, 5, b'a'):
+  for path in (None, 5, b'a', ''):
     with pytest.raises(errors.UserError, match=f'The path is {path!r}; give'):
       sources.run_folder(path)
 
 
-@pytest.mark.parametrize('path', ['', 'gs://bucket/run'])
-def test_a_run_needs_a_folder_in_a_file_system(path):
-  with pytest.raises(errors.UserError, match=f'is {path!r}; it must be in a'):
-    sources.run_folder(path)
+def test_a_run_needs_a_folder_in_a_file_system():
+  with pytest.raises(errors.UserError, match="is 'gs://a/b'; it must be in a"):
+    sources.run_folder('gs://a/b')
 
 
 def test_only_this_module_knows_of_home_folders():

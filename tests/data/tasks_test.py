@@ -91,6 +91,8 @@ def test_no_more_lines_are_read_than_examples_are_wanted(tmp_path):
         ([row('a', 'b')], {'labels': 'answer'}, "no field 'answer'"),
         ([row('a', 'b')], {'label_length': 1}, 'json_lines.label_length is 1'),
         ([row('a', 'b')], {'input_length': -1}, 'input_length is -1'),
+        ([row('a', 'b')], {'input_length': 10**12}, 'must be at most 131072'),
+        ([row('a', 'b')], {'label_length': 10**12}, 'must be at most 131072'),
         ([row('a', 'b')], {'on_bad_line': 'x'}, "on_bad_line is 'x'"),
         ([row('a', 'b')], {'vocabulary': 'x'}, "vocabulary 'x'"),
         ([row('a', 'b')], {'metrics': ('bleu',)}, "metric is 'bleu'"),

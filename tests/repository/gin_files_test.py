@@ -60,6 +60,13 @@ def test_an_experiment_binds_all_but_the_data(name, configure):
   configure('experiment', f'--gin_file={name}', '--run=x', *data)
 
 
+def test_what_is_missing_is_in_a_file_of_the_package(configure):
+  with pytest.raises(
+      errors.UserError, match='--gin_file=runs/distil.gin or runs/train.gin'
+  ):
+    configure('train', '--run=x', '--gin_file=models/nano.gin')
+
+
 @pytest.mark.parametrize('name', FILES)
 def test_the_header_says_what_it_is(name):
   text = (FOLDER / name).read_text()
