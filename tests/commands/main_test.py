@@ -31,7 +31,7 @@ def train(capsys, *arguments: str) -> tuple[int, str]:
         (
             'memory',
             1,
-            'distillspec: out of memory: Unable to allocate 7.28 TiB\n',
+            'distillspec: out of memory: Unable to allocate\n',
         ),
         ('failed', 1, 'distillspec: The certificate fails.\n'),
         ('interrupt', 130, 'distillspec: interrupted\n'),
