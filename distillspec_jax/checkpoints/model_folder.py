@@ -76,7 +76,7 @@ def save_model(
     config: dict[str, Any],
     params: Any,
     step: int,
-    metrics: dict[str, float] | None = None,
+    metrics: dict[str, Any] | None = None,
     also: Callable[[epath.Path], None] | None = None,
 ) -> None:
   """Writes a model folder, which is afterwards complete; replaces an old one.
@@ -88,7 +88,7 @@ def save_model(
     config: `T5Config.to_dict()`.
     params: pytree of arrays.
     step: of training.
-    metrics: for which the model was kept.
+    metrics: for which the model was kept, and how they were measured.
     also: writes more files into the folder, e.g. the vocabulary.
   """
   folder = pathlib.Path(folder).absolute()
@@ -113,7 +113,7 @@ def write(
     config: dict[str, Any],
     params: Any,
     step: int,
-    metrics: dict[str, float] | None = None,
+    metrics: dict[str, Any] | None = None,
     also: Callable[[epath.Path], None] | None = None,
 ) -> None:
   """Writes all of it into a folder; arguments as above."""

@@ -61,7 +61,8 @@ class Metric(NamedTuple):
   """A measured number.
 
   Attributes:
-    value: in `unit`.
+    value: in `unit`; one that is not finite is null in the file, and nan when
+      it is read.
     standard_error: over examples, or None where there is none.
     count: number of examples, or of repetitions of a time.
     unit: 'nats/token', 'tokens/block', 's'; '1' for a ratio.
@@ -152,7 +153,7 @@ def write(
     }
   if not _is_writer():
     return line
-  text = json.dumps(line)
+  text = _dumps(line)
   path.parent.mkdir(parents=True, exist_ok=True)
   _repair_end(path)
   # One system call: a process that dies truncates at most this line.
@@ -189,6 +190,9 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       raise errors.UserError(
           f'{path}, line {number} is not a result: {fault}. Remove the line.'
       )
+    for metric in parsed['metrics'].values():
+      if metric['value'] is None:
+        metric['value'] = math.nan
     lines.append(parsed)
   return lines
 
@@ -207,7 +211,7 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
   ]
   temporary = path.with_name(path.name + '.new')
   temporary.write_text(
-      ''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8'
+      ''.join(_dumps(line) + '\n' for line in kept), encoding='utf-8'
   )
   os.replace(temporary, path)
 
@@ -251,6 +255,17 @@ def _git() -> str:
   return done.stdout.strip() if done.returncode == 0 else ''
 
 
+def _dumps(line: dict[str, Any]) -> str:
+  """JSON, which knows no nan and no infinity."""
+  metrics = {
+      name: metric
+      if metric['value'] is not None and math.isfinite(metric['value'])
+      else {**metric, 'value': None}
+      for name, metric in line['metrics'].items()
+  }
+  return json.dumps({**line, 'metrics': metrics}, allow_nan=False)
+
+
 def _number(name: str, value: Any) -> float:
   if isinstance(value, (str, bytes)) or value is None:
     raise ValueError(f'Metric {name!r} is {value!r}, not a number.')
@@ -258,8 +273,8 @@ def _number(name: str, value: Any) -> float:
 
 
 def _error(name: str, value: Any) -> float | None:
-  """A standard error; None instead of nan, the error over one example."""
-  if value is None or math.isnan(_number(name, value)):
+  """A standard error; None unless finite: over one example it is nan."""
+  if value is None or not math.isfinite(_number(name, value)):
     return None
   return float(value)
 
@@ -305,7 +320,7 @@ def _fault(line: Any) -> str:
     for entry in Metric._fields:
       if entry not in metric:
         return f'metric {name!r} lacks {entry!r}'
-    if not isinstance(metric['value'], (int, float)):
+    if not isinstance(metric['value'], (int, float, type(None))):
       return f'metric {name!r} has the value {metric["value"]!r}'
     if not isinstance(metric['standard_error'], (int, float, type(None))):
       return f'metric {name!r} has the error {metric["standard_error"]!r}'

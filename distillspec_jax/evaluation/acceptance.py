@@ -65,7 +65,7 @@ def evaluate(
     target: str | loading.Loaded,
     draft: str | loading.Loaded,
     task: tasks.Task,
-    split: str = 'validation',
+    split: str | None = None,
     examples: int = 128,
     batch_size: int = 32,
     decodings: Sequence[decoding_lib.Decoding] | None = None,
@@ -89,7 +89,7 @@ def evaluate(
     target: folder of a model or of a run, or a model.
     draft: likewise.
     task: whose inputs.
-    split: of the task.
+    split: of the task; default: 'test', or 'validation' if there is none.
     examples: from the start of the split; all there are if it has fewer.
     batch_size: sequences at a time; has no influence on the numbers.
     decodings: default: greedy and temperature 1 in blocks of five.
@@ -108,6 +108,7 @@ def evaluate(
   folder = store.check_writable(run)
   locks.check_free(folder)
   target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
+  split = examples_lib.final_split(task, split)
   batches = examples_lib.first(task, split, examples, batch_size)
   judges_quality = bool(task.metrics) and target.vocabulary is not None
   lines: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 import hashlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,26 @@ from distillspec_jax.core import randomness
 from distillspec_jax.core import types
 from distillspec_jax.data import batches as batches_lib
 from distillspec_jax.data import tasks
+from distillspec_jax.distributed import hosts
+
+
+def final_split(task: tasks.Task, split: str | None) -> str:
+  """The split to measure on: the given one, or 'test', or else 'validation'.
+
+  Training chooses the step that it keeps on 'validation': what is measured
+  there is a little too good, which is printed.
+  """
+  if split is not None or 'test' in task.splits:
+    return split or 'test'
+  if hosts.is_first():
+    print(
+        f'distillspec: task {task.name!r} has no split test, so it is measured'
+        ' on validation, whose first examples also choose the step that'
+        f' training keeps. Give it one, such as {type(task).__name__}.test.',
+        file=sys.stderr,
+    )
+  return 'validation'
+
 
 
 def first(

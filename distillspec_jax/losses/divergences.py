@@ -121,6 +121,9 @@ def total_variation(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
 
   Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, section 3.2.
 
+  The gradient is 0 where p equals q bit by bit; where rounding alone separates
+  them it is not small, unlike that of the other divergences.
+
   Args:
     p_logits: float[..., V] target logits.
     q_logits: float[..., V] draft logits, warped exactly as when sampling.

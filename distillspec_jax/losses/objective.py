@@ -36,13 +36,25 @@ from distillspec_jax.losses import divergences
 LogitsFn = Callable[[jax.Array], jax.Array]
 
 
-def masked_sum(values: jax.Array, mask: jax.Array) -> types.Mean:
-  """Sums values float32[B, T] where mask bool[B, T] is true."""
+def masked_sum(
+    values: jax.Array, mask: jax.Array, axis: int | None = None
+) -> types.Mean:
+  """Sums values float32[B, T] where mask bool[B, T] is true.
+
+  Args:
+    values: float32[B, T].
+    mask: bool[B, T].
+    axis: that is summed over; None: both.
+  """
   shapes.bind_shapes(values=(values, 'B T'), mask=(mask, 'B T'))
   # `where`, not a product: 0 * inf is nan. The gradient still sees inf, so
   # the functions below set masked logits to 0 before the divergence.
-  total = jnp.sum(values, where=mask, dtype=jnp.float32)
-  return types.Mean(total, count=jnp.sum(mask, dtype=jnp.float32))
+  total = jnp.sum(values, axis, where=mask, dtype=jnp.float32)
+  return types.Mean(total, count=jnp.sum(mask, axis, dtype=jnp.float32))
+
+
+# [B, T] -> [B]
+_row_sums = functools.partial(masked_sum, axis=1)
 
 
 def distillation(
@@ -55,6 +67,7 @@ def distillation(
     divergence: divergences.Divergence,
     chunk: int = 8,
     vocabulary: trimmed_vocabulary.TrimmedVocabulary | None = None,
+    by_row: bool = False,
 ) -> dict[str, types.Mean]:
   """The divergence of the draft from the target over the tokens under the mask.
 
@@ -79,6 +92,7 @@ def distillation(
     chunk: positions of T at a time.
     vocabulary: of `q_logits_fn`, where it is trimmed; the divergence must be
       finite for q = 0, as `divergences.covered_forward_kl` is.
+    by_row: one mean for each row, total and count float32[B].
 
   Returns:
     Means over tokens: 'loss' (the divergence), 'acceptance' (chance that the
@@ -110,21 +124,22 @@ def distillation(
     known_labels, known, shares = _known(vocabulary, labels, mask)
     cross_entropy = divergences.cross_entropy(q_logits, known_labels)
     return {
-        'loss': masked_sum(loss, mask),
-        'acceptance': masked_sum(divergences.acceptance(p, q), mask),
-        'cross_entropy': masked_sum(cross_entropy, known),
-        'target_cross_entropy': masked_sum(
+        'loss': _row_sums(loss, mask),
+        'acceptance': _row_sums(divergences.acceptance(p, q), mask),
+        'cross_entropy': _row_sums(cross_entropy, known),
+        'target_cross_entropy': _row_sums(
             divergences.cross_entropy(p_logits, labels), mask
         ),
-        'agreement': masked_sum(p_best == q_best, mask),
+        'agreement': _row_sums(p_best == q_best, mask),
         **shares,
     }
 
   p_hidden = jax.lax.stop_gradient(p_hidden)
   functions = _tree(p_logits_fn), _tree(q_logits_fn)
-  return _sum_over_chunks(
+  sums = _sum_over_chunks(
       measure, functions, chunk, mask, p_hidden, q_hidden, labels
   )
+  return sums if by_row else jax.tree.map(jnp.sum, sums)
 
 
 def supervised(
@@ -136,6 +151,7 @@ def supervised(
     label_smoothing: float = 0.0,
     chunk: int = 8,
     vocabulary: trimmed_vocabulary.TrimmedVocabulary | None = None,
+    by_row: bool = False,
 ) -> dict[str, types.Mean]:
   """The cross-entropy on given labels over the tokens under the mask.
 
@@ -148,6 +164,7 @@ def supervised(
     label_smoothing: see `divergences.cross_entropy`.
     chunk: positions of T at a time.
     vocabulary: of `q_logits_fn`, where it is trimmed.
+    by_row: see `distillation`.
 
   Returns:
     Means over tokens: 'loss' (with the options), 'cross_entropy' (without),
@@ -168,14 +185,15 @@ def supervised(
     cross_entropy = divergences.cross_entropy(logits, labels)
     right = (jnp.argmax(logits, -1) == labels) & known
     return {
-        'loss': masked_sum(loss, known),
-        'cross_entropy': masked_sum(cross_entropy, known),
-        'accuracy': masked_sum(right, mask),
+        'loss': _row_sums(loss, known),
+        'cross_entropy': _row_sums(cross_entropy, known),
+        'accuracy': _row_sums(right, mask),
         **shares,
     }
 
   functions = (_tree(q_logits_fn),)
-  return _sum_over_chunks(measure, functions, chunk, mask, q_hidden, labels)
+  sums = _sum_over_chunks(measure, functions, chunk, mask, q_hidden, labels)
+  return sums if by_row else jax.tree.map(jnp.sum, sums)
 
 
 def _tree(function: LogitsFn) -> jax.tree_util.Partial:
@@ -200,7 +218,7 @@ def _known(vocabulary, labels, mask):
   if vocabulary is None or vocabulary.is_full:
     return labels, mask, {}
   index, is_kept = vocabulary.to_indices(labels)
-  return index, mask & is_kept, {'uncovered': masked_sum(~is_kept, mask)}
+  return index, mask & is_kept, {'uncovered': _row_sums(~is_kept, mask)}
 
 
 def _with_rest(q_logits):
@@ -223,7 +241,7 @@ def _sum_over_chunks(
     mask: jax.Array,
     *arrays: Any,
 ) -> dict[str, types.Mean]:
-  """Adds up measure(functions, mask, *arrays) over chunks of axis 1.
+  """Adds up measure(functions, mask, *arrays), by row, over chunks of axis 1.
 
   Args:
     measure: of the functions and [B, chunk, ...] of each array.
@@ -258,9 +276,8 @@ def _sum_over_chunks(
       return None, measure(functions, mask & fresh[None], *others)
 
     _, sums = jax.lax.scan(body, None, jnp.arange(0, length, chunk))
-    return jax.tree.map(lambda parts: jnp.sum(parts, axis=0)[None], sums)
+    return jax.tree.map(lambda parts: jnp.sum(parts, axis=0), sums)
 
   # The gradient of what the functions hold is added up over devices here, once,
   # and not chunk by chunk.
-  sums = mesh.shard_over_batch(over_chunks, functions, arrays)
-  return jax.tree.map(lambda parts: jnp.sum(parts, axis=0), sums)
+  return mesh.shard_over_batch(over_chunks, functions, arrays)

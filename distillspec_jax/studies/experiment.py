@@ -200,8 +200,9 @@ def _write_samples(
   )
   texts = []
   for name in ('fine-tuned', 'distilled'):
+    split = 'test' if 'test' in task.splits else 'validation'
     batches = batches_lib.batches(
-        task, 'validation', count, seed=0, shuffle=False, num_epochs=1
+        task, split, count, seed=0, shuffle=False, num_epochs=1
     )
     texts += sample_texts.collect(
         model,

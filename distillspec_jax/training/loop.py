@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import itertools
+import math
 import signal
 import sys
 import time
@@ -50,6 +52,12 @@ from distillspec_jax.training import step as step_lib
 from distillspec_jax.training import tensorboard
 from distillspec_jax.training import validation as validation_lib
 
+# Metrics that must be finite, in words.
+_FINITE = {
+    'loss': 'loss',
+    'gradient_norm': 'norm of the gradient',
+    'parameter_norm': 'norm of the parameters after it',
+}
 # Examples on which a shared encoder's projection is fitted.
 _FITTED_ON = 512
 
@@ -97,7 +105,7 @@ def train(
   moments = None
   if start.with_optimizer:
     moments = _moments(start.checkpoint, steps.num_steps)
-  judge = _judge(training.validation, target, trained, task)
+  judge, measure = _judge(training, target, task)
   # All that can fail on the data fails here, before anything is written.
   held_out = _first(
       task, 'validation', training.validation.examples, steps.batch_size, mesh
@@ -122,7 +130,8 @@ def train(
           step=jax.device_put(jnp.int32(moments.step), state.step.sharding),
           optimizer=optimizers.with_adafactor_moments(state.optimizer, moments),
       )
-    best = None
+    selection = validation_lib.Selection(training.validation.keep)
+    done = None
     found = checkpoints.restore_last(
         abstract,
         lambda done, extra: resumption.check(
@@ -133,10 +142,11 @@ def train(
       done, state, extra = found
       changed = resumption.changes(extra, settings)
       resumption.announce(folder, done, changed, steps.num_steps)
-      if not resumption.affects_scores(changed):
-        best = extra['best']
+      selection.restore(extra['best'])
+      if resumption.affects_scores(changed):
+        selection.best = None
     first = int(state.step)
-    recorder = _Recorder(folder, task, target, seed, first, lock)
+    recorder = _Recorder(folder, task, target, seed, done, lock)
     if hosts.is_first():
       if found is None:
         resumption.store_vocabulary(folder, trained.vocabulary)
@@ -158,12 +168,12 @@ def train(
     )
 
     def keep_if_best(step: int) -> None:
-      nonlocal best
+      recorder.check()
       score = judge(trained.model.replace(params=state.params), held_out)
-      recorder.score(step, score)
-      if best is None or score.score > best:
-        best = score.score
-        _save_best(folder, trained, state.params, step, score)
+      is_kept = selection.takes(step, score)
+      recorder.score(step, score, selection)
+      if is_kept:
+        _save_best(folder, trained, state.params, selection, score, measure)
 
     if found is None:
       keep_if_best(first)
@@ -194,12 +204,16 @@ def train(
         stop = hosts.stop_here(bool(interrupted))
         if done % steps.checkpoint_every == 0 or done == last or stop:
           recorder.flush(done, float(learning_rate(number)))
+          best = selection.to_dict()
           checkpoints.save(done, state, {'best': best, **extra})
+          recorder.saved = done
         if stop:
           checkpoints.wait()
           if interrupted == [signal.SIGINT]:
             raise KeyboardInterrupt
           raise errors.Terminated
+  if hosts.is_first():
+    print(selection.describe(folder.name, measure, last), file=sys.stderr)
   return str(folder / 'best')
 
 
@@ -289,18 +303,23 @@ def _from_checkpoint(
 
 
 def _judge(
-    validation: settings_lib.Validation,
+    training: settings_lib.Training,
     target: loading.Loaded | None,
-    trained: loading.Loaded,
     task: tasks.Task,
-) -> Callable[..., validation_lib.Score]:
-  """(model, batches) -> its score."""
-  if target is None:
-    return validation_lib.cross_entropy
-  decoding = validation.decoding_for(task.label_length)
-  return lambda model, batches: validation_lib.block_efficiency(
-      target.model, model, batches, decoding
-  )
+) -> tuple[Callable[..., validation_lib.Score], str]:
+  """(model, batches) -> its score, and in words what that is."""
+  validation = training.validation
+  if target is None or validation.measure == 'loss':
+    model = None if target is None else target.model
+    judge = functools.partial(validation_lib.loss, training.method, model)
+    measure = 'loss on the labels'
+  else:
+    decoding = validation.decoding_for(task.label_length)
+    measure = f'block efficiency, {decoding.label()}'
+    judge = functools.partial(
+        validation_lib.block_efficiency, target.model, decoding=decoding
+    )
+  return functools.partial(judge, examples=validation.examples), measure
 
 
 def _moments(checkpoint: str | None, num_steps: int) -> optimizers.Moments:
@@ -365,13 +384,18 @@ def _progress_text(values: dict[str, float]) -> str:
   return '  '.join(f'{name} {values[name]:.3f}' for name in names)
 
 
-def _save_best(folder, trained, params, step, score) -> None:
+def _save_best(folder, trained, params, selection, score, measure) -> None:
   model_folder.save_model(
       folder / 'best',
       trained.config.to_dict(),
       params,
-      step,
-      metrics={score.name: score.value},
+      selection.step,
+      metrics={
+          score.name: score.value,
+          'examples': len(score.totals),
+          'measure': measure,
+          'keep': selection.keep,
+      },
       also=lambda path: vocabularies.save(trained.vocabulary, path),
   )
 
@@ -407,11 +431,14 @@ def _interruptions():
 class _Recorder:
   """Collects step metrics on the device and writes them window by window.
 
-  Results of steps that a restart repeats are written once: lines after the
-  restored checkpoint are dropped when it starts.
+  Results of steps that a restart repeats are written once: what lies after the
+  restored checkpoint, or all where there is none, is dropped when it starts.
+
+  Attributes:
+    saved: step of the latest checkpoint, None where there is none.
   """
 
-  def __init__(self, folder, task, target, seed, start, lock):
+  def __init__(self, folder, task, target, seed, saved, lock):
     self._folder = folder
     self._lock = lock
     self._seed = seed
@@ -419,8 +446,10 @@ class _Recorder:
     self._target = target.name if target else None
     self._steps: list[tuple[int, dict[str, types.Mean]]] = []
     self._time = time.perf_counter()
-    self._writer = tensorboard.MetricsWriter(folder / 'metrics')
-    results.drop_after(folder, start)
+    self.saved = saved
+    last = -1 if saved is None else saved
+    self._writer = tensorboard.MetricsWriter(folder / 'metrics', last)
+    results.drop_after(folder, last)
 
   def __enter__(self):
     self._time = time.perf_counter()
@@ -432,12 +461,35 @@ class _Recorder:
   def step(self, number: int, metrics: dict[str, types.Mean]) -> None:
     self._steps.append((number, metrics))
 
+  def check(self) -> None:
+    """Raises Failed at the first step whose numbers are not finite.
+
+    They are the same on all hosts, which therefore end together.
+    """
+    self._steps = jax.device_get(self._steps)
+    for number, metrics in self._steps:
+      values = {
+          what: float(metrics[name].total) for name, what in _FINITE.items()
+      }
+      if not all(map(math.isfinite, values.values())):
+        listed = ', '.join(
+            f'{what} {value:g}' for what, value in values.items()
+        )
+        last = 'There is no checkpoint yet'
+        if self.saved is not None:
+          last = f'The last good checkpoint is of step {self.saved}'
+        raise errors.Failed(
+            f'{self._folder}: training stops at step {number}, which is not'
+            f' finite: {listed}. {last}. Lower Optimizer.learning_rate, raise'
+            ' Optimizer.warmup_steps, or set Optimizer.max_gradient_norm.'
+        )
+
   def flush(self, number: int, learning_rate: float) -> dict[str, float]:
     """Writes the steps since the last call; returns the window's means."""
     if not self._steps:
       return {}
-    fetched = jax.device_get(self._steps)
-    self._steps = []
+    self.check()
+    fetched, self._steps = self._steps, []
     window: dict[str, types.Mean] = {}
     for at, metrics in fetched:
       for name, mean in metrics.items():
@@ -446,7 +498,8 @@ class _Recorder:
         window[name] = window[name].merge(mean) if name in window else mean
     elapsed = time.perf_counter() - self._time
     self._time = time.perf_counter()
-    tokens = float(window['loss'].count)
+    # Not those of the loss, which may be sequences.
+    tokens = float(window['cross_entropy'].count)
     values = {name: float(mean.value()) for name, mean in window.items()}
     rename = {'acceptance': 'expected_acceptance'}
     values = {rename.get(k, k): v for k, v in values.items()}
@@ -473,13 +526,33 @@ class _Recorder:
         },
         split='train',
     )
+    # Before a checkpoint of this step can be complete.
+    self._writer.flush()
     return values
 
-  def score(self, number: int, score: validation_lib.Score) -> None:
-    """Writes the outcome of a validation."""
+  def score(self, number, score, selection) -> None:
+    """Writes and prints the outcome of a validation.
+
+    Raises:
+      Failed: it is not finite.
+    """
+    if not math.isfinite(score.value):
+      raise errors.Failed(
+          f'{self._folder}: at step {number} the validation {score.name} is'
+          f' {score.value:g}. Judge by another Validation.measure, or check the'
+          ' models.'
+      )
     self._writer.write(number, {f'validation/{score.name}': score.value})
-    metric = results.Metric(score.value, None, score.examples, score.unit)
-    self._write(number, {score.name: metric}, split='validation')
+    self._writer.flush()
+    if hosts.is_first():
+      text = f'{self._folder.name}: step {number}: validation {score}'
+      print(text, file=sys.stderr, flush=True)
+    count = len(score.totals)
+    metrics = {
+        score.name: results.Metric(*score.estimate(), count, score.unit),
+        'best_step': results.Metric(selection.step, None, count, 'step'),
+    }
+    self._write(number, metrics, split='validation')
     # Judging is not training: it does not count in the rate.
     self._time = time.perf_counter()
 

@@ -18,6 +18,7 @@ import dataclasses
 from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.losses import divergences
+from distillspec_jax.models import config as config_lib
 from distillspec_jax.sampling import decoding as decoding_lib
 
 
@@ -37,17 +38,24 @@ class Method:
     beta: of 'jsd', in (0, 1); None is its default, 0.5.
     fixed_fraction: lambda_1 of algorithm 1.
     draft_fraction: lambda_2 of algorithm 1.
-    temperature: at which tokens are sampled for training.
+    temperature: at which tokens are sampled for training. The paper samples at
+      1; 0.5 favours greedy decoding.
+    dropout_rate: of the model in training. Default: as configured in fine-
+      tuning, and 0 in every method that needs a target: the draft is judged,
+      and its tokens are sampled, without dropout.
     z_loss: weight of log(Z)^2 in the cross-entropy.
     label_smoothing: mass spread over all tokens in the cross-entropy.
-    reduction: 'mean' over the tokens of a batch, or their 'sum', as in t5x.
+    reduction: 'mean' over the tokens of a batch; 'sequence_mean', which first
+      averages over the tokens of each sequence, as the paper does; or the
+      'sum' over tokens, as in t5x.
   """
 
   divergence: str | divergences.Divergence = 'cross_entropy'
   beta: float | None = None
   fixed_fraction: float = 1.0
   draft_fraction: float = 1.0
-  temperature: float = 1.0
+  temperature: float = 0.5
+  dropout_rate: float | None = None
   z_loss: float = 0.0
   label_smoothing: float = 0.0
   reduction: str = 'mean'
@@ -62,7 +70,16 @@ class Method:
     check.in_interval(
         decoding_lib.TEMPERATURES, owner='Method', temperature=self.temperature
     )
-    check.one_of(('mean', 'sum'), owner='Method', reduction=self.reduction)
+    check.in_interval('[0, inf)', owner='Method', z_loss=self.z_loss)
+    check.in_interval(
+        '[0, 1)', owner='Method',
+        label_smoothing=self.label_smoothing,
+        dropout_rate=self.dropout_rate or 0.0,
+    )  # fmt: skip
+    check.one_of(
+        ('mean', 'sequence_mean', 'sum'), owner='Method',
+        reduction=self.reduction,
+    )  # fmt: skip
     if self.is_distillation:
       self.divergence_function()
       if self.z_loss or self.label_smoothing:
@@ -91,6 +108,13 @@ class Method:
         )
       return self.divergence
     return divergences.named(self.divergence, self.beta, covered)
+
+  def configure(self, config: config_lib.T5Config) -> config_lib.T5Config:
+    """The configuration with the dropout that the model is trained with."""
+    rate = self.dropout_rate
+    if rate is None:
+      rate = 0.0 if self.needs_target else config.dropout_rate
+    return dataclasses.replace(config, dropout_rate=rate)
 
   @property
   def divergence_name(self) -> str:

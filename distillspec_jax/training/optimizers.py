@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.training import schedules
 
@@ -73,11 +74,7 @@ class Optimizer:
   max_gradient_norm: float | None = None
 
   def __post_init__(self):
-    if self.name not in ('adafactor', 'adamw'):
-      raise errors.UserError(
-          f"Optimizer.name is {self.name!r}; it must be 'adafactor' or"
-          " 'adamw'."
-      )
+    check.one_of(('adafactor', 'adamw'), owner='Optimizer', name=self.name)
     if isinstance(self.learning_rate, schedules.Factors):
       for field in dataclasses.fields(self):
         value = getattr(self, field.name)
@@ -87,22 +84,29 @@ class Optimizer:
               ' learning_rate is a schedule of t5x. Leave it out, and set'
               ' Factors.factors and Factors.warmup_steps.'
           )
-    elif not self.learning_rate > 0.0:
-      raise errors.UserError(
-          f'Optimizer.learning_rate is {self.learning_rate}; it must be'
-          ' greater than 0.'
+    else:
+      check.in_interval(
+          '(0, inf)', owner='Optimizer', learning_rate=self.learning_rate
       )
-    if self.warmup_steps < 0:
-      raise errors.UserError(
-          f'Optimizer.warmup_steps is {self.warmup_steps}; it must be at least'
-          ' 0.'
+    check.at_least(0, owner='Optimizer', warmup_steps=self.warmup_steps)
+    check.at_least(
+        1, owner='Optimizer', min_dim_size_to_factor=self.min_dim_size_to_factor
+    )
+    check.in_interval(
+        '[0, 1]', owner='Optimizer',
+        cooldown_from=self.cooldown_from, final_fraction=self.final_fraction,
+    )  # fmt: skip
+    check.in_interval('[0, 1)', owner='Optimizer', b1=self.b1, b2=self.b2)
+    check.in_interval(
+        '[0, inf)', owner='Optimizer', weight_decay=self.weight_decay
+    )
+    if self.max_gradient_norm is not None:
+      check.in_interval(
+          '(0, inf)',
+          owner='Optimizer',
+          hint='None does not limit it',
+          max_gradient_norm=self.max_gradient_norm,
       )
-    for field in ('cooldown_from', 'final_fraction'):
-      if not 0.0 <= getattr(self, field) <= 1.0:
-        raise errors.UserError(
-            f'Optimizer.{field} is {getattr(self, field)}; it must lie in'
-            ' [0, 1].'
-        )
 
   def schedule(self, num_steps: int) -> optax.Schedule:
     """Step (from 0) -> learning rate.

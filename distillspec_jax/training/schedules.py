@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 
 _FACTORS = (
@@ -67,16 +68,20 @@ class Factors:
           f'Factors.factors has {", ".join(map(repr, unknown))}; known are'
           f' {", ".join(_FACTORS)}, joined by *.'
       )
-    if not self.base_learning_rate > 0.0:
-      raise errors.UserError(
-          f'Factors.base_learning_rate is {self.base_learning_rate}; it must be'
-          ' greater than 0.'
-      )
-    for field in ('warmup_steps', 'steps_per_decay', 'steps_per_cycle'):
-      if getattr(self, field) < 1:
-        raise errors.UserError(
-            f'Factors.{field} is {getattr(self, field)}; it must be at least 1.'
-        )
+    check.in_interval(
+        '(0, inf)', owner='Factors', base_learning_rate=self.base_learning_rate
+    )
+    check.in_interval(
+        '[0, inf)',
+        owner='Factors',
+        decay_factor=self.decay_factor,
+        min_learning_rate=self.min_learning_rate,
+    )
+    check.at_least(
+        1, owner='Factors', warmup_steps=self.warmup_steps,
+        steps_per_decay=self.steps_per_decay,
+        steps_per_cycle=self.steps_per_cycle,
+    )  # fmt: skip
 
   @property
   def names(self) -> list[str]:

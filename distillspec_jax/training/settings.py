@@ -125,6 +125,9 @@ class Steps:
         'checkpoint_every', 'keep_checkpoints',
     )  # fmt: skip
     check.at_least(1, **{name: getattr(self, name) for name in names})
+    # Steps are counted in int32; a batch of more rows fits nowhere.
+    check.at_least(1, most=2**31 - 1, num_steps=self.num_steps)
+    check.at_least(1, most=2**20, batch_size=self.batch_size)
     if self.batch_size % self.micro_batches:
       raise errors.UserError(
           f'micro_batches is {self.micro_batches}; it must divide the batch'
@@ -138,19 +141,31 @@ class Validation:
 
   Attributes:
     every: steps between validations.
-    examples: how many are judged.
+    examples: how many are judged, the first of the split 'validation'.
+    measure: 'greedy' or 'sampled' (at temperature 1): block efficiency; 'loss':
+      what the method minimises, on the labels. Default: block efficiency as
+      `decoding` says, and without a target the loss.
     decoding: with which block efficiency is measured, if there is a target;
       default: greedy, in blocks of up to five tokens.
+    keep: 'best': the latest step that is not worse than the best score by more
+      than the standard error of their difference; or 'last'.
   """
 
   every: int = 100
   examples: int = 64
+  measure: str | None = None
   decoding: decoding_lib.Decoding | None = None
+  keep: str = 'best'
 
   def __post_init__(self):
     check.at_least(
         1, owner='Validation', every=self.every, examples=self.examples
     )
+    check.one_of(
+        (None, 'greedy', 'sampled', 'loss'), owner='Validation',
+        measure=self.measure,
+    )  # fmt: skip
+    check.one_of(('best', 'last'), owner='Validation', keep=self.keep)
 
   def decoding_for(self, label_length: int) -> decoding_lib.Decoding:
     """The decoding for outputs of this length.
@@ -161,6 +176,9 @@ class Validation:
     decoding = self.decoding or decoding_lib.Decoding(
         drafting=decoding_lib.Drafting(length=min(5, label_length))
     )
+    temperature = {'greedy': 0.0, 'sampled': 1.0}.get(self.measure or '')
+    if temperature is not None:
+      decoding = decoding.replace(temperature=temperature)
     decoding = decoding.with_default_length(label_length)
     decoding.check_speculative()
     return decoding
@@ -211,6 +229,17 @@ class Training:
       raise errors.UserError(
           'Start.shared_encoder is True, but there is no target whose encoder'
           ' to share; set Target.checkpoint to the folder of one.'
+      )
+    if self.validation.measure in ('greedy', 'sampled') and not self.target:
+      raise errors.UserError(
+          f'Validation.measure is {self.validation.measure!r}, a block'
+          " efficiency, but there is no target; use 'loss', or set"
+          ' Target.checkpoint to the folder of one.'
+      )
+    if self.steps.pack and method.reduction == 'sequence_mean':
+      raise errors.UserError(
+          "Steps.pack is True, but Method.reduction is 'sequence_mean', which"
+          ' needs one sequence in a row. Set pack = False.'
       )
     if self.steps.pack and method.fixed_fraction < 1.0:
       raise errors.UserError(

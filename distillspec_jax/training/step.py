@@ -2,8 +2,8 @@
 
 labels     whose tokens, see `rollouts.py`
 gradient   of the summed loss, micro-batch by micro-batch
-update     by the sum, divided by the number of tokens of the whole batch unless
-           the method says otherwise
+update     by the sum, divided by the number of tokens (or of sequences) of the
+           whole batch unless the method says otherwise
 """
 
 from __future__ import annotations
@@ -93,10 +93,25 @@ def make_loss(
 ) -> Callable[..., tuple[jax.Array, Metrics]]:
   """(params, target, batch, prompt, dropout_key) -> (summed loss, metrics).
 
-  The loss is the sum over tokens in nats; its count is metrics['loss'].count.
+  The loss is the sum over tokens in nats, or, with the reduction
+  'sequence_mean', over sequences of the mean over their tokens; its count is
+  metrics['loss'].count.
   """
+  row_metrics = make_row_metrics(method, network)
 
-  def loss(params, target, batch, prompt, dropout_key):
+  def loss(*arguments):
+    metrics = jax.tree.map(jnp.sum, row_metrics(*arguments))
+    return metrics['loss'].total, metrics
+
+  return loss
+
+
+def make_row_metrics(
+    method: method_lib.Method, network: transformer.Transformer
+) -> Callable[..., Metrics]:
+  """As `make_loss`, but metrics alone, and of each row: Means of float32[B]."""
+
+  def row_metrics(params, target, batch, prompt, dropout_key):
     draft = model_lib.Model(params, network)
     if target is not None:
       prompt = model_lib.with_shared_encoding(prompt, target, draft)
@@ -115,6 +130,7 @@ def make_loss(
           z_loss=method.z_loss,
           label_smoothing=method.label_smoothing,
           vocabulary=draft.trimmed_vocabulary(),
+          by_row=True,
       )
     else:
       size = model_lib.common_vocabulary(target, draft)
@@ -135,10 +151,14 @@ def make_loss(
           batch.mask,
           method.divergence_function(covered=not vocabulary.is_full),
           vocabulary=vocabulary,
+          by_row=True,
       )
-    return metrics['loss'].total, metrics
+    if method.reduction == 'sequence_mean':
+      mean = metrics['loss']
+      metrics['loss'] = types.Mean(mean.value(), jnp.minimum(mean.count, 1.0))
+    return metrics
 
-  return loss
+  return row_metrics
 
 
 def make_step(
@@ -160,6 +180,9 @@ def make_step(
     UserError: the network has int8 weights.
   """
   network.config.require_float('trained')
+  network = transformer.Transformer(
+      method.configure(network.config), network.layout
+  )
   gradient = jax.grad(make_loss(method, network), has_aux=True)
 
   def step(state, target, batch):
@@ -186,7 +209,7 @@ def make_step(
           gradient, state.params, target, batch, prompt, dropout_key,
           micro_batches,
       )  # fmt: skip
-    if method.reduction == 'mean':
+    if method.reduction != 'sum':
       count = jnp.maximum(metrics['loss'].count, 1.0)
       gradients = jax.tree.map(lambda g: g / count, gradients)
     updates, optimizer_state = optimizer.update(
@@ -198,9 +221,13 @@ def make_step(
     metrics['draft_tokens'] = types.Mean(
         (source == rollouts.DRAFT).astype(jnp.float32), jnp.float32(1.0)
     )
+    params = optax.apply_updates(state.params, updates)
+    metrics['parameter_norm'] = types.Mean(
+        optax.tree.norm(params), jnp.float32(1.0)
+    )
     new_state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         optimizer=optimizer_state,
     )
     return new_state, metrics

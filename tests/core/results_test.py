@@ -52,13 +52,24 @@ def test_provenance_names_code_configuration_seed_device_and_time(
   assert isinstance(provenance['git'], str)
 
 
-def test_a_standard_error_of_nan_becomes_none(tmp_path):
-  line = add(
-      tmp_path / 'results.jsonl', x=results.Metric(math.inf, math.nan, 1, 's')
-  )
-  assert line['metrics']['x']['standard_error'] is None
-  read = results.read(tmp_path / 'results.jsonl')
-  assert read[0]['metrics']['x']['value'] == math.inf
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_the_file_is_json_whatever_was_measured(tmp_path, value):
+  path = tmp_path / 'results.jsonl'
+
+  def refuse(constant):
+    raise AssertionError(f'{constant} is no JSON')
+
+  def check():
+    line = json.loads(path.read_text(), parse_constant=refuse)
+    assert line['metrics']['step']['standard_error'] is None
+    (read,) = results.read(path)
+    assert math.isnan(read['metrics']['x']['value'])
+
+  number = results.Metric(1, value, 1, 's')
+  add(path, 'training', x=results.Metric(value, None, 1, 's'), step=number)
+  check()
+  results.drop_after(tmp_path, 1)
+  check()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import types
+from distillspec_jax.data import tasks
 from distillspec_jax.evaluation import examples
 from tests import tiny
 
@@ -94,3 +95,20 @@ def test_a_fingerprint_is_that_of_the_inputs(task):
   (batch,) = examples.first(task, 'validation', 6, 6)
   swapped = jax.tree.map(lambda x: x[::-1], batch)
   assert examples.fingerprint([batch]) != examples.fingerprint([swapped])
+
+
+@pytest.mark.parametrize(
+    'splits, given, expected, is_noted',
+    [
+        (('train', 'validation', 'test'), None, 'test', False),
+        (('train', 'validation', 'test'), 'validation', 'validation', False),
+        (('train', 'validation'), None, 'validation', True),
+        (('train', 'validation'), 'validation', 'validation', False),
+    ],
+)
+def test_what_chose_the_model_does_not_measure_it_if_there_is_else(
+    capsys, splits, given, expected, is_noted
+):
+  task = tasks.in_memory(pairs=dict.fromkeys(splits, [('a', 'b')]))
+  assert examples.final_split(task, given) == expected
+  assert ('has no split test' in capsys.readouterr().err) == is_noted

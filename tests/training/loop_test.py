@@ -1,5 +1,8 @@
+import collections
+import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import signal
@@ -29,6 +32,7 @@ from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
 from distillspec_jax.training import settings
+from distillspec_jax.training import tensorboard
 from tests import tiny
 
 MODEL = tiny.config(tiny.BYTES)
@@ -104,6 +108,17 @@ def params(folder):
   return loading.load(folder).model.params
 
 
+def scalars(folder):
+  """What TensorBoard reads, but for rates: (step, name) -> values."""
+  found = collections.defaultdict(list)
+  for path in sorted((folder / 'metrics').glob('*tfevents*')):
+    for event, _ in tensorboard._records(path):
+      for value in event.summary.value:
+        if value.tag != 'tokens_per_second':
+          found[event.step, value.tag].append(value.simple_value)
+  return found
+
+
 @pytest.mark.parametrize('distil', [False, True], ids=['fine-tune', 'distil'])
 def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(
     tmp_path, task, target, distil
@@ -113,24 +128,31 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(
     changes = {'start': target, 'target': target, 'method': ON_POLICY}
   train(tmp_path / 'whole', task, **changes)
 
-  # Stopped hard after step 4, one step after a checkpoint: step 4 is redone.
+  # Stopped hard: in the first step, when only step 0 is recorded and nothing
+  # is saved, twice; and in the second after a checkpoint: step 4 is redone.
   class Stop(Exception):
     pass
 
-  original = loop._Recorder.step
+  original, on_disk = loop._Recorder.step, []
 
   def stopping(self, number, metrics):
     original(self, number, metrics)
-    if number == 5:
+    if number == stop:
+      on_disk.append({step for step, _ in scalars(tmp_path / 'stopped')})
       raise Stop
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop._Recorder, 'step', stopping)
-    with pytest.raises(Stop):
-      train(tmp_path / 'stopped', task, **changes)
+    for stop in (1, 1, 5):  # noqa: B007
+      with pytest.raises(Stop):
+        train(tmp_path / 'stopped', task, **changes)
   train(tmp_path / 'stopped', task, **changes)
 
   assert lines(tmp_path / 'whole') == lines(tmp_path / 'stopped')
+  assert scalars(tmp_path / 'whole') == scalars(tmp_path / 'stopped')
+  assert {step for step, _ in scalars(tmp_path / 'whole')} == set(range(7))
+  assert on_disk[-1] >= {0, 1, 2, 3}  # before it was stopped
+  assert all(len(x) == 1 for x in scalars(tmp_path / 'stopped').values())
   assert latest_step(tmp_path / 'whole') == 6
   whole, stopped = (
       last_state(tmp_path / name) for name in ('whole', 'stopped')
@@ -209,6 +231,125 @@ def test_a_draft_with_a_trimmed_vocabulary_is_distilled_and_kept(
   assert len(kept) == 9
   assert 0.1 < values(tmp_path / 'run', 'uncovered')[0] < 0.9
   assert values(tmp_path / 'run', 'loss')[0] < 1.0
+
+
+def test_a_draft_with_dropout_has_nothing_to_learn_from_itself(
+    tmp_path, task, target
+):
+  conversion.convert(target, str(tmp_path / 'model'), to='hugging_face')
+  path = tmp_path / 'model' / 'config.json'
+  path.write_text(
+      json.dumps({**json.loads(path.read_text()), 'dropout_rate': 0.1})
+  )
+  start = str(tmp_path / 'model')
+  run = functools.partial(train, task=task, start=start, target=start)
+  run(tmp_path / 'run', method=ON_POLICY, num_steps=1)
+  (loss,) = values(tmp_path / 'run', 'loss')
+  assert abs(loss) < 1e-6
+  assert values(tmp_path / 'run', 'gradient_norm')[0] < 1e-5
+  # What is handed on is the model's own configuration.
+  assert loading.load(tmp_path / 'run').config.dropout_rate == 0.1
+  noisy = dataclasses.replace(ON_POLICY, dropout_rate=0.1)
+  run(tmp_path / 'noisy', method=noisy, num_steps=1)
+  assert values(tmp_path / 'noisy', 'loss')[0] > 1e-2
+
+
+# Which step is kept.
+
+HARMFUL = optimizers.Optimizer(name='adamw', learning_rate=1.0)
+
+
+def test_scores_are_printed_and_what_is_kept_is_recorded(tmp_path, task, capfd):
+  train(tmp_path / 'run', task)
+  err = capfd.readouterr().err
+  for step in (0, 3, 6):
+    assert f'run: step {step}: validation cross_entropy ' in err
+  assert 'run: best/ is step 6 of 6, chosen by loss on the labels' in err
+  assert 'WARNING' not in err
+  about = json.loads((tmp_path / 'run' / 'best' / 'model.json').read_text())
+  assert about['step'] == 6
+  *_, kept = values(tmp_path / 'run', 'cross_entropy')
+  assert about['metrics'] == {
+      'cross_entropy': kept,
+      'examples': 8,
+      'measure': 'loss on the labels',
+      'keep': 'best',
+  }
+  assert values(tmp_path / 'run', 'best_step') == [0, 3, 6]
+
+
+def test_an_untrained_draft_is_returned_with_a_warning_or_not_at_all(
+    tmp_path, task, target, capfd
+):
+  for keep in ('best', 'last'):
+    train(
+        tmp_path / keep, task, target, target=target, optimizer=HARMFUL,
+        method=ON_POLICY, num_steps=3,
+        validation=dataclasses.replace(VALIDATION, keep=keep),
+    )  # fmt: skip
+  err = capfd.readouterr().err
+  assert 'WARNING: best: best/ is step 0 of 3, chosen by block eff' in err
+  assert 'last: best/ is step 3 of 3, the last one' in err
+  as_it_came, best, last = map(
+      params, (target, tmp_path / 'best', tmp_path / 'last')
+  )
+  same = lambda *trees: all(
+      jax.tree.leaves(jax.tree.map(np.array_equal, *trees))
+  )
+  assert same(as_it_came, best) and not same(as_it_came, last)
+
+
+@pytest.mark.parametrize('measure', ['sampled', 'loss'])
+def test_the_measure_is_chosen(tmp_path, task, target, capfd, measure):
+  train(
+      tmp_path / 'run', task, target=target, method=ON_POLICY, num_steps=2,
+      validation=dataclasses.replace(VALIDATION, measure=measure),
+  )  # fmt: skip
+  err = capfd.readouterr().err
+  text = {'sampled': 'T = 1, block length 2', 'loss': 'loss on the labels'}
+  assert f'{text[measure]}, on validation: ' in err
+
+
+# Numbers that are not finite.
+
+
+class Exploding:
+  """An optimizer of one's own: plain descent that bursts at a step."""
+
+  def __init__(self, at=None, learning_rate=1e38):
+    self.at, self.learning_rate = at, learning_rate
+
+  def schedule(self, num_steps):
+    at = num_steps if self.at is None else self.at - 1
+    return lambda step: jnp.where(step == at, self.learning_rate, 0.01)
+
+  def build(self, num_steps):
+    return optax.sgd(self.schedule(num_steps))
+
+
+def test_training_stops_where_numbers_are_not_finite(tmp_path, task):
+  folder = tmp_path / 'run'
+  stopped = 'stops at step 5, which is not finite: .*of step 3. Lower Opt'
+  with pytest.raises(errors.Failed, match=stopped):
+    train(folder, task, optimizer=Exploding(5), log_every=10)
+  assert latest_step(folder) == 3
+  assert values(folder, 'step')[-1] == 3
+  for state in (last_state(folder)['params'], params(folder)):
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+  # With another rate it resumes.
+  train(folder, task, optimizer=Exploding())
+  assert latest_step(folder) == 6
+
+
+@pytest.mark.parametrize('rate', [1e38, math.nan])
+def test_without_a_good_step_there_is_no_checkpoint(tmp_path, task, rate):
+  with pytest.raises(errors.Failed, match='at step 1, .*no checkpoint yet'):
+    train(
+        tmp_path / 'run', task, optimizer=Exploding(1, rate),
+        log_every=10, checkpoint_every=1,
+    )  # fmt: skip
+  assert latest_step(tmp_path / 'run') is None
+  assert 'NaN' not in (tmp_path / 'run' / 'results.jsonl').read_text()
 
 
 def test_packed_fine_tuning_runs(tmp_path, task):

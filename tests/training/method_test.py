@@ -1,8 +1,11 @@
+import math
+
 import pytest
 
 from distillspec_jax.core import errors
 from distillspec_jax.losses import divergences
 from distillspec_jax.training import method
+from tests import tiny
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,11 @@ def test_what_a_method_needs(changes, needs, from_draft, from_target):
         ({'fixed_fraction': 1.5}, 'fixed_fraction is 1.5'),
         ({'draft_fraction': -0.1}, 'draft_fraction is -0.1'),
         ({'temperature': -1.0}, 'Method.temperature is -1.0'),
+        ({'temperature': math.inf}, 'Method.temperature is inf'),
+        ({'dropout_rate': 1.0}, 'Method.dropout_rate is 1.0'),
+        ({'dropout_rate': 'x'}, "Method.dropout_rate is 'x'"),
+        ({'z_loss': math.inf}, 'Method.z_loss is inf'),
+        ({'label_smoothing': 1.0}, 'Method.label_smoothing is 1.0'),
         ({'reduction': 'max'}, "Method.reduction is 'max'"),
         ({'divergence': 'kl'}, "'kl'"),
         ({'divergence': 'jsd', 'beta': 1.0}, '1.0'),
@@ -60,6 +68,26 @@ def test_what_a_method_needs(changes, needs, from_draft, from_target):
 def test_bad_methods_are_refused(changes, message):
   with pytest.raises(errors.UserError, match=message):
     method.Method(**changes)
+
+
+SEQKD = {'fixed_fraction': 0.0, 'draft_fraction': 0.0}
+
+
+@pytest.mark.parametrize(
+    'changes, rate',
+    [
+        ({}, 0.1),  # fine-tuning: as configured
+        ({'dropout_rate': 0.0}, 0.0),
+        ({'dropout_rate': 0.3}, 0.3),
+        ({'divergence': 'forward_kl'}, 0.0),
+        (SEQKD, 0.0),
+        ({**SEQKD, 'dropout_rate': 0.3}, 0.3),
+    ],
+)
+def test_distillation_is_without_dropout_unless_it_is_set(changes, rate):
+  config = tiny.config(dropout_rate=0.1)
+  trained = method.Method(**changes).configure(config)
+  assert trained == tiny.config(dropout_rate=rate)
 
 
 def test_a_divergence_may_be_a_function():

@@ -35,6 +35,11 @@ def training(start=NEW, **changes):
         ),
         (settings.Validation, {'every': 0}, 'Validation.every is 0'),
         (settings.Validation, {'examples': 0}, 'Validation.examples is 0'),
+        (settings.Validation, {'measure': 'x'}, "Validation.measure is 'x'"),
+        (settings.Validation, {'keep': 'first'}, "Validation.keep is 'first'"),
+        (settings.Steps, {'batch_size': 10**12}, 'batch_size is 1000000000000'),
+        (settings.Steps, {'batch_size': 2.5}, 'batch_size is 2.5; it must be'),
+        (settings.Steps, {'num_steps': 2**31}, 'num_steps is 2147483648'),
     ],
 )
 def test_values_out_of_range_are_refused(group, changes, message):
@@ -80,6 +85,17 @@ def test_values_out_of_range_are_refused(group, changes, message):
             'has no function schedule; give an Optimizer',
         ),
         ({'optimizer': 'adamw'}, "'adamw' has no function build"),
+        (
+            {'validation': settings.Validation(measure='greedy')},
+            "measure is 'greedy', a block efficiency, but there is no target",
+        ),
+        (
+            {
+                'method': method_lib.Method(reduction='sequence_mean'),
+                'steps': settings.Steps(num_steps=1, pack=True),
+            },
+            "Method.reduction is 'sequence_mean', which needs one sequence",
+        ),
     ],
 )
 def test_groups_that_do_not_fit_together_are_refused(changes, message):
@@ -122,6 +138,19 @@ def test_drafts_are_judged_greedily_in_blocks_of_up_to_five(
   assert decoding == decoding_lib.Decoding(
       drafting=decoding_lib.Drafting(length=length),
       max_new_tokens=label_length,
+  )
+
+
+@pytest.mark.parametrize(
+    'measure, temperature', [('greedy', 0.0), ('sampled', 1.0), (None, 0.5)]
+)
+def test_the_measure_sets_the_temperature(measure, temperature):
+  decoding = decoding_lib.Decoding(
+      sampling=decoding_lib.Sampling(temperature=0.5)
+  )
+  judged = settings.Validation(measure=measure, decoding=decoding)
+  assert judged.decoding_for(12) == decoding.replace(
+      temperature=temperature, max_new_tokens=12
   )
 
 

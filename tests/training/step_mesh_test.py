@@ -117,7 +117,7 @@ def test_a_validation_on_a_mesh_is_that_on_one_device(shape):
     batches = [meshes.put(mesh, batch())]
     with jax.set_mesh(mesh):
       return (
-          validation.cross_entropy(draft, batches),
+          validation.loss(METHODS['on-policy'], target, draft, batches),
           validation.block_efficiency(target, draft, batches, DECODING),
       )
 

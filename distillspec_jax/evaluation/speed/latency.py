@@ -81,7 +81,7 @@ def benchmark(
     target: str | loading.Loaded,
     draft: str | loading.Loaded,
     task: tasks.Task,
-    split: str = 'validation',
+    split: str | None = None,
     batch_sizes: Sequence[int] = (1, 8),
     decodings: Sequence[decoding_lib.Decoding] | None = None,
     repeats: int = 5,
@@ -104,7 +104,7 @@ def benchmark(
     draft: likewise.
     task: whose inputs.
     split: of the task, from its start; after the last input comes the first
-      again.
+      again. Default: 'test', or 'validation' if there is none.
     batch_sizes: sequences decoded together.
     decodings: default: greedy in blocks of 2, 3 and 5.
     repeats: pairs of runs, each with the next inputs.
@@ -130,6 +130,7 @@ def benchmark(
   folder = store.check_writable(run)
   locks.check_free(folder)
   target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
+  split = examples_lib.final_split(task, split)
   inputs = [
       examples_lib.repeated(
           task, split, batch_size * repeats, batch_size, repeats
