@@ -19,6 +19,7 @@ import argparse
 from collections.abc import Collection, Sequence
 import difflib
 import re
+import shlex
 import sys
 import traceback
 import typing
@@ -35,6 +36,7 @@ from distillspec_jax.commands import plan
 from distillspec_jax.commands import quickstart
 from distillspec_jax.commands import report
 from distillspec_jax.commands import train
+from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.distributed import hosts
 
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
   """Runs a command line; returns the exit code."""
   try:
     command, options = parse(arguments)
+    configuration.set_command(shlex.join(['distillspec', *arguments]))
     COMMANDS[command].run(options)
   except errors.UserError as error:
     return _ended(2, gin_configuration.message(error))

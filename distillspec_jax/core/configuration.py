@@ -19,6 +19,7 @@ class Configuration(NamedTuple):
 
 
 _current = Configuration('', '')
+_command = ''
 
 
 def set_current(text: str) -> None:
@@ -29,6 +30,17 @@ def set_current(text: str) -> None:
 
 def current() -> Configuration:
   return _current
+
+
+def set_command(text: str) -> None:
+  """Says which command line this process runs."""
+  global _command
+  _command = text
+
+
+def command() -> str:
+  """The command line of this process; '' in Python."""
+  return _command
 
 
 def write(folder: pathlib.Path) -> None:

@@ -13,6 +13,9 @@ from these lines alone. Keys of `decoding` are those of `Decoding.describe`:
   lossless       whether the verifier is; None likewise
   model          of task quality: 'target', the draft's name, or 'pair' for
                  speculative decoding
+
+Of a line of kind 'run', which tells how a model was made, they are the settings
+of its training.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import math
 import os
 import pathlib
 import subprocess
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +37,9 @@ from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 
 FILE = 'results.jsonl'
+_last_line = time.monotonic()
 KINDS = (
+    'run',
     'training',
     'acceptance',
     'task_quality',
@@ -228,7 +234,15 @@ def provenance(seed: int) -> dict[str, Any]:
       'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       'jax': jax.__version__,
       'time_utc': now.strftime('%Y-%m-%dT%H:%M:%SZ'),
+      'seconds': round(_lap(), 3),  # since this process's previous line
+      'command': configuration.command(),
   }
+
+
+def _lap() -> float:
+  global _last_line
+  before, _last_line = _last_line, time.monotonic()
+  return _last_line - before
 
 
 def _is_writer() -> bool:

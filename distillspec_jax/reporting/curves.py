@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 from distillspec_jax.reporting import measurements
-from distillspec_jax.reporting import naming
+from distillspec_jax.reporting import runs as runs_lib
 
 
 class Curve(NamedTuple):
@@ -31,14 +31,14 @@ def curves(
     lines: Sequence[measurements.Line], metric: str, split: str = 'train'
 ) -> list[Curve]:
   """Curves of at least two points, in the order of first appearance."""
-  names = _names(lines)
+  names = runs_lib.names_of(lines)
   runs = collections.defaultdict(lambda: collections.defaultdict(dict))
   for line in lines:
     if line['split'] != split or metric not in line['metrics']:
       continue
     value = line['metrics'][metric]['value']
     if math.isfinite(value):
-      step, run = line['metrics']['step']['value'], _run(line)
+      step, run = line['metrics']['step']['value'], runs_lib.run_of(line)
       value = measurements.Value(value, None, 1, 1)
       runs[names[run]][step][run[1]] = value
   return [
@@ -52,20 +52,3 @@ def curves(
       for run, steps in runs.items()
       if len(steps) > 1
   ]
-
-
-def distillations(lines: Sequence[measurements.Line]) -> set[str]:
-  """Names of the runs that learned from a target."""
-  names = _names(lines)
-  return {names[_run(line)] for line in lines if line['target']}
-
-
-def _names(lines):
-  return naming.names({_run(line): None for line in lines})
-
-
-def _run(line):
-  folder, name = line.get('folder', ''), line['run']
-  if folder.rpartition('/')[2] != name:  # a file of several runs
-    folder = f'{folder}/{name}'
-  return folder, line['provenance']['seed']

@@ -334,7 +334,8 @@ def _legend(figure, ax, labels):
 
 def _look(label: str, labels: Sequence[str]) -> tuple[str, str, str]:
   """(colour, marker, hatch); those of unknown labels go by their order."""
-  others = [one for one in labels if one not in _LOOKS]
+  known = label.partition(' (')[0]  # without how it was made
+  others = [one for one in labels if one.partition(' (')[0] not in _LOOKS]
   place = others.index(label) if label in others else 0
-  role, *rest = _LOOKS.get(label, _OTHER_LOOKS[place % len(_OTHER_LOOKS)])
+  role, *rest = _LOOKS.get(known, _OTHER_LOOKS[place % len(_OTHER_LOOKS)])
   return _COLOURS[role], *rest

@@ -8,6 +8,7 @@ from distillspec_jax.reporting import curves
 from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
+from distillspec_jax.reporting import runs
 
 _TOKENS = 'tokens per target call'
 _NATS = 'nats per token'
@@ -155,12 +156,14 @@ def _wall_clock(study):
 
 
 def _training(study):
-  distilled = curves.distillations(study.training)
+  made = {run.name: run for run in runs.runs(study.training)}
 
   def select(metric, split, is_distillation):
-    for run, values in curves.curves(study.training, metric, split):
-      if (run in distilled) == is_distillation:
-        yield run, [drawing.Point(*point) for point in values.items()]
+    for name, values in curves.curves(study.training, metric, split):
+      if made[name].is_distillation == is_distillation:
+        how = made[name].divergence if is_distillation else ''
+        label = f'{name} ({how})' if how and how not in name else name
+        yield label, [drawing.Point(*point) for point in values.items()]
 
   for name, title, label, is_distillation, train, validation in (
       ('training_loss', 'Fine-tuning: cross-entropy', _NATS,
@@ -176,11 +179,11 @@ def _training(study):
         drawing.Series(run, points, 'band')
         for run, points in select(train, 'train', is_distillation)
     ]
-    runs = [one.label for one in series]
+    labels = [one.label for one in series]
     for run, points in select(validation, 'validation', is_distillation):
       series.append(
           drawing.Series('validation', points, 'open', run)
-          if run in runs
+          if run in labels
           else drawing.Series(run, points, 'line')
       )
     yield drawing.Panel(name, title, series, label, 'step')

@@ -6,7 +6,6 @@ where there is one: the additional steps alone gain something, too.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterable, Sequence
 import math
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 
 from distillspec_jax.core import statistics
 from distillspec_jax.reporting import measurements
+from distillspec_jax.reporting import runs
 
 BEFORE, AFTER, CONTROL = 'fine-tuned', 'distilled', 'fine-tuned longer'
 PRETRAINED = 'pretrained'  # a draft as it was published
@@ -249,20 +249,11 @@ def _changes(study, before, after):
 def _compute(study):
   """What the control and the distillation cost: steps, and time."""
   costs = {}
-  for name in (CONTROL, AFTER):
-    steps, seconds = collections.Counter(), collections.Counter()
-    for line in study.training:
-      metrics, seed = line['metrics'], line['provenance']['seed']
-      if line['run'].replace('_', ' ') == name and 'loss' in metrics:
-        steps[seed] = max(steps[seed], metrics['step']['value'])
-        rate = metrics.get('tokens_per_second', {'value': 0})
-        if rate['value']:
-          seconds[seed] += rate['count'] / rate['value']
-    if steps:
-      costs[name] = f'{max(steps.values()):.0f} steps'
-      if seconds:
-        mean = sum(seconds.values()) / len(seconds)
-        costs[name] += f' in {mean:.0f} s of training'
+  for run in runs.runs(study.training):
+    if run.name in (CONTROL, AFTER) and run.steps:
+      costs[run.name] = f'{max(run.steps.values()):.0f} steps'
+      if run.seconds:
+        costs[run.name] += f' in {runs.mean(run.seconds):.0f} s of training'
   if len(costs) < 2:
     return []
   words = '; '.join(f'{name}, {cost}' for name, cost in costs.items())

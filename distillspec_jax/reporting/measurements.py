@@ -92,7 +92,7 @@ class Study:
     split: of the task; '' if only training was recorded.
     target: name of the target, or None.
     lines: of measurements.
-    training: lines of the runs that trained the models.
+    training: lines of the runs that trained the models, and how.
   """
 
   task: str
@@ -122,7 +122,7 @@ def studies(lines: Sequence[Line]) -> list[Study]:
   groups: dict[tuple[str, str, str], list[Line]] = {}
   training: dict[str, list[Line]] = {}
   for line in lines:
-    if line['kind'] == 'training':
+    if line['kind'] in ('training', 'run'):
       training.setdefault(line['task'], []).append(line)
     else:
       key = (line['task'], line['split'], _without_seed(line['target']))

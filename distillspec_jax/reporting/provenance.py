@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Sequence
 
 from distillspec_jax.reporting import measurements
@@ -28,6 +29,8 @@ def entries(lines: Sequence[measurements.Line]) -> list[tuple[str, str]]:
           line['split'] for line in lines if line['kind'] != 'training'
       ),
       'target': _distinct(map(measurements.short_name, targets)),
+      'time': _times(lines),
+      'commands': _distinct(source.get('command', '') for source in sources),
       'results': f'{len(lines)} lines of results.jsonl',
   }
   return [(what, text) for what, text in values.items() if text]
@@ -59,6 +62,15 @@ def _seeds(lines):
 
 def _distinct(values: Iterable[str]) -> str:
   return ', '.join(value for value in dict.fromkeys(values) if value)
+
+
+def _times(lines):
+  """Seconds of each kind of work, loading and compilation included."""
+  seconds = collections.Counter()
+  for line in lines:
+    kind = line['kind'].replace('run', 'training').replace('_', ' ')
+    seconds[kind] += line['provenance'].get('seconds', 0.0)
+  return ', '.join(f'{name} {s:.0f} s' for name, s in seconds.items() if s)
 
 
 def _period(lines):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from distillspec_jax.reporting import measurements
+from distillspec_jax.reporting import runs as runs_lib
 
 _NONE = '–'
 
@@ -91,10 +92,50 @@ def tables(study: measurements.Study) -> list[Table]:
               *_qualities(measured['task_quality']),
           ),
       ),
+      _made(study),
       _table('Plans for TPU slices', measured['plan'], _PLAN),
       _certificates(study.lines),
   )
   return [table for table in drawn if table.body]
+
+
+def _made(study):
+  """How each model was trained."""
+  body = []
+  for run in runs_lib.runs(study.training):
+    get, size = run.settings.get, run.sizes.get('parameters')
+    start = get('start.checkpoint') or get('start.model') or ''
+    seconds, wall_s = runs_lib.mean(run.seconds), runs_lib.mean(run.wall_s)
+    body.append(
+        [
+            run.name,
+            run.divergence,
+            run.text,
+            '' if size is None else runs_lib.number(size),
+            measurements.short_name(str(start)),
+            f'{max(run.steps.values(), default=0):.0f}',
+            get('steps.batch_size', ''),
+            get('optimizer.name', ''),
+            get('optimizer.learning_rate', ''),
+            '' if seconds is None else f'{seconds:.0f}',
+            '' if not wall_s else f'{wall_s:.0f}',
+            len(run.wall_s),
+        ]
+    )
+  header = [
+      'run', 'divergence', 'text', 'parameters', 'starts from', 'steps',
+      'batch', 'optimizer', 'learning rate', 'training, s', 'in all, s',
+      'seeds',
+  ]  # fmt: skip
+  body = [[str(cell) or _NONE for cell in row] for row in body]
+  filled = [
+      i for i in range(len(header)) if any(row[i] != _NONE for row in body)
+  ]
+  return Table(
+      'How the models were made',
+      [header[i] for i in filled],
+      [[row[i] for i in filled] for row in body],
+  )
 
 
 def _breakdown(measured):
@@ -295,6 +336,11 @@ _MEANINGS = {
     'model': 'a model alone, decoding autoregressively, or the target with a'
     ' draft, decoding speculatively. A lossless verifier leaves the target’s'
     ' output distribution unchanged, whatever the draft.',
+    'text': 'whose text the run learned from: the dataset’s, or what the draft'
+    ' or the target sampled, and at which temperature.',
+    'parameters': 'of the model that was trained.',
+    'training, s': 'time of the steps on this machine, mean over seeds.',
+    'in all, s': 'with loading, compilation and validation.',
     'mesh': 'chips along the axes data × fsdp × tensor.',
     'memory, GiB': 'peak per chip in a training step, as the TPU compiler lays'
     ' it out. Nothing was run.',

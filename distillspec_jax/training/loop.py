@@ -44,6 +44,7 @@ from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer as transformer_lib
+from distillspec_jax.training import how_made
 from distillspec_jax.training import optimizers
 from distillspec_jax.training import resumption
 from distillspec_jax.training import settings as settings_lib
@@ -147,6 +148,7 @@ def train(
         selection.best = None
     first = int(state.step)
     recorder = _Recorder(folder, task, target, seed, done, lock)
+    how_made.record(folder, settings, trained, target, task, seed)
     if hosts.is_first():
       if found is None:
         resumption.store_vocabulary(folder, trained.vocabulary)

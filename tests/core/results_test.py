@@ -75,7 +75,7 @@ def test_the_file_is_json_whatever_was_measured(tmp_path, value):
 @pytest.mark.parametrize(
     'kind, metrics, message',
     [
-        ('speed', {}, "kind is 'speed'; it must be one of 'training'"),
+        ('speed', {}, "kind is 'speed'; it must be one of 'run'"),
         ('latency', {'x': results.Metric('1', None, 1, 's')}, "Metric 'x' is"),
         ('latency', {'x': results.Metric(None, None, 1, 's')}, "Metric 'x' is"),
     ],

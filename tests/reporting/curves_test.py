@@ -52,11 +52,6 @@ def test_splits_and_metrics_are_separate(made_up):
   assert curves.curves(lines, 'accuracy') == []
 
 
-def test_runs_with_a_target_are_distillations(made_up):
-  lines = list(made_up['training']((0,)))
-  assert curves.distillations(lines) == {'distilled'}
-
-
 def test_runs_in_different_folders_are_different_curves(made_up):
   lines = [
       line(
@@ -72,4 +67,3 @@ def test_runs_in_different_folders_are_different_curves(made_up):
   assert [(c.run, c.points[1].value, c.points[1].seeds) for c in found] == [
       ('kd', 1.5, 2), ('jsd', 6.0, 2),
   ]  # fmt: skip
-  assert curves.distillations(lines) == {'kd', 'jsd'}

@@ -26,6 +26,7 @@ def test_all_kinds_have_a_table(lines):
       'Lossy verification',
       'Wall clock',
       'Task quality',
+      'How the models were made',
   ]
 
 
@@ -162,5 +163,5 @@ def test_every_plan_has_a_row(made_up):
   assert dict(zip(table.header, table.body[2]))['step, s'] == '–'
 
 
-def test_a_study_without_measurements_has_no_tables(made_up):
-  assert draw(made_up['training']((0,))) == {}
+def test_a_study_without_measurements_has_one_table(made_up):
+  assert list(draw(made_up['training']((0,)))) == ['How the models were made']

@@ -95,7 +95,7 @@ def test_an_experiment_leaves_models_results_and_a_page(experiment):
       for path in run.rglob('results.jsonl')
       for line in results.read(path)
   }
-  assert kinds == {'training', 'acceptance', 'latency'}
+  assert kinds == {'run', 'training', 'acceptance', 'latency'}
   assert not list(run.rglob('*.incomplete'))
 
 
