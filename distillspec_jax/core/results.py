@@ -86,7 +86,7 @@ class Examples(NamedTuple):
   Attributes:
     inputs: identifies the inputs and their order.
     metrics: name -> columns [n]: (totals, counts) of a ratio of sums, or
-      (values,) of a mean.
+      (values,) of a mean. Those that are not finite are not written.
   """
 
   inputs: str
@@ -155,6 +155,7 @@ def write(
         'metrics': {
             name: [np.round(column, 6).tolist() for column in columns]
             for name, columns in examples.metrics.items()
+            if all(np.all(np.isfinite(column)) for column in columns)
         },
     }
   if not _is_writer():

@@ -36,7 +36,6 @@ def final_split(task: tasks.Task, split: str | None) -> str:
   return 'validation'
 
 
-
 def first(
     task: tasks.Task, split: str, examples: int, batch_size: int
 ) -> list[types.Batch]:

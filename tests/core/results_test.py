@@ -230,7 +230,9 @@ def test_examples_are_kept(tmp_path):
   results.write(
       tmp_path, 'acceptance', target=None, draft=None, task='', split='',
       decoding=None, metrics={'x': results.Metric(1.0, None, 2, '1')}, seed=0,
-      examples=results.Examples('abc', {'x': columns}),
+      examples=results.Examples(
+          'abc', {'x': columns, 'y': (np.array([1.0, np.nan]),)}
+      ),
   )  # fmt: skip
   _, line = results.read(path)
   assert line['examples'] == {
