@@ -160,14 +160,12 @@ def configured(
   # and fails if the working folder has a folder of that name.
   del gin.config._FILE_READERS[1:]
   try:
-    gin.parse_config_files_and_bindings(
-        [*files, *own],
-        [*options.gin_bindings, *bindings],
-        finalize_config=False,
-        print_includes_and_imports=False,
-    )
+    for file in (*files, *own):
+      gin.parse_config_file(file)
+    file = ''
+    gin.parse_config([*options.gin_bindings, *bindings])
   except _GIN_ERRORS as error:
-    raise errors.UserError(_explain(gin, error)) from error
+    raise errors.UserError(_explain(gin, error, file)) from error
   calls, problem = _check(gin, function, name, arguments)
   if options.list:
     for line in _listed(gin, calls):
@@ -251,17 +249,13 @@ def _check_read(
   read = {call.key(gin, a) for call in calls for a in call.bound(gin)}
   unread = [binding for binding in given if binding.key not in read]
   files = list(folder().rglob('*.gin'))
-  refused = [
-      binding
-      for binding in unread
-      if not binding.place
-      or not unread_names.could_be_read(gin, binding, files)
-  ]
-  if problem:
-    macros = [str(binding) for binding in refused if binding.is_macro]
+  unknown = unread_names.unknown(gin, unread, files)
+  if problem:  # which may be why others are not read
+    macros = [str(binding) for binding in unknown if binding.is_macro]
     if macros:
       problem += f' Nothing reads {", ".join(macros)}, which you gave.'
     raise errors.UserError(problem)
+  refused = [b for b in unread if not b.place or b in unknown]
   if refused:
     known = list(_parameters(gin, calls))
     texts = [
@@ -453,7 +447,7 @@ def _fits(kind: Any, annotation: Any, value: Any) -> bool:
   return issubclass(kind, wanted)
 
 
-def _explain(gin: Any, error: Exception) -> str:
+def _explain(gin: Any, error: Exception, file: str) -> str:
   """One line on what is wrong with the configuration, where, and near names."""
   text, _, place = str(error).partition('\n  In ')
   text = ' '.join(text.split())
@@ -461,6 +455,8 @@ def _explain(gin: Any, error: Exception) -> str:
     text = f'{error.msg.rstrip(".")} in {(error.text or "").strip()!r}.'
     if error.filename:
       text = f'{error.filename}:{error.lineno}: {text}'
+  if isinstance(error, tokenize.TokenError):
+    text = f'line {error.args[1][0]}: {error.args[0]}.'
   if isinstance(error, ModuleNotFoundError):
     text += (
         f'. Modules are searched in the working folder {os.getcwd()} and among'
@@ -477,6 +473,8 @@ def _explain(gin: Any, error: Exception) -> str:
     text = f'{where.group(1)}:{where.group(2)}: {text}'
   elif place:
     text += f' Given as {place.splitlines()[1].strip()!r}.'
+  elif file and file not in text:
+    text = f'{file}: {text}'
   return f'configuration: {text}{_hint(gin, text, place)}'
 
 

@@ -108,10 +108,12 @@ def _binding(gin: Any, statement: Any, place: str) -> Iterator[Binding]:
     yield Binding(key, f'{name}.{argument}', place)
 
 
-def could_be_read(
-    gin: Any, binding: Binding, ours: Collection[pathlib.Path]
-) -> bool:
-  """Whether another command could read it, with the package's files `ours`."""
+def unknown(
+    gin: Any, bindings: Sequence[Binding], ours: Collection[pathlib.Path]
+) -> list[Binding]:
+  """Those that no command could read, with the files `ours` of the package."""
+  if not bindings:
+    return []
   parser, references = gin.config.config_parser, References()
   names = references.names
   for path in ours:
@@ -124,13 +126,18 @@ def could_be_read(
     is_macro = reference.selector == 'gin.macro'
     last = () if is_macro else (reference.selector,)
     names.add('/'.join((*reference.scopes, *last)))
-  if binding.is_macro:
-    return binding.name in names
-  scope, selector, _ = binding.key
-  function = selector.rpartition('.')[2]
-  return scope in {'', *(name.rpartition('/')[0] for name in names)} and any(
-      re.search(rf'(^|[./]){function}$', name) for name in names
-  )
+  scopes = {'', *(name.rpartition('/')[0] for name in names)}
+  functions = {re.split('[./]', name)[-1] for name in names}
+  return [
+      binding
+      for binding in bindings
+      if binding.name not in names
+      and (
+          binding.is_macro
+          or binding.key[0] not in scopes
+          or binding.key[1].rpartition('.')[2] not in functions
+      )
+  ]
 
 
 def hint(name: str, known: Collection[str]) -> str:

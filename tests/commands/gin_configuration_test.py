@@ -209,7 +209,15 @@ def test_a_misspelt_parameter_names_file_line_and_near_names(capsys):
             N + "stages.train.method = 'jsd'",
             "method is 'jsd'; it must be .*Method",
         ),
-        ('x = (1,', 'EOF in multi-line statement'),
+        ('x = (1,', 'a.gin: line 4: EOF in multi-line statement'),
+        (
+            N + 'A = 1\nstages.train.method = 1',
+            'must be .*reads A .a.gin:4., w',
+        ),
+        (
+            N + 'stages.other.steps = %A\nA = 1\nstages.train.method = 1',
+            'must be Method.*None.$',
+        ),
         ("include 'none.gin'", 'a.gin:3: Unable to open file: none.gin'),
     ],
 )
