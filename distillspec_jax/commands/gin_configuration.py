@@ -503,7 +503,13 @@ def _hint(gin: Any, text: str, place: str) -> str:
         for name, function in functions.items()
         for parameter in inspect.signature(function).parameters
     ]
-    return unread_names.hint(bound.group(1), known)
+    name = bound.group(1)
+    own = [
+        each
+        for each in known
+        if each.split('.')[-2:-1] == name.split('.')[-2:-1]
+    ]
+    return unread_names.hint(name, own) or unread_names.hint(name, known)
   return ''
 
 
