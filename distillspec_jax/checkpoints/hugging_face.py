@@ -28,6 +28,7 @@ from distillspec_jax.checkpoints import safetensors
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 from distillspec_jax.models import config as config_lib
 
 _SINGLE = 'model.safetensors'
@@ -229,7 +230,7 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
         ' from where they come from.'
     )
   with json_files.parsing(path):
-    values = json.loads(path.read_text())
+    values = json.loads(sources.read_bytes(path))
     kind = values.get('model_type')
   if kind not in _MODEL_TYPES:
     raise errors.UserError(
@@ -374,7 +375,7 @@ def _read_tensors(folder: epath.Path) -> dict[str, Tensor]:
 def _read_shards(folder: epath.Path) -> dict[str, Tensor]:
   path = folder / _INDEX
   with json_files.parsing(path):
-    file_of = json.loads(path.read_text())['weight_map']
+    file_of = json.loads(sources.read_bytes(path))['weight_map']
     files = sorted({os.fspath(file) for file in file_of.values()})
   # A name with a folder in it could lead anywhere on this machine.
   outside = [

@@ -16,6 +16,8 @@ def parsing(
   """Within it, text that is not JSON or not as expected is a UserError."""
   try:
     yield
+  except errors.UserError:
+    raise
   except (
       ValueError, KeyError, TypeError, AttributeError, RecursionError,
   ) as error:  # fmt: skip

@@ -26,6 +26,7 @@ from distillspec_jax.checkpoints import parameters
 from distillspec_jax.checkpoints import store
 from distillspec_jax.core import checksums
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 from distillspec_jax.distributed import hosts
 
 _FILE = 'model.json'
@@ -66,7 +67,7 @@ def _read_json(folder: epath.Path) -> dict[str, Any]:
         f'{folder} is not a model folder: {path} is not there.'
     )
   with json_files.parsing(path, 'write the model again'):
-    values = json.loads(path.read_text())
+    values = json.loads(sources.read_bytes(path))
     values['config'].keys()
     return values
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 import contextlib
 import json
+import math
 from typing import Any
 
 from etils import epath
@@ -20,8 +21,10 @@ from distillspec_jax.checkpoints import json_files
 from distillspec_jax.checkpoints.tensors import Index
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 
 _METADATA = '_METADATA'
+_MAX_CHUNK = 2**24  # elements; a small array may be in a larger chunk
 
 
 def is_checkpoint(folder: epath.Path) -> bool:
@@ -40,7 +43,7 @@ def read(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Tensor]:
         f'{folder} is not a folder of Orbax: {_METADATA} is not there.'
     )
   with json_files.parsing(folder / _METADATA, 'copy it again'):
-    metadata = json.loads((folder / _METADATA).read_text())
+    metadata = json.loads(sources.read_bytes(folder / _METADATA))
     keys = [
         tuple(str(part['key']) for part in entry['key_metadata'])
         for entry in metadata['tree_metadata'].values()
@@ -69,6 +72,7 @@ def open_arrays(
   Raises:
     UserError: an array is missing or damaged.
   """
+  sources.check_all_regular(folder)  # TensorStore would wait for a pipe
   spec: dict[str, Any] = {'driver': driver}
   if driver == 'zarr':
     # By default a chunk whose file was lost is read as zeros.
@@ -80,8 +84,17 @@ def open_arrays(
       opening[path] = ts.open({**spec, 'kvstore': store}, read=True, open=True)
   for path, future in opening.items():
     with _explained(path, folder):
-      tensors[path] = _tensor(future.result(), path, folder)
+      store = future.result()
+      _check_chunks(store)
+      tensors[path] = _tensor(store, path, folder)
   return tensors
+
+
+def _check_chunks(store: ts.TensorStore) -> None:
+  """Raises ValueError for chunks that the memory may not hold."""
+  chunk = math.prod(store.chunk_layout.read_chunk.shape or ())
+  if chunk > max(math.prod(store.shape), _MAX_CHUNK):
+    raise ValueError(f'its chunks would have {chunk} elements')
 
 
 def _tensor(store: ts.TensorStore, path: str, folder: epath.Path) -> Tensor:
@@ -96,7 +109,7 @@ def _tensor(store: ts.TensorStore, path: str, folder: epath.Path) -> Tensor:
 def _explained(path: str, folder: epath.Path) -> Iterator[None]:
   try:
     yield
-  except (ValueError, OSError, NotImplementedError) as error:
+  except (ValueError, RuntimeError, OSError, MemoryError) as error:
     # Without the source lines that TensorStore appends in brackets.
     reason = ' '.join(str(error).split()).split(' [')[0]
     raise errors.UserError(

@@ -21,6 +21,7 @@ from distillspec_jax.checkpoints import json_files
 from distillspec_jax.checkpoints.tensors import Index
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 
 _DTYPES = {
     'BF16': np.dtype(ml_dtypes.bfloat16),
@@ -40,6 +41,7 @@ def read(path: epath.Path) -> dict[str, Tensor]:
     UserError: the file is cut off, or its header is not a valid one, or does
       not account for every byte exactly once.
   """
+  sources.check_regular(path)
   size = path.stat().length
   with path.open('rb') as file:
     length = int.from_bytes(file.read(8), 'little')

@@ -22,6 +22,7 @@ from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.checkpoints.tensors import from_array
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 
 INDEX = 'checkpoint'
 _VERSION = 3
@@ -107,7 +108,7 @@ def write(
 
 def _index(path: epath.Path) -> dict[str, Any]:
   """The tree without its version."""
-  data = path.read_bytes()
+  data = sources.read_bytes(path)
   if data.startswith(b'model_checkpoint_path'):
     raise errors.UserError(
         f'{path} is of TensorFlow (Mesh TensorFlow T5). Convert it with t5x'
@@ -162,9 +163,12 @@ def _folder_name(folder: epath.Path, leaf: Any) -> str:
     path = leaf.removeprefix(_PLACEHOLDER)
   else:
     # Before TensorStore 0.1.14 the path was next to the kvstore, not in it.
-    path = leaf['kvstore'].get('path', leaf.get('path', ''))
-  name = path.strip('/')
-  if not name or '..' in pathlib.PurePosixPath(name).parts:
+    store = leaf['kvstore']
+    path = leaf.get('path', '')
+    path = store.get('path', path) if isinstance(store, Mapping) else store
+  name = path.strip('/') if isinstance(path, str) else ''
+  is_url = '://' in name
+  if not name or is_url or '..' in pathlib.PurePosixPath(name).parts:
     raise errors.UserError(
         f'{folder / INDEX} names an array {path!r}, which is not a folder'
         ' next to it; the file is damaged. Copy it again.'

@@ -18,6 +18,7 @@ from etils import epath
 import numpy as np
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 
 FILE = 'checksums.json'
 _DIGEST = 'digest'
@@ -104,15 +105,17 @@ def check(folder: epath.Path) -> dict[str, Any]:
     return {}
   remedy = 'copy or write the folder again'
   try:
-    values = json.loads(path.read_text())
+    values = json.loads(sources.read_bytes(path))
+  except errors.UserError:
+    raise
   except (ValueError, RecursionError):
     values = None
   values = unsealed(values, path, remedy)
   for name, digest in values['files'].items():
     file = folder / name
-    if not file.is_file():
+    if not file.exists():
       raise errors.UserError(f'{file} is missing; {remedy}.')
-    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+    if hashlib.sha256(sources.read_bytes(file)).hexdigest() != digest:
       raise errors.UserError(
           f'{file} is damaged or was edited: its checksum is not that in'
           f' {path}; {remedy}, or remove {FILE} if you edited it.'

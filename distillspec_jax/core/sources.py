@@ -12,7 +12,7 @@ from distillspec_jax.core import errors
 
 # What is needed of a repository; the rest is the same model in other formats.
 _FILES = ('*.json', '*.safetensors', '*.model')
-_REPOSITORY = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
+_REPOSITORY = re.compile(r'[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?')
 
 
 def expanded(path: str | os.PathLike[str]) -> str:
@@ -93,16 +93,41 @@ def _remote(text: str) -> epath.Path:
 
 
 def check_regular(path: epath.Path) -> None:
-  """Raises UserError for a pipe or device, which might never end.
+  """Raises UserError for a folder, or a pipe, which might never end.
 
   What is not there, and what lies in a bucket, is left to whoever opens it.
   """
-  if '://' in str(path) or not os.path.exists(path) or os.path.isdir(path):
+  if '://' in str(path) or not os.path.exists(path):
     return
+  if os.path.isdir(path):
+    raise errors.UserError(f'{path} cannot be read: it is a folder.')
   if not os.path.isfile(path):
     raise errors.UserError(
         f'{path} is a pipe or a device; copy what it gives to a file.'
     )
+
+
+def check_all_regular(folder: epath.Path) -> None:
+  """Raises UserError for a pipe or device anywhere in a local folder."""
+  if '://' not in str(folder):
+    for parent, _, names in os.walk(folder):
+      for name in names:
+        check_regular(epath.Path(parent) / name)
+
+
+def read_bytes(path: epath.Path) -> bytes:
+  """The content of a file of a model.
+
+  Raises:
+    UserError: it is something else, such as a folder or a pipe.
+  """
+  check_regular(path)
+  try:
+    return epath.Path(path).read_bytes()
+  except OSError as error:
+    raise errors.UserError(
+        f'{path} cannot be read: {error.strerror or error}.'
+    ) from error
 
 
 def hub_cache() -> pathlib.Path:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from distillspec_jax.core import check
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 from distillspec_jax.data import tokenizer_json
 from distillspec_jax.data import vocabulary_kinds
 
@@ -25,7 +25,6 @@ _MODELS = ('spiece.model', 'sentencepiece.model')
 _SETTINGS = (CONFIG, 'special_tokens_map.json', 'added_tokens.json')
 _SENTINELS = 100  # of T5, where no file says
 _BYT5_SENTINELS = 125
-_MAX_SENTINELS = 10_000
 _T5_CLASSES = (None, 'T5Tokenizer', 'T5TokenizerFast')
 
 
@@ -65,7 +64,8 @@ def read(
 def read_tokenizer_json(path: epath.Path) -> vocabulary_kinds.Vocabulary:
   """The vocabulary of a tokenizer.json, by itself or in its folder."""
   files = _contents(path.parent, *_SETTINGS)
-  return from_files({TOKENIZER: path.read_bytes(), **files}, path.parent)
+  content = sources.read_bytes(path)
+  return from_files({TOKENIZER: content, **files}, path.parent)
 
 
 def from_files(
@@ -164,12 +164,10 @@ def _parse_settings(
   kind = config.get('tokenizer_class')
   path = folder / 'config.json'
   if kind is None and path.exists():
-    kind = _parse(path.read_bytes(), path).get('tokenizer_class')
+    kind = _parse(sources.read_bytes(path), path).get('tokenizer_class')
   extra_ids = config.get('extra_ids')
   if extra_ids is not None:
-    check.at_least(
-        0, owner=str(folder / CONFIG), most=_MAX_SENTINELS, extra_ids=extra_ids
-    )
+    vocabulary_kinds.check_extra_ids(extra_ids, folder / CONFIG)
   return _Settings(
       # A saved ByT5 has extra_ids = 0 and yet lists its 125 sentinels.
       extra_ids=len(sentinels) or extra_ids,
@@ -203,7 +201,7 @@ def _files(folder: epath.Path) -> dict[str, bytes]:
 
 def _contents(folder: epath.Path, *names: str) -> dict[str, bytes]:
   paths = [folder / name for name in names]
-  return {path.name: path.read_bytes() for path in paths if path.exists()}
+  return {p.name: sources.read_bytes(p) for p in paths if p.exists()}
 
 
 def _sentencepiece(
@@ -309,7 +307,7 @@ def _bytes(
 def _parse(content: bytes, path: epath.Path) -> dict[str, Any]:
   try:
     values = json.loads(content)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise errors.UserError(f'{path} is not JSON: {error}.') from error
   if not isinstance(values, dict):
     raise errors.UserError(f'{path} is not a JSON object; fetch it again.')

@@ -72,7 +72,7 @@ def _load(spec: str) -> Vocabulary:
     )
   if path.suffix == '.json':
     return hugging_face_tokenizer.read_tokenizer_json(path)
-  return vocabulary_kinds.SentencePiece(path.read_bytes(), str(path))
+  return vocabulary_kinds.SentencePiece(sources.read_bytes(path), str(path))
 
 
 def load_from(
@@ -180,23 +180,22 @@ def size(vocabulary: Vocabulary) -> int:
 def _load_own(folder: epath.Path) -> Vocabulary:
   checksums.check(folder)
   try:
-    values = json.loads((folder / _FILE).read_text())
+    values = json.loads(sources.read_bytes(folder / _FILE))
     kind = values['kind']
-    files = {
-        name: (folder / name).read_bytes() for name in values.get('files', ())
-    }
+    files = {name: _content(folder, name) for name in values.get('files', ())}
     if kind == 'bytes':
       return vocabulary_kinds.Bytes(values.get('tokens', ()), files)
     if kind == 'sentencepiece':
-      path = folder / values.get('model', _MODEL)
+      name = values.get('model', _MODEL)
+      model, extra_ids = _content(folder, name), values.get('extra_ids', 0)
       return vocabulary_kinds.SentencePiece(
-          path.read_bytes(), str(path), values.get('extra_ids', 0), files
+          model, str(folder / name), extra_ids, files
       )
     if kind == 'tokenizers':
       return hugging_face_tokenizer.from_files(files, folder)
   except errors.UserError:
     raise
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise errors.UserError(
         f'The vocabulary in {folder} is damaged ({error!r}); write the model'
         ' again.'
@@ -205,6 +204,13 @@ def _load_own(folder: epath.Path) -> Vocabulary:
       f'{folder / _FILE} has a vocabulary of kind {kind!r}; this version knows'
       ' bytes, sentencepiece and tokenizers. Use a newer one.'
   )
+
+
+def _content(folder: epath.Path, name: str) -> bytes:
+  """The content of a file in the folder itself."""
+  if set(name) & set('/\\') or name in ('', '.', '..'):
+    raise ValueError(f'the file {name!r} is not in the folder')
+  return sources.read_bytes(folder / name)
 
 
 def _write_files(files: dict[str, bytes], folder: epath.Path) -> None:

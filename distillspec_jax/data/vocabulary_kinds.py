@@ -14,6 +14,7 @@ import re
 import sys
 from typing import Any, NamedTuple
 
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.data import lazy_imports
 from distillspec_jax.data import tokenizer_json
@@ -111,6 +112,7 @@ class SentencePiece(Vocabulary):
     import sentencepiece
 
     self.model = model
+    check_extra_ids(extra_ids, name)
     proto = tokenizer_json.parse(model, name)
     for i in reversed(range(extra_ids)):
       proto.pieces.add(
@@ -227,6 +229,11 @@ class Tokenizers(Vocabulary):
 
   def _definition(self) -> str:
     return self._backend.to_str()
+
+
+def check_extra_ids(extra_ids: Any, where: Any) -> None:
+  """Raises UserError unless it is a plausible number of sentinels."""
+  check.at_least(0, owner=str(where), most=10_000, extra_ids=extra_ids)
 
 
 def is_sentinel(piece: str) -> bool:

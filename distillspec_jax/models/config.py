@@ -19,6 +19,8 @@ from distillspec_jax.core import errors
 from distillspec_jax.models import int8
 
 EOS = 1  # seqio's, in every vocabulary
+# Far beyond any T5: what a damaged file says is refused before time is lost.
+_MAX_SIZE, _MAX_LAYERS, _MAX_BRANCHES = 2**24, 2**12, 16
 _ACTIVATIONS = ('gelu', 'gelu_exact', 'linear', 'relu', 'silu')
 _REMAT = ('none', 'dots', 'full')
 _KINDS: dict[str, Any] = {  # annotation -> what is accepted for it
@@ -100,13 +102,15 @@ class T5Config:
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
     if self.scale_logits is None:
       object.__setattr__(self, 'scale_logits', self.logits_via_embedding)
-    _check_at_least(
-        1, self, 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim',
-        'num_decoder_layers', 'relative_max_distance',
+    _check_sizes(
+        1, _MAX_SIZE, self, 'vocab_size', 'emb_dim', 'num_heads', 'head_dim',
+        'mlp_dim', 'relative_max_distance',
     )  # fmt: skip
-    _check_at_least(0, self, 'num_encoder_layers', 'encoded_dim')
+    _check_sizes(0, _MAX_SIZE, self, 'encoded_dim')
+    _check_sizes(1, _MAX_LAYERS, self, 'num_decoder_layers')
+    _check_sizes(0, _MAX_LAYERS, self, 'num_encoder_layers')
     # Two directions, near and far.
-    _check_at_least(4, self, 'relative_buckets')
+    _check_sizes(4, _MAX_SIZE, self, 'relative_buckets')
     if self.encoded_dim and self.num_encoder_layers:
       raise errors.UserError(
           f'T5Config.encoded_dim is {self.encoded_dim}, but num_encoder_layers'
@@ -129,9 +133,10 @@ class T5Config:
     check.one_of(('float32', 'bfloat16'), owner='T5Config', dtype=self.dtype)
     check.one_of(_REMAT, owner='T5Config', remat=self.remat)
     check.one_of(int8.KINDS, owner='T5Config', weights=self.weights)
-    if not self.mlp_activations:
+    if not 1 <= len(self.mlp_activations) <= _MAX_BRANCHES:
       raise errors.UserError(
-          'T5Config.mlp_activations is empty; give one for each branch.'
+          f'T5Config.mlp_activations has {len(self.mlp_activations)} entries;'
+          f' give one for each branch, of 1 to {_MAX_BRANCHES}.'
       )
     for activation in self.mlp_activations:
       check.one_of(_ACTIVATIONS, owner='T5Config', mlp_activations=activation)
@@ -250,9 +255,9 @@ def _shorten(values: Any) -> str:
   return text if len(text) <= 60 else text[:60] + '...'
 
 
-def _check_at_least(limit: int, config: T5Config, *names: str) -> None:
+def _check_sizes(least: int, most: int, config: T5Config, *names: str) -> None:
   values = {name: getattr(config, name) for name in names}
-  check.at_least(limit, owner='T5Config', **values)
+  check.at_least(least, most=most, owner='T5Config', **values)
 
 
 # Name -> emb_dim, num_heads, head_dim, mlp_dim, layers of encoder and decoder.

@@ -155,7 +155,7 @@ def _on_slice(
   steps, mesh = training.steps, training.mesh
   if rows_per_chip is not None:
     check.at_least(1, rows_per_chip=rows_per_chip)
-    if steps.batch_size != settings.Steps.batch_size:
+    if steps.is_batch_size_given:
       raise errors.UserError(
           f'Steps.batch_size is {steps.batch_size} and rows_per_chip'
           f' {rows_per_chip}; a plan takes one of them. Set rows_per_chip ='

@@ -103,7 +103,9 @@ class Steps:
 
   Attributes:
     num_steps: updates in all, those before a restart included.
-    batch_size: examples (rows, if packed) per step, over all devices.
+    batch_size: examples (rows, if packed) per step, over all devices; default:
+      32. As an attribute always a number.
+    is_batch_size_given: whether it is not the default.
     micro_batches: equal parts of the batch, computed in turn to save memory.
     pack: several examples in a row; not where tokens are sampled.
     log_every: steps between lines of results.
@@ -112,7 +114,7 @@ class Steps:
   """
 
   num_steps: int
-  batch_size: int = 32
+  batch_size: int | None = None
   micro_batches: int = 1
   pack: bool = False
   log_every: int = 10
@@ -120,6 +122,10 @@ class Steps:
   keep_checkpoints: int = 2
 
   def __post_init__(self):
+    given = self.batch_size is not None
+    object.__setattr__(self, 'is_batch_size_given', given)
+    if not given:
+      object.__setattr__(self, 'batch_size', 32)
     names = (
         'num_steps', 'batch_size', 'micro_batches', 'log_every',
         'checkpoint_every', 'keep_checkpoints',

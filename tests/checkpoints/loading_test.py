@@ -324,8 +324,8 @@ def test_a_folder_without_rights_is_named(tmp_path, params, monkeypatch):
     raise PermissionError(13, 'Permission denied', str(self))
 
   path = type(epath.Path(tmp_path))
-  monkeypatch.setattr(path, 'read_text', refuse)
-  with pytest.raises(PermissionError, match='config.json'):
+  monkeypatch.setattr(path, 'read_bytes', refuse)
+  with pytest.raises(errors.UserError, match='config.json .*: Permission den'):
     loading.load(tmp_path / 'm')
 
 

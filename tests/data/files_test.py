@@ -233,7 +233,7 @@ def test_text_without_lone_surrogates_is_accepted():
 def test_files_that_cannot_be_read_are_named(tmp_path):
   with pytest.raises(errors.UserError, match='absent.jsonl cannot be read: No'):
     read_json(tmp_path / 'absent.jsonl')
-  with pytest.raises(errors.UserError, match='cannot be read: Is a directory'):
+  with pytest.raises(errors.UserError, match='cannot be read: it is a folder'):
     read_json(tmp_path)
 
 

@@ -316,8 +316,8 @@ def test_vocabularies_in_buckets_are_read(bucket):
     [
         ('{', 'is damaged'),
         ('{}', 'is damaged'),
-        ('{"kind": "sentencepiece"}', 'is damaged'),
-        ('{"kind": "bytes", "files": ["gone.json"]}', 'is damaged'),
+        ('{"kind": "sentencepiece"}', 'vocabulary.model cannot be read'),
+        ('{"kind": "bytes", "files": ["gone.json"]}', 'gone.json cannot be'),
         ('{"kind": "runes"}', "kind 'runes'"),
     ],
 )

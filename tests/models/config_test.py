@@ -94,7 +94,7 @@ def test_an_unknown_name_lists_the_known_ones(name):
         ('dropout_rate', 'x', "dropout_rate is 'x'; it must be of type float"),
         ('dtype', None, 'dtype is None; it must be of type str'),
         ('mlp_activations', 'relu', "mlp_activations is 'relu'; it must be of"),
-        ('mlp_activations', (), 'mlp_activations is empty'),
+        ('mlp_activations', (), 'mlp_activations has 0 entries'),
         ('relative_buckets', 3, 'relative_buckets is 3; it must be at least 4'),
         ('relative_max_distance', 16, 'max_distance is 16; it must be'),
         (

@@ -87,7 +87,7 @@ def test_what_cannot_fit_says_by_how_much():
     plan_lib.plan(
         topology='v5e-1',
         training=tiny.training(
-            batch_size=32,
+            batch_size=None,
             sizes=(-1, 1, 1),
             target=LARGE,
             start=settings.Start(
@@ -113,6 +113,7 @@ def start(**changes):
         ({'rows_per_chip': 0}, {}, 'rows_per_chip is 0'),
         ({'rows_per_chip': None}, {'batch_size': 6}, 'batch size 6'),
         ({'rows_per_chip': 8}, {'batch_size': 16}, 'batch_size is 16 and rows'),
+        ({'rows_per_chip': 8}, {'batch_size': 32}, 'batch_size is 32 and rows'),
         ({'output_length': 0}, {}, 'output_length is 0'),
         ({'acceptance_rates': (1.5,)}, {}, 'acceptance_rates is 1.5'),
         ({'train': False, 'decode': False}, {}, 'there is nothing to plan'),
@@ -133,7 +134,7 @@ def test_bad_arguments_are_refused_before_compiling(
 ):
   monkeypatch.setattr(compiler, 'ask', no_compiler)
   arguments = {'topology': 'v5e-4', 'decoding': tiny.DECODING, **arguments}
-  of_training = {'batch_size': 32, **of_training}
+  of_training = {'batch_size': None, **of_training}
   with pytest.raises(errors.UserError, match=words):
     plan_lib.plan(training=tiny.training(**of_training), **arguments)
 
@@ -179,7 +180,7 @@ def test_a_draft_of_a_folder_that_shares_the_encoder(monkeypatch, tmp_path):
   config = asked(
       monkeypatch,
       training=tiny.training(
-          batch_size=32,
+          batch_size=None,
           start=settings.Start(
               checkpoint=folder, shared_encoder=True, dtype='float32'
           ),
@@ -198,7 +199,7 @@ def test_another_that_fits_is_planned_instead(monkeypatch, capsys):
   monkeypatch.setattr(plan_lib.search, 'nearest', lambda config: near)
   plan_lib.plan(
       topology='v5e-4',
-      training=tiny.training(batch_size=32),
+      training=tiny.training(batch_size=None),
       decoding=tiny.DECODING,
   )
   (row,) = [

@@ -165,3 +165,9 @@ def test_drafts_are_judged_with_the_decoding_that_is_given():
   assert short.decoding_for(12) == sampled.replace(max_new_tokens=6)
   with pytest.raises(errors.UserError, match='block_length is 5; it must lie'):
     validation.decoding_for(4)
+
+
+def test_a_batch_size_that_is_given_is_told_from_the_default():
+  assert settings.Steps(num_steps=1).batch_size == 32
+  assert not settings.Steps(num_steps=1).is_batch_size_given
+  assert settings.Steps(num_steps=1, batch_size=32).is_batch_size_given
