@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 import os
 
-import rich.console
 import rich.table
 
+from distillspec_jax.core import progress
 from distillspec_jax.distributed import hosts
 
 _WIDTH = 200  # of what is not a terminal: no cell needs to be wrapped
 
 
 def print_tables(tables: Iterable[rich.table.Table]) -> None:
-  console = rich.console.Console(stderr=True, quiet=not hosts.is_first())
+  console = progress.console(quiet=not hosts.is_first())
   if not console.is_terminal:
     console.width = _WIDTH
   for table in tables:

@@ -1,4 +1,4 @@
-"""How far something is: a bar on a terminal, else a line every few seconds.
+"""How far something is: a bar on a terminal, else a line now and then.
 
 Only the first process shows anything.
 """
@@ -6,6 +6,7 @@ Only the first process shows anything.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+import os
 import sys
 import time
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import rich.console
 import rich.progress
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SHARE_BETWEEN_LINES = 0.05  # of the time so far: long work has few lines
 
 Item = TypeVar('Item')
 
@@ -35,6 +37,24 @@ def shown(
     for done, item in enumerate(items, start=1):
       yield item
       progress.update(done)
+
+
+def is_plain() -> bool:
+  """Whether output is kept, in a file or a notebook, and not on a screen.
+
+  Notebooks set FORCE_COLOR and run commands in terminals of their own, so what
+  rich believes does not tell.
+  """
+  return not sys.stderr.isatty() or 'JPY_PARENT_PID' in os.environ
+
+
+def console(quiet: bool = False) -> rich.console.Console:
+  """The console of stderr, without escape codes where output is kept."""
+  if is_plain():
+    return rich.console.Console(
+        stderr=True, quiet=quiet, force_terminal=False, force_jupyter=False
+    )
+  return rich.console.Console(stderr=True, quiet=quiet)
 
 
 class Progress:
@@ -58,15 +78,14 @@ class Progress:
   def __enter__(self) -> Progress:
     self._started = time.monotonic()
     self._printed = self._started if self._is_brief else float('-inf')
-    console = rich.console.Console(stderr=True)
-    if console.is_terminal and jax.process_index() == 0:
+    if not is_plain() and jax.process_index() == 0:
       self._bar = rich.progress.Progress(
           '[bold]{task.description}',
           rich.progress.BarColumn(),
           rich.progress.MofNCompleteColumn(),
           rich.progress.TimeRemainingColumn(),
           '{task.fields[text]}',
-          console=console,
+          console=console(),
           transient=self._is_brief,
       )
       self._task = self._bar.add_task(
@@ -88,7 +107,8 @@ class Progress:
       self._bar.update(self._task, completed=done, text=text)
       return
     is_last = done == self._total and not self._is_brief
-    is_due = now - self._printed >= _SECONDS_BETWEEN_LINES
+    share = _SHARE_BETWEEN_LINES * (now - self._started)
+    is_due = now - self._printed >= max(_SECONDS_BETWEEN_LINES, share)
     if jax.process_index() or not (is_due or is_last):
       return
     self._printed = now

@@ -1,6 +1,7 @@
 """What is shown without a terminal, and with one."""
 
 import io
+import itertools
 
 import jax
 import pytest
@@ -42,12 +43,40 @@ def test_lines_come_every_few_seconds(capsys, monkeypatch):
   assert len(capsys.readouterr().err.splitlines()) == 3
 
 
+def test_long_work_prints_few_lines(capsys, monkeypatch):
+  monkeypatch.setattr(progress.time, 'monotonic', itertools.count().__next__)
+  with progress.Progress('run', 20_000) as shown:
+    for step in range(1, 20_001):  # a second each
+      shown.update(step)
+  assert 50 < len(capsys.readouterr().err.splitlines()) < 150  # not 4,000
+
+
+def test_a_notebook_gets_no_escape_codes(capsys, monkeypatch):
+  monkeypatch.setenv('FORCE_COLOR', '1')  # as ipykernel sets it
+  with progress.Progress('run', 1) as shown:
+    shown.update(1)
+  progress.console().print('[bold]text')
+  assert '\x1b' not in capsys.readouterr().err
+  # Twin: rich would believe in a terminal.
+  rich.console.Console(stderr=True).print('[bold]text')
+  assert '\x1b' in capsys.readouterr().err
+
+
+def test_a_terminal_in_a_notebook_is_none(monkeypatch):
+  monkeypatch.setattr(progress.sys.stderr, 'isatty', lambda: True)
+  monkeypatch.delenv('JPY_PARENT_PID', raising=False)
+  assert not progress.is_plain()
+  monkeypatch.setenv('JPY_PARENT_PID', '1')
+  assert progress.is_plain()
+
+
 @pytest.mark.parametrize('index', [0, 1])
 def test_a_terminal_gets_a_bar_from_the_first_process(monkeypatch, index):
   screen = io.StringIO()
   terminal = rich.console.Console(
       file=screen, force_terminal=True, width=120, legacy_windows=False
   )
+  monkeypatch.setattr(progress, 'is_plain', lambda: False)
   monkeypatch.setattr(rich.console, 'Console', lambda **_: terminal)
   monkeypatch.setattr(jax, 'process_index', lambda: index)
   with progress.Progress('run', 2) as shown:
