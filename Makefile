@@ -16,11 +16,12 @@ BIN := $(VENV)/bin
 LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-fast test-recovery lint format lock \
-  docs wheel clean check-hugging-face benchmark-peers benchmark-t5x
+.PHONY: help install quickstart test test-fast test-recovery mutants lint \
+  format lock docs wheel clean check-hugging-face benchmark-peers benchmark-t5x
 
 help:
 	@sed -n '1,3s/^# \{0,1\}//p' Makefile
+	@echo 'make mutants: do the tests find faults that are put into a copy?'
 	@echo 'make install | lint | format | docs | lock | wheel | clean'
 	@echo 'make test-recovery: files are damaged, commands killed; N= how often'
 	@echo 'make check-hugging-face: do exported models load in transformers?'
@@ -61,6 +62,10 @@ test-fast: install
 test-recovery: install
 	PYTHONPATH=. $(BIN)/python tests/recovery/flips.py $(or $(N),200)
 	PYTHONPATH=. $(BIN)/python tests/recovery/kills.py $(or $(N),100)
+
+# Are faults found? Some forty, one at a time; MUTANTS='residual jsd' for some.
+mutants: install
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.mutants.run $(MUTANTS)
 
 lint: install
 	$(BIN)/ruff check .

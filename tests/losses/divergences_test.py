@@ -228,6 +228,31 @@ def test_cross_entropy_matches_t5x(shared, z_loss, label_smoothing):
   np.testing.assert_allclose(actual, golden[f'{name}/grad'], atol=1e-5)
 
 
+@pytest.mark.parametrize('z_loss', [0.0, 0.01])
+@pytest.mark.parametrize('label_smoothing', [0.0, 0.1])
+def test_cross_entropy_matches_float64(z_loss, label_smoothing):
+  logits = np.random.default_rng(7).normal(size=(4, 7))
+  labels = np.array([0, 3, 6, 2])
+  log_z = np.log(np.exp(logits).sum(axis=1, keepdims=True))
+  # The distribution to be learnt: six other tokens share the smoothing.
+  p = np.full((4, 7), label_smoothing / 6)
+  p[range(4), labels] = 1.0 - label_smoothing
+  entropy = -np.sum(p * np.log(np.where(p > 0, p, 1.0)))
+  total = -np.sum(p * (logits - log_z)) - entropy
+  total += z_loss * np.sum(log_z**2)
+  q = np.exp(logits - log_z)
+  gradient = q - p + 2 * z_loss * log_z * q
+
+  def loss(logits):
+    return jnp.sum(
+        divergences.cross_entropy(logits, labels, z_loss, label_smoothing)
+    )
+
+  value, actual = jax.jit(jax.value_and_grad(loss))(jnp.float32(logits))
+  np.testing.assert_allclose(value, total, rtol=1e-5)
+  np.testing.assert_allclose(actual, gradient, atol=1e-6)
+
+
 @pytest.mark.parametrize('label_smoothing', [0.0, 0.1])
 def test_cross_entropy_leaves_out_tokens_of_minus_infinity(label_smoothing):
   logits = np.random.default_rng(7).normal(size=(4, 7)).astype(np.float32)

@@ -20,6 +20,33 @@ def test_rates_are_those_of_t5x(shared):
     np.testing.assert_allclose(jitted, case['values'], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    'factors, rates',
+    [
+        ('constant', {0: 0.5, 9: 0.5}),
+        ('constant * linear_warmup', {1: 0.05, 5: 0.25, 10: 0.5, 99: 0.5}),
+        ('linear_decay', {5: 0.25, 10: 0.5, 30: 0.4}),
+        ('constant * rsqrt_decay', {0: 0.5 * 10**-0.5, 10: 0.5 * 10**-0.5,
+                                    100: 0.05}),
+        ('constant * rsqrt_normalized_decay', {0: 0.5, 10: 0.5, 40: 0.25}),
+        ('constant * decay_every', {19: 0.5, 20: 0.5 * 0.01,
+                                    40: 0.5 * 0.01**2}),
+        ('constant * cosine_decay', {10: 0.5, 60: 0.25, 110: 0.5}),
+    ],
+)  # fmt: skip
+def test_rates_are_those_of_the_formulas(factors, rates):
+  schedule = schedules.Factors(
+      factors=factors,
+      base_learning_rate=0.5,
+      warmup_steps=10,
+      decay_factor=0.01,
+      steps_per_decay=20,
+      steps_per_cycle=100,
+  )
+  for step, rate in rates.items():
+    assert float(schedule(step)) == pytest.approx(rate, rel=1e-5), step
+
+
 def test_steps_are_counted_from_the_offset():
   factors = schedules.Factors(factors='constant * rsqrt_decay', warmup_steps=4)
   later = schedules.Factors(

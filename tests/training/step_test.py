@@ -179,6 +179,19 @@ def test_steps_lower_the_divergence():
   assert int(state.step) == 30
 
 
+def test_every_step_samples_with_keys_of_its_own():
+  draft, optimizer = make(DRAFT), optax.sgd(0.0)  # the model stays as it is
+  step = jax.jit(step_lib.make_step(ON_POLICY, optimizer, draft.network))
+  first = step_lib.initial_state(draft.params, optimizer, jax.random.key(4))
+  second, metrics = step(first, target(), ragged_batch())
+  _, later_metrics = step(second, target(), ragged_batch())
+  _, again_metrics = step(first, target(), ragged_batch())
+  loss, later, again = (
+      float(m['loss'].value()) for m in (metrics, later_metrics, again_metrics)
+  )
+  assert loss == again != later
+
+
 def test_dropout_changes_the_loss_and_only_where_it_is_on():
   for rate, differ in ((0.5, True), (0.0, False)):
     network = tiny.network(
