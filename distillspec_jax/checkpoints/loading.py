@@ -116,6 +116,9 @@ def load(
     UserError: there is no model, or it is incomplete, or does not fit its
       configuration.
   """
+  if not isinstance(mesh, jax.sharding.Mesh | None):
+    raise errors.UserError(f'mesh is {mesh!r}; give a jax.sharding.Mesh.')
+  layout = layouts.rules(layout)
   folder = sources.resolve(path)
   loaded = place(
       read(folder, step),

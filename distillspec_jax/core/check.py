@@ -15,6 +15,8 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from distillspec_jax.core import errors
 
 SEED_LIMIT = 'lie in [0, 2**32): only 32 bits of a seed are used'
@@ -79,12 +81,23 @@ def in_interval(
       _refuse(owner, name, value, f'lie in {interval}', hint)
 
 
+def text(**values: Any) -> None:
+  """Raises UserError unless each value is a string."""
+  for name, value in values.items():
+    if not isinstance(value, str):
+      _refuse('', name, value, 'be a text', '')
+
+
 def one_of(
     choices: Collection[Any], *, owner: str = '', hint: str = '', **values: Any
 ) -> None:
   """Raises UserError unless each value is one of the choices."""
   for name, value in values.items():
-    if value not in choices:
+    try:
+      is_choice = value in choices
+    except (TypeError, ValueError):  # what has no hash, or arrays
+      is_choice = False
+    if not is_choice:
       listed = ', '.join(map(repr, choices))
       _refuse(owner, name, value, f'be one of {listed}', hint)
 
@@ -99,7 +112,8 @@ def shown(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-  if not isinstance(value, numbers.Real) or isinstance(value, bool):
+  is_real = isinstance(value, numbers.Integral | float | np.floating)
+  if not is_real or isinstance(value, bool):
     return False
   try:
     return not math.isnan(float(value))

@@ -68,9 +68,15 @@ def rules(layout: str | Sequence[tuple[str, Any]]) -> Rules:
           " or pairs such as (('embed', None),)."
       )
     return _LAYOUTS[layout]
+  if not isinstance(layout, Sequence):
+    raise errors.UserError(
+        f"layout is {layout!r}; give 'sharded', 'fsdp', 'replicated', or pairs"
+        " such as (('embed', None),)."
+    )
   changed: dict[str, Any] = dict(SHARDED)
   for pair in layout:
-    if len(pair) != 2 or pair[0] not in changed:
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    if not is_pair or pair[0] not in changed:
       raise errors.UserError(
           f'A layout has {pair!r}; it must be a logical axis'
           f' ({", ".join(changed)}) and the mesh axes to shard it over.'

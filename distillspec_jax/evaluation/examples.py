@@ -24,8 +24,11 @@ def final_split(task: tasks.Task, split: str | None) -> str:
   Training chooses the step that it keeps on 'validation': what is measured
   there is a little too good, which is printed.
   """
-  if split is not None or 'test' in task.splits:
-    return split or 'test'
+  if split is not None:
+    check.text(split=split)
+    return split
+  if 'test' in task.splits:
+    return 'test'
   if hosts.is_first():
     print(
         f'distillspec: task {task.name!r} has no split test, so it is measured'

@@ -7,6 +7,7 @@ import pathlib
 from typing import NamedTuple
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
@@ -41,6 +42,8 @@ def load(
   Raises:
     UserError: a folder without a model, or vocabularies that differ.
   """
+  if draft_name is not None:
+    check.text(draft_name=draft_name)
   target, draft = _loaded(target), _loaded(draft)
   loading.check_pair(target, draft)
   task = task.with_vocabulary(
@@ -62,6 +65,4 @@ def load(
 def _loaded(
     model: str | os.PathLike[str] | loading.Loaded,
 ) -> loading.Loaded:
-  if isinstance(model, (str, os.PathLike)):
-    return loading.load(model)
-  return model
+  return model if isinstance(model, loading.Loaded) else loading.load(model)

@@ -219,7 +219,7 @@ def named(
       'jsd': jsd,
       'total_variation': total_variation,
   }
-  if name not in known:
+  if not isinstance(name, str) or name not in known:
     raise errors.UserError(
         f'Unknown divergence {name!r}; use one of {", ".join(known)}.'
     )

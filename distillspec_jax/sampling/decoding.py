@@ -26,6 +26,12 @@ MIN_TEMPERATURE = 1e-6
 TEMPERATURES = '[0, 1e6]'
 
 
+def _set_plain(group: Any, **kinds: type) -> None:
+  """Makes numbers, perhaps NumPy's, Python's own, which JSON can hold."""
+  for name, kind in kinds.items():
+    object.__setattr__(group, name, kind(getattr(group, name)))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
   """The distribution that tokens are sampled from, the same for both models.
@@ -50,6 +56,7 @@ class Sampling:
     check.in_interval('(0, 1]', hint='1 allows all tokens', top_p=self.top_p)
     if self.temperature < MIN_TEMPERATURE:
       object.__setattr__(self, 'temperature', 0.0)
+    _set_plain(self, temperature=float, top_k=int, top_p=float)
 
   @property
   def is_greedy(self) -> bool:
@@ -76,6 +83,7 @@ class Drafting:
   def __post_init__(self):
     check.at_least(1, most=MAX_OUTPUT_LENGTH, block_length=self.length)
     check.at_least(1, most=_MAX_PATHS, paths=self.paths)
+    _set_plain(self, length=int, paths=int)
     if not isinstance(self.adaptive, adaptive_length.AdaptiveLength | None):
       raise errors.UserError(
           f'adaptive is {self.adaptive!r}; give Confidence(c), Entropy(h) or'
@@ -111,6 +119,7 @@ class Decoding:
       check.at_least(
           1, most=MAX_OUTPUT_LENGTH, max_new_tokens=self.max_new_tokens
       )
+      _set_plain(self, max_new_tokens=int)
     for name, kind in (('sampling', Sampling), ('drafting', Drafting)):
       value = getattr(self, name)
       if not isinstance(value, kind):

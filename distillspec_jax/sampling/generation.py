@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -267,7 +268,7 @@ def _first(out: samples_lib.Samples, rows: int) -> samples_lib.Samples:
 
 def _check_models(target: Any, draft: Any) -> None:
   for name, model in (('target', target), ('draft', draft)):
-    if isinstance(model, loading.Loaded) or (name, model) == ('draft', None):
+    if isinstance(model, loading.Loaded) or (name == 'draft' and model is None):
       continue
     raise errors.UserError(
         f'{name} is {check.shown(model)}; give a model, as ds.load returns it.'
@@ -325,10 +326,12 @@ def batched(
   """
   check.at_least(1, batch_size=batch_size)
   if hasattr(inputs, 'shape'):
-    if len(inputs.shape) != 2 or not inputs.shape[0]:
+    reads_encoder = not target.config.is_decoder_only
+    least = (1, 1 if reads_encoder else 0)
+    if len(inputs.shape) != 2 or any(map(operator.lt, inputs.shape, least)):
       raise errors.UserError(
           f'inputs has shape {inputs.shape}; give int32[B, S] with B at least'
-          ' 1, or a list of strings.'
+          f' 1 and S at least {least[1]}, or a list of strings.'
       )
     array = np.asarray(inputs)
     if array.dtype.kind not in 'iu':
@@ -343,6 +346,12 @@ def batched(
       raise errors.UserError(
           f'Input {number} has token {array[number, place]} at {place}; tokens'
           f' must lie in [0, {size}).'
+      )
+    empty = np.flatnonzero(~array.any(axis=1))
+    if reads_encoder and empty.size:
+      raise errors.UserError(
+          f'Input {empty[0]} is nothing but padding (0); an empty input has EOS'
+          f' ({_EOS}).'
       )
     tokens = array.astype(np.int32)
     numbers = list(range(len(tokens)))

@@ -264,6 +264,11 @@ def _prefixes(
     return None
   if isinstance(prefix, str):
     prefix = [prefix] * count
+  if not isinstance(prefix, Sequence | np.ndarray):
+    raise errors.UserError(
+        f'prefix is {check_lib.shown(prefix)}; give a text, or one text or list'
+        ' of tokens for each input.'
+    )
   prefix = list(prefix)
   if len(prefix) != count:
     raise errors.UserError(

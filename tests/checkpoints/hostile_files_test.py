@@ -179,3 +179,12 @@ def test_an_index_names_folders_beside_it(copy, store):
 def test_paths_of_other_kinds_are_refused(path):
   with pytest.raises(errors.UserError, match='(The path|no folder)'):
     loading.load(path)
+
+
+def test_a_mesh_and_a_layout_are_checked(folders):
+  with pytest.raises(errors.UserError, match="mesh is 'x'; give a jax.shard"):
+    loading.load(folders['ours'], mesh='x')
+  with pytest.raises(errors.UserError, match="Unknown layout 'x'"):
+    loading.load(folders['ours'], layout='x')
+  with pytest.raises(errors.UserError, match='layout is 5; give'):
+    loading.load(folders['ours'], layout=5)

@@ -59,3 +59,12 @@ def test_one_of():
   check.one_of(('a', 'b'), form='a')
   with pytest.raises(errors.UserError, match="form is 'c'; .* 'a', 'b'"):
     check.one_of(('a', 'b'), form='c')
+  for value in (np.ones(2), ['a']):
+    with pytest.raises(errors.UserError, match='form is .*; it must be one of'):
+      check.one_of({'a', 'b'}, form=value)
+
+
+def test_text():
+  check.text(split='test')
+  with pytest.raises(errors.UserError, match=r"split is \['test'\]; it must"):
+    check.text(split=['test'])

@@ -1,5 +1,6 @@
 """Decoding settings: one value, refused by name where they make no sense."""
 
+import json
 import math
 
 import numpy as np
@@ -52,6 +53,19 @@ LENIENT = verification.Lenient('linear', 0.5)
 def test_bad_values_are_refused_by_name(field, value, message):
   with pytest.raises(errors.UserError, match=message):
     Decoding().replace(**{field: value})
+
+
+def test_numbers_of_numpy_become_those_that_json_holds():
+  decoding = Decoding().replace(
+      temperature=np.float32(0.5),
+      top_k=np.int64(3),
+      length=np.int32(2),
+      paths=np.int64(1),
+      max_new_tokens=np.int64(4),
+  )
+  assert json.loads(
+      json.dumps(decoding.describe(speculative=True, batch_size=1))
+  ) == decoding.describe(speculative=True, batch_size=1)
 
 
 def test_groups_of_another_kind_are_refused():

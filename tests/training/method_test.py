@@ -100,3 +100,8 @@ def test_a_divergence_may_be_a_function():
   for covered in (False, True):
     assert own.divergence_function(covered) is my_divergence
   assert own.describe().startswith('my_divergence, fixed_fraction 0.0')
+
+
+def test_a_divergence_is_a_name_or_a_function():
+  with pytest.raises(errors.UserError, match=r'Unknown divergence \[1\]'):
+    method.Method(divergence=[1])

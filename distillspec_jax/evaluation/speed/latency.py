@@ -123,8 +123,13 @@ def benchmark(
   check.at_least(1, repeats=repeats)
   if decodings is None:
     decodings = decoding_lib.grid(temperatures=(0.0,), block_lengths=(2, 3, 5))
-  if not batch_sizes:
-    raise errors.UserError('batch_sizes is empty; give at least one.')
+  if not isinstance(batch_sizes, Sequence) or not batch_sizes:
+    raise errors.UserError(
+        f'batch_sizes is {check.shown(batch_sizes)}; give a list of at least'
+        ' one.'
+    )
+  for batch_size in batch_sizes:
+    check.at_least(1, most=check.MAX_ROWS, batch_size=batch_size)
   decodings = decoding_lib.for_task(decodings, task)
   check.seed(seed=seed)
   folder = store.check_writable(run)

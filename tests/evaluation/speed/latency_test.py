@@ -299,8 +299,10 @@ def test_a_profile_is_beside_the_fastest_block_length(tmp_path):
     'changes, message',
     [
         ({'repeats': 0}, 'repeats is 0'),
-        ({'batch_sizes': ()}, 'batch_sizes is empty; give at least one'),
+        ({'batch_sizes': ()}, r'batch_sizes is \(\); give a list of at least'),
+        ({'batch_sizes': 8}, 'batch_sizes is 8; give a list of at least'),
         ({'batch_sizes': (1, 0)}, 'batch_size is 0'),
+        ({'batch_sizes': (None,)}, 'batch_size is None; it must be a whole'),
         ({'decodings': ()}, r'decodings is \(\); give a list'),
         ({'decodings': [GREEDY.replace(length=9)]}, 'block_length is 9'),
         ({'draft': 'no/such/folder'}, 'There is no folder'),
