@@ -15,7 +15,10 @@ import zlib
 
 from etils import epath
 
+from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import store
+from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import checksums
 from distillspec_jax.core import errors
 from distillspec_jax.data import tasks
@@ -151,6 +154,61 @@ def affects_scores(changed: dict[str, tuple[str, str]]) -> bool:
 
 def _listed(changed: dict[str, tuple[str, str]]) -> str:
   return ', '.join(f'{n} ({old} -> {new})' for n, (old, new) in changed.items())
+
+
+def repair_best(
+    folder: pathlib.Path,
+    trained: loading.Loaded,
+    checkpoints: store.Store,
+    abstract: Any,
+    state: Any,
+    step: int,
+) -> None:
+  """Writes RUN/best again from the checkpoint of its step, if it is not whole.
+
+  Args:
+    folder: of the run.
+    trained: the model's configuration and vocabulary.
+    checkpoints: of the run.
+    abstract: shapes of a state.
+    state: of the checkpoint that the run resumes from.
+    step: of the best model.
+
+  Raises:
+    UserError: there is no checkpoint of that step any more.
+  """
+  best, reason = folder / 'best', ''
+  if hosts.is_first():
+    try:
+      model_folder.check_whole(best)
+    except errors.UserError as error:
+      reason = str(error)
+  if not tensors.add_up([int(reason != '')])[0]:
+    return
+  if step != int(state.step):
+    kept = store.steps(folder / 'checkpoints')
+    if step not in kept:
+      raise errors.UserError(
+          f'{best} is missing or damaged, and the checkpoint of step {step},'
+          f' from which it was written, is not kept. {reason} Copy it back, or'
+          f' write another: rm -r {best}; distillspec convert {folder} {best}'
+          f' --step={kept[-1]}'
+      )
+    state, _ = checkpoints.restore(step, abstract)
+  if hosts.is_first():
+    print(
+        f'{best} is missing or damaged; it is written again from the checkpoint'
+        f' of step {step}. {reason}',
+        file=sys.stderr,
+        flush=True,
+    )
+  model_folder.save_model(
+      best,
+      trained.config.to_dict(),
+      state.params,
+      step,
+      also=lambda path: vocabularies.save(trained.vocabulary, path),
+  )
 
 
 # The vocabulary.

@@ -4,9 +4,13 @@ import dataclasses
 import functools
 import json
 import shutil
+import types
 
+import numpy as np
 import pytest
 
+from distillspec_jax.checkpoints import conversion
+from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.core import errors
 from distillspec_jax.data import vocabularies
 from distillspec_jax.data import vocabulary_kinds
@@ -148,6 +152,64 @@ def test_settings_are_described_by_value(task):
   own = describe(replace(optimizer=Own()))
   assert own['optimizer'].endswith('resumption_test.Own')
   assert describe(replace(optimizer=Own())) == own  # no address in it
+
+
+# The best model.
+
+
+def arrays(folder):
+  return {
+      path: tensor.all()
+      for path, tensor in model_folder.read(folder / 'best').tensors.items()
+  }
+
+
+@pytest.mark.parametrize('how', ['removed', 'damaged', 'no array'])
+def test_the_best_model_is_written_again(run, task, capfd, how):
+  before = arrays(run)
+  best = run / 'best'
+  if how == 'removed':
+    shutil.rmtree(best)
+  elif how == 'damaged':
+    (best / 'vocabulary.json').write_text('{}')
+  else:
+    shutil.rmtree(best / 'params' / 'd')
+  loop.train(run=str(run), task=task, training=TRAINING)
+  assert 'written again from the checkpoint of step 2' in capfd.readouterr().err
+  model_folder.check_whole(best)
+  np.testing.assert_equal(arrays(run), before)
+  assert vocabularies.load_from(best) == task.vocabulary
+
+
+def test_a_best_model_that_cannot_be_written_again_is_refused(run):
+  shutil.rmtree(run / 'best')
+  state = types.SimpleNamespace(step=2)
+  with pytest.raises(errors.UserError) as raised:
+    resumption.repair_best(run, None, None, None, state, 7)
+  message = str(raised.value)
+  assert 'the checkpoint of step 7, from which' in message
+  assert f'distillspec convert {run} {run}/best --step=2' in message
+  conversion.convert(str(run), str(run / 'best'), step=2)  # as it says
+  resumption.repair_best(run, None, None, None, state, 7)
+
+
+def test_a_folder_that_is_removed_ends_the_run(tmp_path, task, monkeypatch):
+  folder = tmp_path / 'run'
+  original = loop._Recorder.step
+
+  def removing(self, number, metrics):
+    original(self, number, metrics)
+    if number == 2:
+      shutil.rmtree(folder)
+
+  monkeypatch.setattr(loop._Recorder, 'step', removing)
+  with pytest.raises(errors.Failed, match='run was removed'):
+    loop.train(
+        run=str(folder),
+        task=task,
+        training=replace(steps={'num_steps': 3, 'checkpoint_every': 3}),
+    )
+  assert not (folder / 'results.jsonl').exists()
 
 
 # Vocabularies.
