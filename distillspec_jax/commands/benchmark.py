@@ -10,6 +10,7 @@ import rich.table
 from distillspec_jax.commands import devices
 from distillspec_jax.commands import gin_configuration
 from distillspec_jax.commands import terminal
+from distillspec_jax.core import results
 
 if typing.TYPE_CHECKING:
   from distillspec_jax.evaluation.speed import latency
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
   from distillspec_jax.evaluation.speed import latency
 
   benchmark = gin_configuration.configured(latency.benchmark, options)
-  with devices.using(options):
+  with devices.using(options), results.together():
     benchmark(show=lambda *shown: terminal.print_tables(tables(*shown)))
 
 

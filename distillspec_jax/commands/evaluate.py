@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
   from distillspec_jax.evaluation import acceptance
 
   evaluate = gin_configuration.configured(acceptance.evaluate, options)
-  with devices.using(options):
+  with devices.using(options), results.together():
     evaluate(show=lambda *shown: terminal.print_tables(tables(*shown)))
 
 

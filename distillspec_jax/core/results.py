@@ -20,6 +20,8 @@ of its training.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import datetime
 import functools
 import json
@@ -61,6 +63,10 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     'provenance': dict,
 }
 _PROVENANCE = ('git', 'config_hash', 'seed', 'device', 'jax', 'time_utc')
+
+
+# Lines of each file that are written together, if they are.
+_together: dict[pathlib.Path, list[str]] | None = None
 
 
 class Metric(NamedTuple):
@@ -161,12 +167,35 @@ def write(
   if not _is_writer():
     return line
   text = _dumps(line)
+  if _together is not None:
+    _together.setdefault(path, []).append(text)
+    return line
   path.parent.mkdir(parents=True, exist_ok=True)
   _repair_end(path)
   # One system call: a process that dies truncates at most this line.
   with path.open('ab', buffering=0) as file:
     file.write(text.encode() + b'\n')
   return line
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Lines that are written within it are there at its end: all, or none.
+
+  A measurement that was killed and started again then has no line twice.
+  """
+  global _together
+  _together = {}
+  try:
+    yield
+    written = _together
+  finally:
+    _together = None
+  for path, texts in written.items():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _repair_end(path)
+    lines = path.read_text(encoding='utf-8') if path.exists() else ''
+    _replace(path, lines + ''.join(f'{text}\n' for text in texts))
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -216,10 +245,12 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
       or line['run'] != path.parent.name
       or line['metrics']['step']['value'] <= step
   ]
+  _replace(path, ''.join(_dumps(line) + '\n' for line in kept))
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
   temporary = path.with_name(path.name + '.new')
-  temporary.write_text(
-      ''.join(_dumps(line) + '\n' for line in kept), encoding='utf-8'
-  )
+  temporary.write_text(text, encoding='utf-8')
   os.replace(temporary, path)
 
 

@@ -52,6 +52,24 @@ def test_provenance_names_code_configuration_seed_device_and_time(
   assert isinstance(provenance['git'], str)
 
 
+def test_lines_are_written_together_or_not_at_all(tmp_path):
+  path = tmp_path / 'new' / 'results.jsonl'
+  with pytest.raises(KeyboardInterrupt):
+    with results.together():
+      add(path)
+      raise KeyboardInterrupt
+  assert not path.exists()
+  add(path)
+  with results.together():
+    add(path, 'latency')
+    add(path, 'certificate')
+    assert len(results.read(path)) == 1
+  kinds = [line['kind'] for line in results.read(path)]
+  assert kinds == ['acceptance', 'latency', 'certificate']
+  add(path)
+  assert len(results.read(path)) == 4
+
+
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
 def test_the_file_is_json_whatever_was_measured(tmp_path, value):
   path = tmp_path / 'results.jsonl'

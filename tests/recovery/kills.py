@@ -30,6 +30,7 @@ from distillspec_jax.checkpoints import conversion
 from distillspec_jax.checkpoints import orbax_arrays
 from distillspec_jax.commands import decode
 from distillspec_jax.commands import main
+from distillspec_jax.core import results
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import loop
@@ -80,18 +81,19 @@ def train(
 
 
 def evaluate(folder: pathlib.Path, models: pathlib.Path) -> None:
-  acceptance.evaluate(
-      run=str(folder / 'run'),
-      target=str(models / 'target'),
-      draft=str(models / 'draft'),
-      task=tiny.task(models / 'task', validation=8),
-      examples=8,
-      batch_size=2,
-      decodings=[
-          decoding_lib.Decoding(drafting=decoding_lib.Drafting(length=length))
-          for length in (2, 3)
-      ],
-  )
+  with results.together():  # as the command does
+    acceptance.evaluate(
+        run=str(folder / 'run'),
+        target=str(models / 'target'),
+        draft=str(models / 'draft'),
+        task=tiny.task(models / 'task', validation=8),
+        examples=8,
+        batch_size=2,
+        decodings=[
+            decoding_lib.Decoding(drafting=decoding_lib.Drafting(length=length))
+            for length in (2, 3)
+        ],
+    )
 
 
 def decode_lines(folder: pathlib.Path, models: pathlib.Path) -> None:
