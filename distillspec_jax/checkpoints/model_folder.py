@@ -129,12 +129,19 @@ def write(
     checksums.write(folder, record)
 
 
-def identity(folder: str | os.PathLike[str]) -> str | None:
-  """What no other model has, from its checksums; None where it has none."""
-  path = epath.Path(folder) / checksums.FILE
-  if not path.exists():
+def identity(path: str | os.PathLike[str] | None) -> str | None:
+  """What tells the model in a folder, or a run's best, from all others.
+
+  None where there are no checksums, as in other formats.
+  """
+  if path is None:
     return None
-  return json.loads(path.read_text()).get('digest')
+  folder = epath.Path(sources.expanded(path))
+  for file in (folder / checksums.FILE, folder / 'best' / checksums.FILE):
+    if file.exists():
+      with json_files.parsing(file):
+        return json.loads(file.read_text())['digest'][:12]
+  return None
 
 
 def check_whole(folder: str | os.PathLike[str]) -> None:
@@ -169,9 +176,10 @@ def read(
   if step is not None:
     arrays = _state_of_step(folder, step)
     prefix, ignored = ('params',), ('the state of training',)
+    saved = store.read_record(arrays.parent)
     record = {
         path.removeprefix('params/'): entry
-        for path, entry in store.read_record(arrays.parent).arrays.items()
+        for path, entry in saved.arrays.items()
         if path.startswith('params/')
     }
   else:
@@ -180,6 +188,8 @@ def read(
     arrays = folder / 'params'
     record = checksums.check(folder)
   values = _read_json(folder)
+  if step is not None:  # what lies in the checkpoint has a checksum
+    values['config'] = saved.extra.get('model', values['config'])
   if not orbax_arrays.is_checkpoint(arrays):
     raise errors.UserError(
         f'{folder} is not a complete model: {arrays} is not there or is'

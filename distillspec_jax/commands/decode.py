@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import jax.numpy as jnp
 
 from distillspec_jax.checkpoints import loading
+from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.commands import answers as answers_lib
 from distillspec_jax.commands import devices
 from distillspec_jax.commands import flags
@@ -152,6 +153,8 @@ def decode(
   settings = {
       'target': target,
       'draft': draft,
+      'target_model': model_folder.identity(target),
+      'draft_model': model_folder.identity(draft),
       **decoding.describe(speculative=draft is not None, batch_size=batch_size),
       'min_new_tokens': min_new_tokens or None,
       'stop': list(stop) or None,

@@ -159,8 +159,7 @@ def _once(folder: pathlib.Path, stage: Callable[..., Any], **kwargs: Any):
   It is repeated where a model has changed, e.g. was trained for longer.
   """
   made_of = {
-      name: model_folder.identity(pathlib.Path(kwargs[name]) / 'best')
-      for name in ('target', 'draft')
+      name: model_folder.identity(kwargs[name]) for name in ('target', 'draft')
   }
   record = folder / 'models.json'
   if folder.is_dir():

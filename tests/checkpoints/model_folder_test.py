@@ -100,7 +100,10 @@ def test_a_model_is_identified_by_its_content(tmp_path):
     save(tmp_path / name, params)
   a, b, c = (model_folder.identity(tmp_path / name) for name in 'abc')
   assert a == b != c
+  save(tmp_path / 'run' / 'best')
+  assert model_folder.identity(tmp_path / 'run') == a
   assert model_folder.identity(tmp_path) is None
+  assert model_folder.identity(None) is None
 
 
 def test_what_is_no_model_is_refused(tmp_path):

@@ -17,6 +17,7 @@ from distillspec_jax.commands import decode
 from distillspec_jax.commands import main
 from distillspec_jax.core import errors
 from distillspec_jax.core import progress
+from distillspec_jax.distributed import locks
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import generation
 from tests import tiny
@@ -255,6 +256,26 @@ def test_a_file_of_other_answers_is_left_alone(
   with pytest.raises(errors.UserError, match=message):
     write(out, *texts, **{**pair, **SAMPLED, **changes})
   assert out.read_bytes() == before
+
+
+def test_answers_of_a_model_that_has_changed_are_left_alone(tmp_path):
+  model, out = tmp_path / 'model', tmp_path / 'out'
+  for seed in (0, 1):
+    tiny.save(model, tiny.model(tiny.BYTES, seed=seed), 'bytes')
+    if seed == 0:
+      write(out, 'a', 'b', target=str(model), **SAMPLED)
+  out.write_bytes(out.read_bytes().splitlines(keepends=True)[0])
+  with pytest.raises(errors.UserError, match='with another target_model'):
+    write(out, 'a', 'b', target=str(model), **SAMPLED)
+
+
+def test_a_file_that_is_being_written_is_left_alone(pair, tmp_path):
+  out = tmp_path / 'out'
+  with locks.held(f'{out}.lock'):
+    with pytest.raises(errors.UserError, match=f'{out} is in use by process'):
+      write(out, 'a', **pair, **SAMPLED)
+  write(out, 'a', **pair, **SAMPLED)
+  assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
 def give(monkeypatch, data, terminal=False):
