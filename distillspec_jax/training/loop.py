@@ -144,6 +144,9 @@ def train(
       changed = resumption.changes(extra, settings)
       resumption.announce(folder, done, changed, steps.num_steps)
       selection.restore(extra['best'])
+      resumption.repair_best(
+          folder, trained, checkpoints, abstract, state, selection.step
+      )
       if resumption.affects_scores(changed):
         selection.best = None
     first = int(state.step)
@@ -214,6 +217,9 @@ def train(
           if interrupted == [signal.SIGINT]:
             raise KeyboardInterrupt
           raise errors.Terminated
+    checkpoints.wait()
+    lock.check()
+    model_folder.read_config(folder / 'best')  # it is what is returned
   if hosts.is_first():
     print(selection.describe(folder.name, measure, last), file=sys.stderr)
   return str(folder / 'best')
