@@ -70,6 +70,10 @@ def resolve(metrics: Sequence[Metric | str]) -> tuple[Metric, ...]:
     UserError: an unknown name, something that is no function with a name, or
       two metrics of one name.
   """
+  if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+    raise errors.UserError(
+        f"metrics is {metrics!r}; give a tuple, as in ('exact_match',)."
+    )
   functions = []
   for metric in metrics:
     if isinstance(metric, str):

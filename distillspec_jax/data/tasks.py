@@ -103,10 +103,14 @@ class Task:
         most=most,
         label_length=self.label_length,
     )
+    if self.max_examples is not None:
+      check.at_least(1, owner=self.name, max_examples=self.max_examples)
+    check.text(name=self.name, prefix=self.prefix)
     if self.is_decoder_only:
       self._set(input_length=0)
     self._set(metrics=metrics_lib.resolve(self.metrics))
-    if self.vocabulary == 'sentencepiece':
+    is_name = isinstance(self.vocabulary, str)
+    if is_name and self.vocabulary == 'sentencepiece':
       self._set(vocabulary=self._train_vocabulary())
     elif self.vocabulary is not None:
       self._set(vocabulary=vocabularies.load(self.vocabulary))
@@ -185,6 +189,7 @@ class Task:
       if pair is None:
         skipped += 1
         continue
+      _check_texts(pair, f'Example {len(pairs) + skipped} of split {split!r}')
       inputs = '' if self.is_decoder_only else self.prefix + pair[0]
       pairs.append((inputs, pair[1]))
       if len(pairs) == self.max_examples:
@@ -218,6 +223,17 @@ class Task:
     return self._tokenised[split]
 
 
+def _check_texts(pair: Any, name: str) -> None:
+  """Raises UserError unless it is an input and a label."""
+  is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+  if not is_pair or not all(isinstance(text, str) for text in pair):
+    raise errors.UserError(
+        f'{name} is {check.shown(pair)}; give two texts, input and label.'
+    )
+  for text in pair:
+    files.check_text(text, name)
+
+
 @_settings
 class in_memory(Task):
   """A task of texts that the program has already.
@@ -228,6 +244,14 @@ class in_memory(Task):
 
   pairs: Mapping[str, Sequence[files.Pair]]
   name: str = 'in_memory'
+
+  def __post_init__(self):
+    if not isinstance(self.pairs, Mapping):
+      raise errors.UserError(
+          f'pairs is {check.shown(self.pairs)}; give a dictionary, split ->'
+          ' pairs of texts.'
+      )
+    super().__post_init__()
 
   @property
   def splits(self) -> tuple[str, ...]:
@@ -325,6 +349,12 @@ class json_lines(_FileTask):
   def is_decoder_only(self) -> bool:
     return self.inputs is None
 
+  def __post_init__(self):
+    check.text(labels=self.labels)
+    if self.inputs is not None:
+      check.text(inputs=self.inputs)
+    super().__post_init__()
+
   def read(self, split: str) -> Iterator[files.Pair | None]:
     path = getattr(self, split)
     return files.json_lines(
@@ -357,7 +387,13 @@ class parallel_text(_FileTask):
   label_length: int = 64
 
   def read(self, split: str) -> Iterator[files.Pair | None]:
-    return files.parallel(*getattr(self, split), self._skip)
+    paths = getattr(self, split)
+    if not isinstance(paths, tuple | list) or len(paths) != 2:
+      raise errors.UserError(
+          f'{self.name}.{split} is {paths!r}; give two files, as in'
+          " ('train.en', 'train.de')."
+      )
+    return files.parallel(*paths, self._skip)
 
 
 @_settings

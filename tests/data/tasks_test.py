@@ -105,6 +105,45 @@ def test_bad_input_is_refused(tmp_path, rows, changes, message):
     batches.statistics(task, 'train')
 
 
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'inputs': ['x']}, r"inputs is \['x'\]; it must be a text"),
+        ({'labels': None}, 'labels is None; it must be a text'),
+        ({'max_examples': 0}, 'json_lines.max_examples is 0; it must be at'),
+        ({'max_examples': 2.5}, 'max_examples is 2.5; it must be a whole'),
+        ({'prefix': 5}, 'prefix is 5; it must be a text'),
+        ({'metrics': 'exact_match'}, "metrics is 'exact_match'; give a tuple"),
+        ({'metrics': None}, 'metrics is None; give a tuple'),
+        ({'train': None}, 'no split .train.|path is None'),
+        (
+            {'vocabulary': 'sentencepiece', 'vocabulary_size': 10**12},
+            'vocabulary_size is 10+; it must be at most',
+        ),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(tmp_path, changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    json_task(tmp_path, [row('a', 'b')], **changes).texts('train')
+
+
+@pytest.mark.parametrize('pair', [('a',), ('a', None), 5, ('a', '\ud800')])
+def test_examples_are_pairs_of_texts(pair):
+  task = tasks.in_memory(
+      pairs={'train': [('a', 'b'), pair]}, vocabulary='bytes'
+  )
+  with pytest.raises(errors.UserError, match="Example 1 of split 'train' is"):
+    task.texts('train')
+  with pytest.raises(errors.UserError, match=r'pairs is \[\]; give a diction'):
+    tasks.in_memory(pairs=[])
+
+
+def test_parallel_text_is_two_files():
+  task = tasks.parallel_text(train='ab', validation='a', vocabulary='bytes')
+  with pytest.raises(errors.UserError, match="train is 'ab'; give two files"):
+    task.texts('train')
+
+
 def test_an_unknown_split_is_refused(tmp_path):
   task = json_task(tmp_path, [row('a', 'b')])
   with pytest.raises(errors.UserError, match="no split 'test'; it has train"):
