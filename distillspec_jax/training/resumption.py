@@ -41,6 +41,9 @@ def describe(
 ) -> Settings:
   """Name -> value of all that decides what a run computes."""
   values = dict(_flat(training, ''))
+  for name in ('start', 'target'):  # a folder may hold another model by now
+    checkpoint = getattr(getattr(training, name), 'checkpoint', None)
+    values[f'{name}.content'] = repr(model_folder.identity(checkpoint))
   for name in ('name', 'input_length', 'label_length'):
     values[f'task.{name}'] = repr(getattr(task, name))
   for split in ('train', 'validation'):
@@ -83,15 +86,18 @@ def check(
     config: of the model, likewise.
     num_steps: likewise.
   """
-  differences = {}
-  if 'model' in extra:
-    known = config_lib.T5Config.from_dict(extra['model']).to_dict()
-    differences = {
-        name: (str(known[name]), str(value))
-        for name, value in config.to_dict().items()
-        # How it is computed may change between starts.
-        if name not in ('dtype', 'remat') and known[name] != value
-    }
+  if 'settings' not in extra:
+    raise errors.UserError(
+        f'{folder} was begun by an earlier version, which kept no settings; end'
+        ' it with that version, or name another folder.'
+    )
+  known = config_lib.T5Config.from_dict(extra['model']).to_dict()
+  differences = {
+      name: (str(known[name]), str(value))
+      for name, value in config.to_dict().items()
+      # How it is computed may change between starts.
+      if name not in ('dtype', 'remat') and known[name] != value
+  }
   if differences:
     raise errors.UserError(
         f'{folder} holds checkpoints of another model: {_listed(differences)}.'
@@ -118,7 +124,7 @@ def changes(
     extra: dict[str, Any], settings: Settings
 ) -> dict[str, tuple[str, str]]:
   """Name -> value before and now, of the settings that are not as they were."""
-  old = extra.get('settings', settings)
+  old = extra['settings']
   names = dict.fromkeys([*settings, *old])
   values = {n: (old.get(n, 'None'), settings.get(n, 'None')) for n in names}
   return {name: pair for name, pair in values.items() if pair[0] != pair[1]}

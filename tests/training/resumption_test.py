@@ -89,6 +89,11 @@ def test_what_cannot_be_continued_is_refused_in_one_line(
   assert sorted(run.rglob('*')) == before
 
 
+def test_a_run_of_an_earlier_version_is_refused(tmp_path):
+  with pytest.raises(errors.UserError, match='begun by an earlier version'):
+    resumption.check(tmp_path, 2, {'best': 0.5}, {}, TRAINING.start.model, 3)
+
+
 def test_what_has_changed_is_printed(run, task, capfd):
   changed = replace(
       steps={'num_steps': 3, 'batch_size': 16}, optimizer={'learning_rate': 0.5}
@@ -152,6 +157,19 @@ def test_settings_are_described_by_value(task):
   own = describe(replace(optimizer=Own()))
   assert own['optimizer'].endswith('resumption_test.Own')
   assert describe(replace(optimizer=Own())) == own  # no address in it
+
+
+def test_a_target_that_has_changed_is_noticed(tmp_path, task):
+  target = settings.Target(checkpoint=str(tmp_path / 'target'))
+  described = []
+  for seed in (0, 0, 1):
+    tiny.save(tmp_path / 'target', tiny.model(tiny.BYTES, seed=seed))
+    described.append(resumption.describe(replace(target=target), task, 0))
+  first, same, other = described
+  assert first == same
+  changed = resumption.changes({'settings': first}, other)
+  assert list(changed) == ['target.content']
+  assert resumption.affects_scores(changed)
 
 
 # The best model.
