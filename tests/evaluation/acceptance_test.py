@@ -10,6 +10,7 @@ from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import statistics
 from distillspec_jax.data import vocabularies
+from distillspec_jax.distributed import locks
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.evaluation import examples
 from distillspec_jax.evaluation import quality
@@ -558,3 +559,15 @@ def test_evaluate_refuses_a_folder_that_is_a_file(tmp_path):
   (tmp_path / 'measured').write_text('')
   with pytest.raises(errors.UserError, match='Nothing can be written'):
     evaluate(tmp_path)
+
+
+def test_the_folder_of_a_run_under_way_is_left_alone(tmp_path):
+  task = tiny.task(tmp_path / 'task')
+  with locks.held(tmp_path / 'run' / locks.FILE):
+    with pytest.raises(errors.UserError, match='run is in use by process'):
+      acceptance.evaluate(
+          run=str(tmp_path / 'run'),
+          target=tiny.target(tiny.BYTES),
+          draft=tiny.draft(tiny.BYTES),
+          task=task,
+      )

@@ -12,6 +12,7 @@ import pytest
 from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
+from distillspec_jax.distributed import locks
 from distillspec_jax.evaluation.speed import costs
 from distillspec_jax.evaluation.speed import latency
 from distillspec_jax.sampling import adaptive_length
@@ -312,3 +313,15 @@ def test_benchmark_refuses_before_work_starts(tmp_path, changes, message):
   with pytest.raises(errors.UserError, match=message):
     benchmark(tmp_path, **changes)
   assert not (tmp_path / 'timed' / 'results.jsonl').exists()
+
+
+def test_the_folder_of_a_run_under_way_is_left_alone(tmp_path):
+  task = tiny.task(tmp_path / 'task')
+  with locks.held(tmp_path / 'run' / locks.FILE):
+    with pytest.raises(errors.UserError, match='run is in use by process'):
+      latency.benchmark(
+          run=str(tmp_path / 'run'),
+          target=tiny.target(tiny.BYTES),
+          draft=tiny.draft(tiny.BYTES),
+          task=task,
+      )
