@@ -191,7 +191,7 @@ def run(command, folder, models, log, seconds: float | None = None) -> bool:
       if status:
         raise RuntimeError(f'{folder}: failed; see {log}')
       return False
-    time.sleep(0.002)
+    time.sleep(0.01)
   os.kill(pid, signal.SIGKILL)
   os.waitpid(pid, 0)
   return True
