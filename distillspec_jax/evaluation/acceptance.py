@@ -111,6 +111,9 @@ def evaluate(
   split = examples_lib.final_split(task, split)
   batches = examples_lib.first(task, split, examples, batch_size)
   judges_quality = bool(task.metrics) and target.vocabulary is not None
+  if judges_quality:  # a metric that fails does so before the measurement
+    labels = quality.reference(batches[0])
+    quality.score(task, target.vocabulary, labels, labels)
   lines: list[dict[str, Any]] = []
 
   inputs = examples_lib.fingerprint(batches)

@@ -27,6 +27,7 @@ from distillspec_jax.checkpoints import store
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.data import batches as batches_lib
+from distillspec_jax.data import metrics as metrics_lib
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.distributed import hosts
@@ -78,6 +79,9 @@ def run_experiment(
   """
   if not seeds:
     raise errors.UserError('seeds is empty; give at least one, e.g. (0,).')
+  if isinstance(task, tasks.Task):  # a metric that fails does so before all
+    labels = [label for _, label in task.texts('validation')[:2]]
+    metrics_lib.measure(task.metrics, labels, labels)
   folder = store.check_writable(run)
   if hosts.is_first():
     configuration.write(folder)

@@ -555,6 +555,23 @@ def test_evaluate_refuses_before_work_starts(tmp_path, changes, message):
   assert not (tmp_path / 'measured' / 'results.jsonl').exists()
 
 
+def one_for_all(answers, labels):
+  del labels
+  return float(len(answers))
+
+
+@pytest.mark.parametrize(
+    'metric, message',
+    [('rouge', "metric is 'rouge'"), (one_for_all, r'returns shape \(\) for')],
+)
+def test_a_wrong_metric_is_refused_before_the_measurement(
+    tmp_path, monkeypatch, metric, message
+):
+  monkeypatch.setattr(acceptance, 'count', None)  # is not called
+  with pytest.raises(errors.UserError, match=message):
+    evaluate(tmp_path, (metric,))
+
+
 def test_evaluate_refuses_a_folder_that_is_a_file(tmp_path):
   (tmp_path / 'measured').write_text('')
   with pytest.raises(errors.UserError, match='Nothing can be written'):

@@ -16,6 +16,7 @@ from distillspec_jax.core import results
 from distillspec_jax.studies import experiment as experiment_lib
 from distillspec_jax.training import method
 from distillspec_jax.training import settings
+from tests import tiny
 
 EXPERIMENT = """
 from __gin__ import dynamic_registration
@@ -287,4 +288,12 @@ def test_what_does_not_fit_is_refused_before_work_starts(
   stages = Stages(monkeypatch)
   with pytest.raises(ds.UserError, match=message):
     run_stages(stages, tmp_path, **changes)
+  assert not stages.trained
+
+
+def test_a_metric_that_fails_is_refused_before_training(tmp_path, monkeypatch):
+  stages = Stages(monkeypatch)
+  task = tiny.task(tmp_path, metrics=(lambda answers, labels: 1.0,))
+  with pytest.raises(ds.UserError, match='must return one number per answer'):
+    run_stages(stages, tmp_path, task=task)
   assert not stages.trained
