@@ -138,9 +138,9 @@ def over_seeds(estimates: Sequence[Estimate], examples: int) -> Inference:
 
 def _inference(value: float, terms: Sequence[tuple[float, float]]) -> Inference:
   """From terms of the variance, each with its degrees of freedom."""
-  if not terms:
-    return Inference(value, None, None)
   variance = sum(term for term, _ in terms)
+  if not terms or not np.isfinite(variance):
+    return Inference(value, None, None)
   spread = sum(term**2 / degrees for term, degrees in terms)
   degrees = variance**2 / spread if spread else terms[0][1]
   return Inference(value, float(np.sqrt(variance)), float(degrees))

@@ -36,7 +36,7 @@ def curves(
   for line in lines:
     if line['split'] != split or metric not in line['metrics']:
       continue
-    value = line['metrics'][metric]['value']
+    value = measurements.number(line['metrics'][metric]['value'])
     if math.isfinite(value):
       step, run = line['metrics']['step']['value'], runs_lib.run_of(line)
       value = measurements.Value(value, None, 1, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import html
+import re
 
 from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
@@ -18,14 +20,13 @@ def render(
     has_samples: bool,
 ) -> str:
   """The text of report.md."""
-  parts = [f'# DistillSpec report: {name}', provenance.errors(lines)]
+  parts = [f'# DistillSpec report: {_escaped(name)}', provenance.errors(lines)]
   for study in studies:
-    parts.append(f'## {study.heading}')
-    parts += [
-        f'- **{card.what}**: {card.number} ({card.badge}); {card.detail}.'
-        for card in headlines.cards(study)
-    ]
-    parts += headlines.sentences(study)
+    parts.append(f'## {_escaped(study.heading)}')
+    for card in headlines.cards(study):
+      text = f'{card.number} ({card.badge}); {card.detail}.'
+      parts.append(f'- **{_escaped(card.what)}**: {_escaped(text)}')
+    parts += map(_escaped, headlines.sentences(study))
     for table in tables.tables(study):
       parts += [f'### {table.title}', _table(table), _list(table.definitions)]
   parts += page.missing(lines, has_samples)
@@ -34,12 +35,18 @@ def render(
 
 
 def _list(definitions):
-  return '\n'.join(f'- {term}: {text}' for term, text in definitions)
+  return '\n'.join(
+      f'- {_escaped(term)}: {_escaped(text)}' for term, text in definitions
+  )
+
+
+def _escaped(text: str) -> str:
+  """Text in which nothing is markup, neither of Markdown nor of HTML."""
+  text = html.escape(' '.join(text.split()), quote=False)
+  return re.sub(r'[\\`*\[\]|~$]|(?<!\w)[_#]|_(?!\w)', r'\\\g<0>', text)
 
 
 def _table(table):
-  rows = [table.header, ['---'] * len(table.header), *table.body]
-  return '\n'.join(
-      f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in row)} |'
-      for row in rows
-  )
+  header, *body = [[*map(_escaped, row)] for row in (table.header, *table.body)]
+  rows = [header, ['---'] * len(header), *body]
+  return '\n'.join(f'| {" | ".join(row)} |' for row in rows)

@@ -31,6 +31,9 @@ DEFAULTS = {
 }
 
 
+_TOO_LARGE = 1e15  # for any rate, time, loss or number of bytes
+
+
 class Value(NamedTuple):
   """A number with its error.
 
@@ -103,7 +106,12 @@ class Study:
 
   @property
   def heading(self) -> str:
-    target = f'target {short_name(self.target)}' if self.target else ''
+    target = ''
+    if self.target:
+      name = short_name(self.target)
+      owner = short_name(self.target.rstrip('/').rpartition('/')[0])
+      target = f'target {name}' if name != 'target' else f'target of {owner}'
+      target = target.removesuffix(' of ')
     parts = (self.task.replace('_', ' '), self.split, target)
     return ', '.join(part for part in parts if part)
 
@@ -177,12 +185,13 @@ def infer(
     values: Sequence[Value], examples: Sequence[np.ndarray | None]
 ) -> statistics.Inference:
   """As `over_seeds`, with degrees of freedom; also of one seed."""
-  if all(one is not None for one in examples):
-    if len({len(one) for one in examples}) == 1:
-      return statistics.over_seeds_and_examples(np.stack(examples))
-  return statistics.over_seeds(
-      [statistics.Estimate(*one[:2]) for one in values], values[0].count
-  )
+  with np.errstate(all='ignore'):  # of ratios to numbers next to 0
+    if all(one is not None for one in examples):
+      if len({len(one) for one in examples}) == 1:
+        return statistics.over_seeds_and_examples(np.stack(examples))
+    return statistics.over_seeds(
+        [statistics.Estimate(*one[:2]) for one in values], values[0].count
+    )
 
 
 def select(measured: Iterable[Measurement], **wanted: Any) -> list[Measurement]:
@@ -395,6 +404,11 @@ def _newest(lines: Sequence[Line]) -> Line:
   return max(lines, key=lambda line: line['provenance']['time_utc'])
 
 
+def number(value: float) -> float:
+  """The value, or nan where it is none that was measured: 1e300, infinity."""
+  return value if abs(value) < _TOO_LARGE else math.nan
+
+
 def _one_seed(lines: Sequence[Line], average: bool) -> dict[str, Value]:
   """The metrics of lines that repeat a measurement with the same seed."""
   newest = _newest(lines)
@@ -405,9 +419,12 @@ def _one_seed(lines: Sequence[Line], average: bool) -> dict[str, Value]:
     ]
     if name == 'compile_s':  # Repetitions find the program in the cache.
       metric = max(all_of_it, key=lambda one: one['value'])
-    value = Value(metric['value'], metric['standard_error'], 1, metric['count'])
+    error = metric['standard_error']
+    if error is not None and math.isnan(number(error)):
+      error = None
+    value = Value(number(metric['value']), error, 1, metric['count'])
     if average and len(all_of_it) > 1 and name != 'compile_s':
-      estimate = statistics.mean([one['value'] for one in all_of_it])
+      estimate = statistics.mean([number(one['value']) for one in all_of_it])
       value = Value(*estimate, 1, sum(one['count'] for one in all_of_it))
     values[name] = value
   return values

@@ -5,11 +5,14 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import distillspec_jax
 from distillspec_jax.core import errors
+from distillspec_jax.reporting import markdown
+from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import report
 
 
@@ -148,7 +151,7 @@ def test_each_of_several_studies_has_a_heading_and_files(tmp_path, made_up):
   page = Page(make(tmp_path))
   assert len(page.all('h2')) == 2
   files = {path.name for path in (tmp_path / 'figures').iterdir()}
-  assert 'one_validation_target_target_acceptance.png' in files
+  assert 'one_validation_target_of_made_up_acceptance.png' in files
   assert len(files) == 12
 
 
@@ -210,3 +213,60 @@ def test_runs_whose_folders_have_one_name_are_separate_lines(tmp_path, made_up):
   labels = [image['aria-label'] for image in page.all('svg')]
   (losses,) = [one for one in labels if 'divergence from the target' in one]
   assert re.search(r'jsd 0\.\d+ .*; kd 0\.\d+', losses)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        '<script>alert(1)</script>',
+        'a|b\n# c',
+        r'$\frac{1$',
+        '[x](http://y)',
+        '**x**',
+    ],
+)
+def test_names_are_text_in_both_reports(tmp_path, made_up, name):
+  lines = list(made_up['acceptance']((0,), ['fine-tuned', 'distilled']))
+  lines += made_up['latency'](['distilled'])
+  for line in lines:
+    line['draft'] = line['draft'] and line['draft'].replace('distilled', name)
+    line['target'] = f'runs/{name}'
+  write(tmp_path, lines)
+  page = Page(make(tmp_path))
+  assert name in page.text
+  text = (tmp_path / 'report.md').read_text(encoding='utf-8')
+  shown = markdown._escaped(name)
+  assert shown in text
+  assert name not in text
+  rows = [line for line in text.splitlines() if line.startswith('|')]
+  columns = {len(re.findall(r'(?<!\\)\|', row)) for row in rows}
+  assert len(columns) == 2  # of the two tables
+
+
+@pytest.mark.parametrize('value', [1e300, -1e300, 1e-300, float('inf')])
+def test_numbers_that_nobody_measured_break_nothing(tmp_path, made_up, value):
+  lines = [
+      *made_up['acceptance']((0, 1), ['fine-tuned', 'distilled'], (5,)),
+      *made_up['latency'](['distilled']),
+      *made_up['training']((0,)),
+  ]
+  for line in lines:
+    for name, metric in line['metrics'].items():
+      if name != 'step':
+        metric['value'] = value
+  write(tmp_path, lines)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    text = make(tmp_path)
+  assert 'inf' not in Page(text).text.split()
+
+
+def test_the_heading_names_the_target_once(made_up):
+  line = made_up['line']('acceptance', {'x': made_up['metric'](1.0)})
+  for target, heading in (
+      ('runs/made_up/target', 'target of made_up'),
+      ('target', 'target'),
+      ('flan-t5-large/', 'target flan-t5-large'),
+  ):
+    (study,) = measurements.studies([{**line, 'target': target}])
+    assert study.heading == f'made up task, validation, {heading}'
