@@ -81,7 +81,7 @@ def run_experiment(
     raise errors.UserError('seeds is empty; give at least one, e.g. (0,).')
   if isinstance(task, tasks.Task):  # a metric that fails does so before all
     labels = [label for _, label in task.texts('validation')[:2]]
-    metrics_lib.measure(task.metrics, labels, labels)
+    metrics_lib.measure(metrics_lib.resolve(task.metrics), labels, labels)
   folder = store.check_writable(run)
   if hosts.is_first():
     configuration.write(folder)
