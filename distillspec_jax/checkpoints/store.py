@@ -138,9 +138,11 @@ def read_record(folder: epath.Path) -> Record:
   remedy = 'copy the checkpoint again'
   try:
     values = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise errors.UserError(f'{path} is missing; {remedy}.') from error
   except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(
-        f'{path} is missing or damaged ({error!r}); {remedy}.'
+        f'{path} is damaged ({error!r}); {remedy}.'
     ) from error
   if not {'arrays', 'extra'} & set(values):  # of an earlier version
     return Record({}, values)
