@@ -265,6 +265,27 @@ TRAINING = [
         'tests/training/step_test.py -k whole_batch',
     ),
     Mutant(
+        'sequences weigh by their tokens where they should alike',
+        STEP,
+        'types.Mean(mean.value(), jnp.minimum(mean.count, 1.0))',
+        'types.Mean(mean.total, mean.count)',
+        'tests/training/step_test.py -k weigh_alike',
+    ),
+    Mutant(
+        'a draft is distilled with its dropout',
+        'training/method.py',
+        'rate = 0.0 if self.needs_target else config.dropout_rate',
+        'rate = config.dropout_rate',
+        'tests/training/method_test.py -k dropout',
+    ),
+    Mutant(
+        'a tie keeps the earlier step',
+        'training/validation.py',
+        'gain >= -(error or 0.0)',
+        'gain > 0.0',
+        'tests/training/validation_test.py -k clearly_worse',
+    ),
+    Mutant(
         'the warm-up is one step late',
         'training/optimizers.py',
         'self.learning_rate / max(self.warmup_steps, 1),',

@@ -112,7 +112,7 @@ def run(mutant: mutants.Mutant) -> bool:
     start = time.monotonic()
     killer = failed_test(folder, mutant.tests)
     seconds = time.monotonic() - start
-    verdict = certificate(folder, mutant) if mutant.rule else 'unbiased'
+    verdict = certificate(folder, mutant) if mutant.rule else '-'
   is_killed = killer is not None and not verdict.endswith('holds')
   print(
       f'{"killed" if is_killed else "SURVIVES"} | {mutant.name} |'
