@@ -138,6 +138,7 @@ def numbers(folder):
   return {
       (line['metrics']['step']['value'], name): metric['value']
       for line in results.read(folder / 'results.jsonl')
+      if line['kind'] == 'training'
       for name, metric in line['metrics'].items()
       if name != 'tokens_per_second'
   }
