@@ -147,7 +147,9 @@ def train(
       resumption.repair_best(
           folder, trained, checkpoints, abstract, state, selection.step
       )
-      if resumption.affects_scores(changed):
+      # best/ may be of a later step, which is trained otherwise this time.
+      is_left = model_folder.read(folder / 'best').step != selection.step
+      if resumption.affects_scores(changed) or (changed and is_left):
         selection.best = None
     first = int(state.step)
     recorder = _Recorder(folder, task, target, seed, done, lock)

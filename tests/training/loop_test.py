@@ -299,6 +299,32 @@ def test_an_untrained_draft_is_returned_with_a_warning_or_not_at_all(
   assert same(as_it_came, best) and not same(as_it_came, last)
 
 
+def test_no_step_is_kept_that_was_trained_anew_otherwise(
+    tmp_path, task, monkeypatch
+):
+  # Stopped when step 4 is in best/, but the checkpoint is of step 3.
+  every = dataclasses.replace(VALIDATION, every=1)
+  original = loop._Recorder.step
+
+  def stopping(self, number, metrics):
+    original(self, number, metrics)
+    if number == 5:
+      raise ZeroDivisionError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop._Recorder, 'step', stopping)
+    with pytest.raises(ZeroDivisionError):
+      train(tmp_path / 'run', task, validation=every)
+  path = tmp_path / 'run' / 'best' / 'model.json'
+  assert json.loads(path.read_text())['step'] == 4
+  worse = dataclasses.replace(FAST, learning_rate=100.0)
+  train(tmp_path / 'run', task, validation=every, optimizer=worse)
+  about = json.loads(path.read_text())
+  assert about['step'] == values(tmp_path / 'run', 'best_step')[-1]
+  scores = values(tmp_path / 'run', 'cross_entropy')
+  assert about['metrics']['cross_entropy'] in scores
+
+
 @pytest.mark.parametrize('measure', ['sampled', 'loss'])
 def test_the_measure_is_chosen(tmp_path, task, target, capfd, measure):
   train(
