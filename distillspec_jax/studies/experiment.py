@@ -136,6 +136,14 @@ def _drafts(
   """
 
   def complete(training, has_target=False, **start):
+    given = training.target and training.target.checkpoint
+    if 'checkpoint' in start:
+      given = given or training.start.checkpoint
+    if given:
+      raise errors.UserError(
+          f'The checkpoint {given} would not be used: an experiment trains its'
+          ' own target and draft. Leave it out, or use `train`.'
+      )
     if shared_encoder:
       start['shared_encoder'] = True
     start = dataclasses.replace(training.start, **start)

@@ -280,6 +280,18 @@ def test_all_drafts_share_the_encoder_or_those_that_are_set_so(
             },
             'Steps.pack is True',
         ),
+        (
+            {'distil': dataclasses.replace(DISTIL, target='mine')},
+            'checkpoint mine would not be used',
+        ),
+        (
+            {
+                'control': dataclasses.replace(
+                    FINE_TUNE, start=settings.Start(checkpoint='mine')
+                )
+            },
+            'checkpoint mine would not be used',
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_work_starts(
