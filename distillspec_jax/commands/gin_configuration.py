@@ -172,7 +172,7 @@ def configured(
       print(line)
     raise SystemExit(0)
   given = unread_names.given(gin, own, options.gin_bindings, folder())
-  _check_read(gin, list(given), calls, problem)
+  _check_read(gin, list(given), calls, problem, name)
   configuration.set_current(gin.config_str())
   return wrapped
 
@@ -239,6 +239,7 @@ def _check_read(
     given: Sequence[unread_names.Binding],
     calls: Collection[_Call],
     problem: str,
+    name: str,
 ) -> None:
   """Refuses names that nothing reads, and a configuration with a problem.
 
@@ -258,10 +259,13 @@ def _check_read(
   refused = [b for b in unread if not b.place or b in unknown]
   if refused:
     known = list(_parameters(gin, calls))
-    texts = [
-        f'nothing here reads {binding}.{unread_names.hint(binding.name, known)}'
-        for binding in refused
-    ]
+    texts = []
+    for binding in refused:
+      # A file of the package for this command, such as runs/distil.gin.
+      used = _files_with(f'\n{_short(name)}.', f' = %{binding.name}\n')
+      hint = unread_names.hint(binding.name, known)
+      hint = f' It is read by {" and ".join(used)}.' if used else hint
+      texts.append(f'nothing here reads {binding}.{hint}')
     raise errors.UserError(f'configuration: {" And ".join(texts)}')
   if unread:
     names = ', '.join(map(str, unread))
@@ -353,6 +357,20 @@ def _check(
   return seen, problems[0] if problems else ''
 
 
+def _short(selector: str) -> str:
+  """Module and name, as gin files write it."""
+  return '.'.join(selector.split('.')[-2:])
+
+
+def _files_with(*texts: str) -> list[str]:
+  """The files of the package that have all of these texts in them."""
+  return [
+      str(path.relative_to(folder()))
+      for path in sorted(folder().rglob('*.gin'))
+      if all(text in path.read_text(encoding='utf-8') for text in texts)
+  ]
+
+
 def _missing(
     call: _Call, bound: dict[str, Any], given: Collection[str]
 ) -> list[str]:
@@ -374,12 +392,7 @@ def _missing(
   if not missing:
     return []
   advice = f'bind {call}.{missing[0]} in a gin file'
-  binding = f'\n{".".join(call.selector.split(".")[-2:])}.{missing[0]} = '
-  files = [
-      str(path.relative_to(folder()))
-      for path in sorted(folder().rglob('*.gin'))
-      if binding in path.read_text(encoding='utf-8')
-  ]
+  files = _files_with(f'\n{_short(call.selector)}.{missing[0]} = ')
   if missing[0] in given:
     advice = f'give --{missing[0]}'
   elif files:
@@ -491,7 +504,7 @@ def _hint(gin: Any, text: str, place: str) -> str:
   reference = re.search(r"matching reference '@([\w./]+)", text)
   bound = re.search(r'^ *([\w./]+) *=', place, re.M)
   functions = {
-      '.'.join(selector.split('.')[-2:]): configurable.wrapped
+      _short(selector): configurable.wrapped
       for selector, configurable in gin.config._REGISTRY.items()
       if not selector.startswith('gin.')
   }

@@ -87,6 +87,7 @@ def train(
   folder = sources.run_folder(run)
   training.check()
   check.seed(seed=seed)
+  resumption.check_place(folder, training)
   start, steps = training.start, training.steps
   transform = training.optimizer.build(steps.num_steps)
   learning_rate = training.optimizer.schedule(steps.num_steps)

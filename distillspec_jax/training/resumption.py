@@ -15,12 +15,14 @@ import zlib
 
 from etils import epath
 
+from distillspec_jax.checkpoints import hugging_face
 from distillspec_jax.checkpoints import loading
 from distillspec_jax.checkpoints import model_folder
 from distillspec_jax.checkpoints import store
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import checksums
 from distillspec_jax.core import errors
+from distillspec_jax.core import sources
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.data import vocabulary_kinds
@@ -66,6 +68,24 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
     for field in dataclasses.fields(value):
       inner = f'{name}.{field.name}' if name else field.name
       yield from _flat(getattr(value, field.name), inner)
+
+
+def check_place(folder: pathlib.Path, training: settings_lib.Training) -> None:
+  """Raises UserError where the run would be written into a model's folder."""
+  groups = (training.start, training.target)
+  used = [group.checkpoint for group in groups if group and group.checkpoint]
+  for checkpoint in used:
+    path = pathlib.Path(sources.expanded(checkpoint)).resolve()
+    if folder.resolve() in (path, path.parent if path.name == 'best' else path):
+      raise errors.UserError(
+          f'The run would be written into {checkpoint}, which it starts from or'
+          ' learns from; name another folder for it.'
+      )
+  path = epath.Path(folder)
+  if (path / 'params').exists() or hugging_face.is_checkpoint(path):
+    raise errors.UserError(
+        f'{folder} holds a model, which is no run; name another folder for it.'
+    )
 
 
 def check(

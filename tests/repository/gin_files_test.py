@@ -60,6 +60,17 @@ def test_an_experiment_binds_all_but_the_data(name, configure):
   configure('experiment', f'--gin_file={name}', '--run=x', *data)
 
 
+def test_a_file_that_reads_a_name_is_named(configure):
+  with pytest.raises(
+      errors.UserError, match='reads TARGET. It is read by runs/distil.gin.'
+  ):
+    configure(
+        'train', '--run=x', '--gin_file=models/nano.gin',
+        '--gin_file=tasks/python.gin', '--gin_file=methods/seqkd.gin',
+        '--gin_file=runs/train.gin', '--gin.NUM_STEPS=1', '--gin.TARGET=x',
+    )  # fmt: skip
+
+
 def test_what_is_missing_is_in_a_file_of_the_package(configure):
   with pytest.raises(
       errors.UserError, match='--gin_file=runs/distil.gin or runs/train.gin'

@@ -281,3 +281,25 @@ def test_a_vocabulary_that_is_damaged_is_refused(run, task):
   path.write_text(path.read_text().replace('bytes', 'bytfs'))
   with pytest.raises(errors.UserError, match='vocabulary.json is damaged'):
     loop.train(run=str(run), task=task, training=TRAINING)
+
+
+@pytest.mark.parametrize('name', ['draft', 'draft/best'])
+@pytest.mark.parametrize('group', ['start', 'target'])
+def test_a_run_is_not_written_into_what_it_reads(
+    tmp_path, monkeypatch, task, group, name
+):
+  monkeypatch.chdir(tmp_path)
+  kind = {'start': settings.Start, 'target': settings.Target}[group]
+  training = replace(**{group: kind(checkpoint=f'../{tmp_path.name}/{name}')})
+  with pytest.raises(errors.UserError, match='run would be written into'):
+    loop.train(run='draft', task=task, training=training)
+
+
+@pytest.mark.parametrize('file', ['params/x', 'config.json'])
+def test_a_run_is_not_written_into_a_model(tmp_path, task, file):
+  path = tmp_path / 'model' / file
+  path.parent.mkdir(parents=True)
+  path.touch()
+  with pytest.raises(errors.UserError, match='holds a model, which is no run'):
+    loop.train(run=str(tmp_path / 'model'), task=task, training=TRAINING)
+  assert [x for x in tmp_path.rglob('*') if x.is_file()] == [path]
