@@ -184,8 +184,8 @@ DISTIL = settings.Training(
 def run_stages(stages, tmp_path, **changes):
   experiment_lib.run_experiment(
       run=str(tmp_path / 'run'),
-      task=types.SimpleNamespace(with_vocabulary=lambda *_: None),
       **{
+          'task': types.SimpleNamespace(with_vocabulary=lambda *_: None),
           'fine_tune_target': FINE_TUNE,
           'fine_tune_draft': FINE_TUNE,
           'distil': DISTIL,
