@@ -79,6 +79,17 @@ def collect(
   return outputs
 
 
+def is_repetitive(outputs: Iterable[dict[str, Any]]) -> bool:
+  """Whether the second half of one of the texts repeats a shorter stretch."""
+  for output in outputs:
+    text = ''.join(piece['text'] for piece in output['pieces'])
+    half = len(text) // 2
+    for period in range(1, half // 2 + 1):
+      if text[half:] == text[half - period : len(text) - period]:
+        return True
+  return False
+
+
 def _pieces(
     vocabulary: Any, tokens: np.ndarray, origins: np.ndarray
 ) -> list[dict[str, str]]:

@@ -202,26 +202,34 @@ def _write_samples(
     drafts: pathlib.Path,
     count: int,
 ) -> None:
-  """Writes samples.json: the same inputs with either draft, greedy."""
+  """Writes samples.json: the same inputs with either draft, greedy.
+
+  They are drawn from the whole split, and those whose outputs end in a loop are
+  taken last.
+  """
   model = loading.load(target)
   task = task.with_vocabulary(model.vocabulary, target)
   decoding = decoding_lib.Decoding(
       drafting=decoding_lib.Drafting(length=min(5, task.label_length)),
       max_new_tokens=task.label_length,
   )
-  texts = []
-  for name in ('fine-tuned', 'distilled'):
-    split = 'test' if 'test' in task.splits else 'validation'
-    batches = batches_lib.batches(
-        task, split, count, seed=0, shuffle=False, num_epochs=1
-    )
-    texts += sample_texts.collect(
-        model,
-        loading.load(drafts / name),
-        [next(batches)],
-        decoding,
-        seed=0,
-        count=count,
-        draft_name=name,
-    )
+  split, drawn = 'test' if 'test' in task.splits else 'validation', 8 * count
+  batches = batches_lib.batches(
+      task, split, drawn, seed=0, shuffle=True, num_epochs=1
+  )
+  batch = next(batches)
+  outputs = [
+      sample_texts.collect(
+          model,
+          loading.load(drafts / name),
+          [batch],
+          decoding,
+          seed=0,
+          count=drawn,
+          draft_name=name,
+      )
+      for name in ('fine-tuned', 'distilled')
+  ]
+  pairs = sorted(zip(*outputs), key=sample_texts.is_repetitive)[:count]
+  texts = [output for each in zip(*pairs) for output in each]
   (folder / 'samples.json').write_text(json.dumps(texts, indent=1))

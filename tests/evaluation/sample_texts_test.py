@@ -107,3 +107,20 @@ def test_no_more_than_there_are(vocabulary):
       draft_name='itself',
   )
   assert len(outputs) == 2
+
+
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('# Python 3.111111111111111', True),
+        ('x = 1\nx = 1\nx = 1\nx = 1\n', True),
+        ('ab', False),
+        ('', False),
+        ('def first(values):\n  return values[0]\n', False),
+        ('aaaaaaaaaa and then something else', False),
+    ],
+)
+def test_a_text_that_ends_in_a_loop_is_repetitive(text, expected):
+  other = {'pieces': [{'text': 'import os'}]}
+  pieces = [{'text': text[:5]}, {'text': text[5:]}]
+  assert sample_texts.is_repetitive([other, {'pieces': pieces}]) == expected

@@ -98,6 +98,9 @@ def test_an_experiment_leaves_models_results_and_a_page(experiment):
   }
   assert kinds == {'run', 'training', 'acceptance', 'latency'}
   assert not list(run.rglob('*.incomplete'))
+  samples = json.loads((run / 'samples.json').read_text())
+  assert [one['draft'] for one in samples] == ['fine-tuned', 'distilled']
+  assert samples[0]['input'] == samples[1]['input'] != '0 and 1?'  # not first
 
 
 def test_run_again_it_does_nothing_twice(experiment):
