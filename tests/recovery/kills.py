@@ -221,12 +221,12 @@ def kill(count: int, keep: pathlib.Path, seed: int = 0) -> list[str]:
     folder = keep / f'{sum(trials.values())}_{name}'
     folder.mkdir()
     trials[name] += 1
-    for _ in range(rng.randint(1, 3)):
-      wait = rng.uniform(0, durations[name])
-      if not run(COMMANDS[name], folder, models, log, wait):
+    waits = [rng.uniform(0, durations[name]) for _ in range(rng.randint(1, 3))]
+    for wait in (*waits, None):  # the last is not killed
+      was_killed = run(COMMANDS[name], folder, models, log, wait)
+      kills[name] += was_killed
+      if not was_killed:
         break
-      kills[name] += 1
-    run(COMMANDS[name], folder, models, log)
     found = content(folder, log)
     if found == expected[name]:
       shutil.rmtree(folder)
