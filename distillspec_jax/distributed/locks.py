@@ -76,11 +76,9 @@ class Lock:
 
   def acquire(self) -> None:
     """Raises UserError where another process holds it."""
-    text = json.dumps(self._mine)
     try:
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      with self._path.open('x') as file:
-        file.write(text)
+      self._path.touch(exist_ok=False)
     except FileExistsError:
       holder = self.read()
       if holder is not None and self.is_alive(holder):
@@ -90,8 +88,15 @@ class Lock:
       holder = self.read() or {}
       if holder.get('token') != self._mine['token']:
         raise self.taken(holder) from None
+    else:
+      try:
+        self._replace()
+      except OSError:  # a full disk
+        self._path.unlink()
+        raise
     self._is_held = True
-    threading.Thread(target=self._beat, daemon=True).start()
+    self._beating = threading.Thread(target=self._beat, daemon=True)
+    self._beating.start()
 
   def check(self) -> None:
     """Raises Failed where the lock, or the folder it is in, is gone."""
@@ -114,6 +119,7 @@ class Lock:
     self._released.set()
     if self._is_held:
       self._is_held = False
+      self._beating.join()  # or it might write the lock again
       if (self.read() or {}).get('token') == self._mine['token']:
         self._path.unlink(missing_ok=True)
 
@@ -154,16 +160,20 @@ class Lock:
 
   def _beat(self) -> None:
     while not self._released.wait(_BEAT_S):
-      if (self.read() or {}).get('token') != self._mine['token']:
-        return  # `check` says so
-      self._mine['beats'] += 1
       with contextlib.suppress(OSError):  # a full disk, or a moment's failure
+        if (self.read() or {}).get('token') != self._mine['token']:
+          return  # `check` says so
+        self._mine['beats'] += 1
         self._replace()
 
   def _replace(self) -> None:
     temporary = self._path.with_name(f'.{self._path.name}.{os.getpid()}')
-    temporary.write_text(json.dumps(self._mine))
-    temporary.replace(self._path)
+    try:
+      temporary.write_text(json.dumps(self._mine))
+      temporary.replace(self._path)
+    except OSError:
+      temporary.unlink(missing_ok=True)
+      raise
 
 
 def _machine() -> dict[str, str | None]:

@@ -1,5 +1,6 @@
 """One process at a time; one that was killed does not stand in the way."""
 
+import errno
 import json
 import os
 import pathlib
@@ -131,6 +132,21 @@ def test_a_folder_that_is_gone_and_a_lock_that_was_taken_are_noticed(path):
     with pytest.raises(errors.Failed, match='run was removed'):
       lock.check()
   assert not path.parent.exists()
+
+
+def test_a_full_disk_leaves_no_lock_behind(path, monkeypatch):
+  def fail(self, text):
+    self.touch()
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'write_text', fail)
+    with pytest.raises(OSError, match='No space'):
+      with locks.held(path):
+        pass
+  assert not list(path.parent.iterdir())
+  with locks.held(path):
+    pass
 
 
 def test_only_the_first_host_locks(path, monkeypatch):
