@@ -221,7 +221,11 @@ def compare(ours: Ours, theirs: Theirs, mode: str, options) -> None:
 
 
 def report(ways, name: str, temperature: float, options) -> None:
-  """One of our ways beside the others: text, and a line of results."""
+  """One of our ways beside the others: text, and a line of results.
+
+  Ratios are of equal batches: of ours to our own autoregressive decoding, and
+  to theirs at batch 1, which is all that assisted generation takes.
+  """
   mine, alone = ways[name], ways[f'{name}, alone']
   assisted, plain = ways['assisted'], ways['plain call']
   single = ways['transformers, alone']
@@ -229,22 +233,23 @@ def report(ways, name: str, temperature: float, options) -> None:
       'tokens_per_second': mine.tokens_per_second,
       'autoregressive_tokens_per_second': alone.tokens_per_second,
       'acceptance_rate': mine.acceptance,
-      'transformers_tokens_per_second': single.tokens_per_second,
-      'transformers_assisted_tokens_per_second': assisted.tokens_per_second,
-      'transformers_plain_call_tokens_per_second': plain.tokens_per_second,
-      'transformers_acceptance_rate': assisted.acceptance,
-      'transformers_block_length': results.Metric(
-          assisted.block_length, None, 1, 'tokens'
-      ),
   }
-  ratios = {  # of seconds per row, so that batches of any size compare
-      'ratio_to_assisted': (assisted, mine),
-      'ratio_to_plain_call': (plain, mine),
-      'ratio_to_own_autoregressive': (alone, mine),
-  }
+  ratios = {'ratio_to_own_autoregressive': (alone, mine)}
   if mine.rows == 1:
-    name = 'transformers_ratio_to_own_autoregressive'
-    ratios[name] = single, assisted
+    ratios |= {
+        'transformers_ratio_to_own_autoregressive': (single, assisted),
+        'ratio_to_assisted': (assisted, mine),
+        'ratio_to_plain_call': (plain, mine),
+    }
+    metrics |= {
+        'transformers_tokens_per_second': single.tokens_per_second,
+        'transformers_assisted_tokens_per_second': assisted.tokens_per_second,
+        'transformers_plain_call_tokens_per_second': plain.tokens_per_second,
+        'transformers_acceptance_rate': assisted.acceptance,
+        'transformers_block_length': results.Metric(
+            assisted.block_length, None, 1, 'tokens'
+        ),
+    }
   for key, (slow, fast) in ratios.items():
     ratio = comparison.ratio(slow.per_row, fast.per_row)
     metrics.update(ratio.metrics(key, options.rounds))
