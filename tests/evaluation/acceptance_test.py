@@ -398,7 +398,8 @@ def _measured(tmp_path_factory):
     )
   of_acceptance = [line for line in lines if line['kind'] == 'acceptance']
   of_quality = [line for line in lines if line['kind'] == 'task_quality']
-  return of_acceptance, list(zip(of_quality, scored, strict=True))
+  # Before the measurement the metric is tried on the labels.
+  return of_acceptance, list(zip(of_quality, scored[1:], strict=True))
 
 
 def prompt_of(tmp_path):
