@@ -95,8 +95,8 @@ def distillation(
     by_row: one mean for each row, total and count float32[B].
 
   Returns:
-    Means over tokens: 'loss' (the divergence), 'acceptance' (chance that the
-    draft's own token would be accepted), 'cross_entropy' and
+    Means over tokens: 'loss' (the divergence), 'expected_acceptance' (chance
+    that the draft's own token would be accepted), 'cross_entropy' and
     'target_cross_entropy' (nats, on `labels`), 'agreement' (share of positions
     where both have the same most likely token). With a trimmed vocabulary also
     'uncovered', the share of labels that the draft cannot emit, which its
@@ -125,7 +125,7 @@ def distillation(
     cross_entropy = divergences.cross_entropy(q_logits, known_labels)
     return {
         'loss': _row_sums(loss, mask),
-        'acceptance': _row_sums(divergences.acceptance(p, q), mask),
+        'expected_acceptance': _row_sums(divergences.acceptance(p, q), mask),
         'cross_entropy': _row_sums(cross_entropy, known),
         'target_cross_entropy': _row_sums(
             divergences.cross_entropy(p_logits, labels), mask

@@ -212,7 +212,7 @@ def test_means_are_those_of_the_tokens_under_the_mask():
   distance = np.asarray(divergences.total_variation(p_logits, q_logits))
   expected = {
       'loss': distance[at].mean(),
-      'acceptance': 1 - distance[at].mean(),
+      'expected_acceptance': 1 - distance[at].mean(),
       'cross_entropy': -q_label[at].mean(),
       'target_cross_entropy': -p_label[at].mean(),
       'agreement': agree[at].mean(),
@@ -238,7 +238,12 @@ def test_only_the_loss_carries_a_gradient_and_never_to_the_target():
         divergences.reverse_kl,
     )[name].total
 
-  for name in ('loss', 'acceptance', 'cross_entropy', 'target_cross_entropy'):
+  for name in (
+      'loss',
+      'expected_acceptance',
+      'cross_entropy',
+      'target_cross_entropy',
+  ):
     _, (p_gradient, q_gradient) = value_and_grad(
         functools.partial(total, name), (0, 1)
     )(batch['p_head'], batch['q_head'])

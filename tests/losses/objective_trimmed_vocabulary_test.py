@@ -148,7 +148,7 @@ def test_metrics_are_those_of_all_tokens():
   assert 0 < known.sum() < mask.sum()
   expected = {
       'loss': value_of('total_variation', p, q)[mask].mean(),
-      'acceptance': np.minimum(p, q).sum(-1)[mask].mean(),
+      'expected_acceptance': np.minimum(p, q).sum(-1)[mask].mean(),
       'cross_entropy': -np.log(q_label[known]).mean(),
       'target_cross_entropy': -np.log(p_label[mask]).mean(),
       'agreement': (p.argmax(-1) == q.argmax(-1))[mask].mean(),

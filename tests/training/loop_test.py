@@ -31,6 +31,7 @@ from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import recorder
 from distillspec_jax.training import settings
 from distillspec_jax.training import tensorboard
 from tests import tiny
@@ -133,7 +134,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(
   class Stop(Exception):
     pass
 
-  original, on_disk = loop._Recorder.step, []
+  original, on_disk = recorder.Recorder.step, []
 
   def stopping(self, number, metrics):
     original(self, number, metrics)
@@ -142,7 +143,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(
       raise Stop
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop._Recorder, 'step', stopping)
+    patch.setattr(recorder.Recorder, 'step', stopping)
     for stop in (1, 1, 5):  # noqa: B007
       with pytest.raises(Stop):
         train(tmp_path / 'stopped', task, **changes)
@@ -304,7 +305,7 @@ def test_no_step_is_kept_that_was_trained_anew_otherwise(
 ):
   # Stopped when step 4 is in best/, but the checkpoint is of step 3.
   every = dataclasses.replace(VALIDATION, every=1)
-  original = loop._Recorder.step
+  original = recorder.Recorder.step
 
   def stopping(self, number, metrics):
     original(self, number, metrics)
@@ -312,7 +313,7 @@ def test_no_step_is_kept_that_was_trained_anew_otherwise(
       raise ZeroDivisionError
 
   with monkeypatch.context() as patch:
-    patch.setattr(loop._Recorder, 'step', stopping)
+    patch.setattr(recorder.Recorder, 'step', stopping)
     with pytest.raises(ZeroDivisionError):
       train(tmp_path / 'run', task, validation=every)
   path = tmp_path / 'run' / 'best' / 'model.json'
@@ -510,14 +511,14 @@ def test_a_terminated_run_writes_a_checkpoint(tmp_path):
   script.write_text(f"""
 import os, pathlib, signal, sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
-from distillspec_jax.training import loop, settings
+from distillspec_jax.training import loop, recorder, settings
 from tests import tiny
-original = loop._Recorder.step
+original = recorder.Recorder.step
 def step(self, number, metrics):
   original(self, number, metrics)
   if number == 2:
     os.kill(os.getpid(), signal.SIGTERM)
-loop._Recorder.step = step
+recorder.Recorder.step = step
 loop.train(
     run={str(tmp_path / 'run')!r},
     task=tiny.task(pathlib.Path({str(tmp_path / 'task')!r})),

@@ -17,6 +17,7 @@ from distillspec_jax.data import vocabulary_kinds
 from distillspec_jax.training import loop
 from distillspec_jax.training import method
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import recorder
 from distillspec_jax.training import resumption
 from distillspec_jax.training import settings
 from tests import tiny
@@ -213,14 +214,14 @@ def test_a_best_model_that_cannot_be_written_again_is_refused(run):
 
 def test_a_folder_that_is_removed_ends_the_run(tmp_path, task, monkeypatch):
   folder = tmp_path / 'run'
-  original = loop._Recorder.step
+  original = recorder.Recorder.step
 
   def removing(self, number, metrics):
     original(self, number, metrics)
     if number == 2:
       shutil.rmtree(folder)
 
-  monkeypatch.setattr(loop._Recorder, 'step', removing)
+  monkeypatch.setattr(recorder.Recorder, 'step', removing)
   with pytest.raises(errors.Failed, match='run was removed'):
     loop.train(
         run=str(folder),

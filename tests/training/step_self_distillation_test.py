@@ -77,7 +77,7 @@ def distilled_from_itself(folder, method, **changes):
 
 def assert_identity(values, method):
   assert abs(values['loss']) < 1e-6
-  assert values['acceptance'] == pytest.approx(1.0, abs=1e-6)
+  assert values['expected_acceptance'] == pytest.approx(1.0, abs=1e-6)
   # Of total variation it is a sum of signs, which rounding alone may give.
   if method.divergence != 'total_variation':
     assert values['gradient_norm'] < 1e-5
