@@ -144,7 +144,10 @@ def read_record(folder: epath.Path) -> Record:
     raise errors.UserError(
         f'{path} is damaged ({error!r}); {remedy}.'
     ) from error
-  if not {'arrays', 'extra'} & set(values):  # of an earlier version
+  is_earlier = isinstance(values, dict) and values.keys().isdisjoint(
+      Record._fields
+  )
+  if is_earlier:  # as earlier versions wrote it
     return Record({}, values)
   return Record(**checksums.unsealed(values, path, remedy))
 
@@ -245,7 +248,7 @@ class Store:
   ) -> tuple[int, Any, dict[str, Any]] | None:
     """Step, state and extra of the newest checkpoint that is whole.
 
-    Newer ones, which are damaged, are said and renamed to STEP.damaged.
+    Newer ones, which are damaged, are reported and renamed to STEP.damaged.
 
     Args:
       like: as in `restore`.

@@ -195,7 +195,8 @@ class Task:
       if len(pairs) == self.max_examples:
         break
     if not pairs:
-      why = f' but for {skipped} unreadable lines' if skipped else ''
+      lines = f'{skipped} unreadable line{"s" * (skipped != 1)}'
+      why = f' but for {lines}' if skipped else ''
       raise errors.UserError(
           f'Split {split!r} of task {self.name!r} is empty{why}; there is'
           ' nothing to work on. Check its files.'

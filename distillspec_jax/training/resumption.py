@@ -31,7 +31,9 @@ from distillspec_jax.models import config as config_lib
 from distillspec_jax.training import settings as settings_lib
 
 # Another of these makes another run.
-_FIXED = ('method', 'optimizer', 'optimizer.name', 'target')
+_FIXED = (
+    'method', 'optimizer', 'optimizer.name', 'target', 'task.vocabulary_size',
+)  # fmt: skip
 # What scores depend on: those before a change and after it are not compared.
 _OF_SCORES = ('validation', 'target', 'task', 'data.validation')
 
@@ -48,6 +50,10 @@ def describe(
     values[f'{name}.content'] = repr(model_folder.identity(checkpoint))
   for name in ('name', 'input_length', 'label_length'):
     values[f'task.{name}'] = repr(getattr(task, name))
+  if training.start.checkpoint is None and training.target is None:
+    # Else the vocabulary comes with the model.
+    size = getattr(task, 'vocabulary_size', None)
+    values['task.vocabulary_size'] = repr(size)
   for split in ('train', 'validation'):
     examples, crc = task.examples(split), 0
     for example in examples:

@@ -205,8 +205,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_continues(
 
 
 def test_none_is_whole(folder):
-  for step in (1, 2):
-    (folder / str(step) / 'extra' / 'metadata').write_text('{}}')
+  for step, text in ((1, '{}}'), (2, '5')):
+    (folder / str(step) / 'extra' / 'metadata').write_text(text)
   before = files_of(folder)
   with pytest.raises(errors.UserError, match='No checkpoint in .*c is whole'):
     restore_last(folder)

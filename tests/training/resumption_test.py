@@ -95,6 +95,12 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path):
     resumption.check(tmp_path, 2, {'best': 0.5}, {}, TRAINING.start.model, 3)
 
 
+def test_another_size_of_the_vocabulary_is_refused(run, task):
+  larger = dataclasses.replace(task, vocabulary_size=5000)
+  with pytest.raises(errors.UserError, match=r'size \(4096 -> 5000\)'):
+    loop.train(run=str(run), task=larger, training=TRAINING)
+
+
 def test_what_has_changed_is_printed(run, task, capfd):
   changed = replace(
       steps={'num_steps': 3, 'batch_size': 16}, optimizer={'learning_rate': 0.5}
