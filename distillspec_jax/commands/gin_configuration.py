@@ -164,6 +164,8 @@ def configured(
       gin.parse_config_file(file)
     file = ''
     gin.parse_config([*options.gin_bindings, *bindings])
+  except RecursionError as error:  # gin's text of it has no end, either
+    raise errors.UserError(f'configuration: {file} includes itself.') from error
   except _GIN_ERRORS as error:
     raise errors.UserError(_explain(gin, error, file)) from error
   calls, problem = _check(gin, function, name, arguments)

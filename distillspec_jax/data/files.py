@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 import gzip
+import io
 import json
 import os
 from typing import Any, BinaryIO, TypeVar
@@ -169,16 +170,40 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
     with file.open('rb') as stream:
       if os.fspath(path).endswith('.gz'):
         stream = gzip.open(stream)
+      elif not isinstance(stream, io.BufferedIOBase):
+        stream = io.BufferedReader(_Raw(stream))
       for line in _bounded(stream):
         number += 1
         yield line
-  # Buckets need a package; damaged .gz files raise the last two.
-  except (OSError, ImportError, EOFError, zlib.error) as error:
-    reason = getattr(error, 'strerror', None) or error
+  except Exception as error:
+    # Buckets need a package, and raise errors of many kinds; damaged .gz files
+    # raise the last two.
+    known = (OSError, ImportError, EOFError, zlib.error)
+    is_remote = '://' in os.fspath(path)
+    if isinstance(error, errors.UserError) or not (
+        is_remote or isinstance(error, known)
+    ):
+      raise
+    reason = ' '.join(str(getattr(error, 'strerror', None) or error).split())
     after = f' after line {number}' if number else ''
     raise errors.UserError(
-        f'The file {path} cannot be read{after}: {reason}.'
+        f'The file {path} cannot be read{after}: {reason[:200].rstrip(".")}.'
     ) from error
+
+
+class _Raw(io.RawIOBase):
+  """A stream with `read` alone, as TensorFlow opens files in buckets."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    data = self._stream.read(len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def _bounded(stream: BinaryIO) -> Iterator[bytes]:

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import gzip
 import io
@@ -237,16 +238,33 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     read_json(tmp_path)
 
 
+class InBucket(contextlib.closing):
+  """An open file that can do what one that TensorFlow opens can."""
+
+  mode = 'rb'
+
+  def __enter__(self):
+    self.read = self.thing.read
+    return self
+
+
 def test_files_in_the_home_folder_and_in_buckets_are_read(
     tmp_path, monkeypatch
 ):
-  write(tmp_path / 'x.jsonl', json.dumps({'q': 'a', 'a': 'b'}))
+  line = json.dumps({'q': 'a', 'a': 'b'})
+  write(tmp_path / 'x.jsonl', '\n'.join([line] * 9999))
+  (tmp_path / 'x.jsonl.gz').write_bytes(gzip.compress(line.encode()))
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert read_json('~/x.jsonl') == [('a', 'b')]
+  assert read_json('~/x.jsonl') == [('a', 'b')] * 9999
   for backend in (epath.backend.tf_backend, epath.backend.fsspec_backend):
     monkeypatch.setattr(
         backend,
         'open',
-        lambda path, mode: open(tmp_path / path.split('/')[-1], mode),
+        lambda path, mode: InBucket(open(tmp_path / path.split('/')[-1], mode)),
     )
-  assert read_json('gs://bucket/x.jsonl') == [('a', 'b')]
+  assert read_json('gs://bucket/x.jsonl') == [('a', 'b')] * 9999
+  assert read_json('gs://bucket/x.jsonl.gz') == [('a', 'b')]
+  for backend in (epath.backend.tf_backend, epath.backend.fsspec_backend):
+    monkeypatch.setattr(backend, 'open', lambda path, mode: 1 / 0)
+  with pytest.raises(errors.UserError, match='cannot be read: division by'):
+    read_json('gs://bucket/x.jsonl')
