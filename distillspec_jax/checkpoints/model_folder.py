@@ -136,7 +136,9 @@ def identity(path: str | os.PathLike[str] | None) -> str | None:
   """
   if path is None:
     return None
-  folder = epath.Path(sources.expanded(path))
+  text = sources.expanded(path)
+  # A bucket that cannot be reached raises errors of many kinds.
+  folder = sources.resolve(text) if '://' in text else epath.Path(text)
   for file in (folder / checksums.FILE, folder / 'best' / checksums.FILE):
     if file.exists():
       with json_files.parsing(file):

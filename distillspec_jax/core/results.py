@@ -62,7 +62,15 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     'metrics': dict,
     'provenance': dict,
 }
-_PROVENANCE = ('git', 'config_hash', 'seed', 'device', 'jax', 'time_utc')
+_PROVENANCE: dict[str, type] = {
+    'git': object,
+    'config_hash': object,
+    'seed': int,
+    'device': object,
+    'jax': object,
+    'time_utc': str,
+}
+_NUMBERS = ('temperature', 'block_length', 'batch_size')  # of a decoding
 
 
 # Lines of each file that are written together, if they are.
@@ -215,7 +223,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       continue
     try:
       parsed = json.loads(line)
-    except ValueError as error:  # of JSON, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
       if number == len(raw):
         break
       raise errors.UserError(
@@ -380,7 +388,17 @@ def _fault(line: Any) -> str:
     return f"'examples' is {str(examples)[:60]}"
   if any(len(each) != 1 for each in lengths):
     return "columns of 'examples' are of different lengths"
-  for name in _PROVENANCE:
+  for name, kind in _PROVENANCE.items():
     if name not in line['provenance']:
       return f'its provenance lacks {name!r}'
+    if not isinstance(line['provenance'][name], kind):
+      return f'its {name!r} is {check.shown(line["provenance"][name])}'
+  for name in _NUMBERS:
+    value = (line['decoding'] or {}).get(name)
+    if not isinstance(value, (int, float, type(None))):
+      return f'its {name!r} is {check.shown(value)}'
+  try:
+    json.dumps(line, ensure_ascii=False).encode()
+  except UnicodeEncodeError:
+    return 'it has half of a surrogate pair, which is not Unicode'
   return ''

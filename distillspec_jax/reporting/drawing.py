@@ -225,7 +225,7 @@ def _lines(ax, panel):
   """Series of numbers against numbers."""
   labels = [one.label for one in panel.series if one.owner is None]
   for series in panel.series:
-    owner, label = series.owner or series.label, series.label
+    owner, label = series.owner or series.label, _shown(series.label)
     colour, marker, _ = _look(owner.removesuffix(' alone'), labels)
     style = {'marker': marker, **_STYLES[series.style], 'color': colour}
     if series.owner is not None:
@@ -283,14 +283,15 @@ def _bars(ax, panel):
     if series.owner is not None:
       ax.plot(
           *((values, at) if panel.horizontal else (at, values)), color=_INK,
-          label=series.label, **_STYLES[series.style],
+          label=_shown(series.label), **_STYLES[series.style],
       )  # fmt: skip
       continue
     colour, _, hatch = _look(name, list(groups))
     (ax.barh if panel.horizontal else ax.bar)(
         at, values, 0.88, color=colour, hatch=hatch, linewidth=0,
         edgecolor=(_CARD, 0.4),  # of the hatch
-        error_kw={'color': _INK, 'ecolor': _INK, 'lw': 1.2}, label=series.label,
+        error_kw={'color': _INK, 'ecolor': _INK, 'lw': 1.2},
+        label=_shown(series.label),
         **{'xerr' if panel.horizontal else 'yerr': errors},
     )  # fmt: skip
     if not panel.horizontal:
@@ -317,12 +318,17 @@ def _note(ax, text, place, offset, **how):
   )
 
 
+def _shown(label: str) -> str:
+  """The label; Matplotlib leaves those that begin with `_` out."""
+  return f' {label}'
+
+
 def _legend(figure, ax, labels):
   """The legend above the axes, where it hides nothing."""
   handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
   labels = list(dict.fromkeys(labels))
   figure.legend(
-      [handles[label] for label in labels],
+      [handles[_shown(label)] for label in labels],
       labels,
       loc='outside upper left',
       ncols=3 if max(map(len, labels)) < 18 else 2,

@@ -47,15 +47,18 @@ def report(*, run: str, output: str | None = None) -> pathlib.Path:
   target = folder if output is None else sources.run_folder(output)
   (target / 'figures').mkdir(parents=True, exist_ok=True)
   studies = measurements.studies(lines)
-  drawn = []
-  for study in studies:
-    prefix = re.sub(r'\W+', '_', study.heading) + '_' if studies[1:] else ''
-    drawn.append((study, _drawn(study, target / 'figures', prefix)))
+  drawn = {}
+  for number, study in enumerate(studies):
+    prefix = re.sub(r'\W+', '_', study.heading)[:80] + '_'
+    if prefix in drawn:
+      prefix = f'{number}_{prefix}'
+    name = prefix if studies[1:] else ''
+    drawn[prefix] = study, _drawn(study, target / 'figures', name)
   name = folder.resolve().name
   text = markdown.render(name, lines, studies, bool(samples))
   _write(target / 'report.md', text)
   path = target / 'report.html'
-  _write(path, page.render(name, lines, drawn, samples))
+  _write(path, page.render(name, lines, list(drawn.values()), samples))
   return path
 
 

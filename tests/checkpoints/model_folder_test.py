@@ -1,5 +1,6 @@
 """A model folder comes back as it was, whole or not at all."""
 
+from etils import epath
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,3 +135,14 @@ def test_a_configuration_that_does_not_hold_is_named_with_its_file(tmp_path):
   model_folder.write_config(tmp_path, {**CONFIG.to_dict(), 'num_heads': 0})
   with pytest.raises(errors.UserError, match=r'model\.json: .*num_heads is 0'):
     model_folder.read(tmp_path)
+
+
+def test_the_identity_of_a_model_in_a_bucket_out_of_reach(monkeypatch):
+  def refuse(*args):
+    raise RuntimeError('no network')
+
+  monkeypatch.setattr(type(epath.Path('gs://bucket')), 'exists', refuse)
+  with pytest.raises(
+      errors.UserError, match='gs://bucket/m cannot be read: no'
+  ):
+    model_folder.identity('gs://bucket/m')

@@ -432,3 +432,10 @@ def test_wrong_flags_are_one_line_and_exit_code_2(capsys, arguments, message):
   assert code == 2
   assert error.count('\n') == 1 and 'Traceback' not in error
   assert re.search(message, error), error
+
+
+def test_a_file_that_includes_itself(capsys):
+  file = write('again.gin', "include 'again.gin'\n")
+  code, text = run(capsys, file, '--run=x')
+  assert code == 2
+  assert 'configuration: again.gin includes itself.' in text

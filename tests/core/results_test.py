@@ -150,9 +150,10 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
 
 def test_a_complete_last_line_that_is_not_json_is_named(tmp_path):
   path = tmp_path / 'results.jsonl'
-  path.write_text('nonsense\n')
-  with pytest.raises(errors.UserError, match='line 1 is not JSON'):
-    results.read(path)
+  for text in ('nonsense', '[' * 100_000):
+    path.write_text(text + '\n')
+    with pytest.raises(errors.UserError, match='line 1 is not JSON'):
+      results.read(path)
 
 
 def test_an_absent_file_is_named(tmp_path):
@@ -187,6 +188,13 @@ def without(name):
         ),
         (lambda line: line.update(kind='training'), "no metric 'step'"),
         (lambda line: line['provenance'].pop('seed'), "lacks 'seed'"),
+        (lambda line: line['provenance'].update(seed='a'), "'seed' is 'a'"),
+        (lambda line: line['provenance'].update(time_utc=5), "'time_utc' is 5"),
+        (
+            lambda line: line.update(decoding={'temperature': 'hot'}),
+            "its 'temperature' is 'hot'",
+        ),
+        (lambda line: line.update(draft='\ud83d'), 'which is not Unicode'),
     ],
 )
 def test_a_line_that_is_not_a_result_is_named(tmp_path, damage, message):

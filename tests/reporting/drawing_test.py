@@ -100,13 +100,17 @@ def test_bars_have_the_height_of_their_values():
   assert bar.get_width() == 0.5
 
 
+def test_a_label_that_begins_with_an_underscore_is_shown():
+  assert '_draft' in drawing.images(bars('_draft'))[0]
+
+
 def test_marks_are_on_their_bars():
   panel = bars()
   points = [drawing.Point((0, 'greedy'), value(0.75))]
   mark = drawing.Series('predicted', points, 'diamond', 'distilled')
   ax = drawing.draw(panel._replace(series=[*panel.series, mark])).axes[0]
   (bar,) = ax.patches
-  drawn = next(line for line in ax.lines if line.get_label() == 'predicted')
+  drawn = next(line for line in ax.lines if line.get_label() == ' predicted')
   centre = bar.get_x() + bar.get_width() / 2
   assert drawn.get_xydata().tolist() == [[pytest.approx(centre), 0.75]]
 

@@ -155,6 +155,16 @@ def test_each_of_several_studies_has_a_heading_and_files(tmp_path, made_up):
   assert len(files) == 12
 
 
+def test_studies_with_similar_or_long_names_have_files_of_their_own(
+    tmp_path, made_up
+):
+  for task in ('a-' + 'b' * 300, 'a ' + 'b' * 300):
+    lines = list(made_up['acceptance']((0,), ['distilled']))
+    write(tmp_path / task[:9], [{**line, 'task': task} for line in lines])
+  make(tmp_path)
+  assert len(list((tmp_path / 'figures').iterdir())) == 12
+
+
 def test_an_interrupted_measurement_is_left_out(tmp_path, made_up):
   lines = list(made_up['acceptance']((0,), ['distilled']))
   write(tmp_path / 'complete', lines)
