@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 import dataclasses
-import difflib
-import importlib
 import inspect
 import os
-import pathlib
 import re
 import sys
 import tokenize
@@ -24,6 +21,8 @@ import typing
 from typing import Any, NamedTuple
 
 from distillspec_jax.commands import flags as flags_lib
+from distillspec_jax.commands import gin_errors
+from distillspec_jax.commands import gin_files
 from distillspec_jax.commands import unread_names
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
@@ -36,12 +35,6 @@ _PACKAGE = 'distillspec_jax.'
 _PASSED_BY_EXPERIMENTS = frozenset(
     ('run', 'task', 'seed', 'target', 'draft', 'draft_name')
 )
-
-# What gin raises for a wrong file or binding, besides errors of ours.
-_GIN_ERRORS = (
-    AttributeError, ImportError, KeyError, NameError, OSError, RuntimeError,
-    SyntaxError, TypeError, ValueError, tokenize.TokenError,
-)  # fmt: skip
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -110,13 +103,6 @@ def _quoted(value: str) -> str:
   return value if is_whole and not is_file else repr(value)
 
 
-def folder() -> pathlib.Path:
-  """The gin files that come with the package."""
-  here = pathlib.Path(__file__).resolve().parents[1]
-  packaged = here / 'gin_configs'
-  return packaged if packaged.is_dir() else here.parent / 'gin_configs'
-
-
 def configured(
     function: Callable[..., Any],
     options: argparse.Namespace,
@@ -137,7 +123,7 @@ def configured(
   import gin
 
   if options.list and not (files or options.gin_file):
-    for line in _shipped():
+    for line in gin_files.described():
       print(line)
     raise SystemExit(0)
   if options.run is not None:
@@ -147,7 +133,7 @@ def configured(
   wrapped = gin.external_configurable(function, module=function.__module__)
   name = f'{function.__module__.removeprefix(_PACKAGE)}.{function.__name__}'
   searched = options.gin_search_paths.split(',')
-  for path in (*searched, folder(), folder().parent):
+  for path in (*searched, gin_files.folder(), gin_files.folder().parent):
     gin.add_config_file_search_path(sources.expanded(path))
   own = [sources.expanded(file) for file in options.gin_file]
   arguments = {'run': options.run, **arguments}
@@ -166,14 +152,14 @@ def configured(
     gin.parse_config([*options.gin_bindings, *bindings])
   except RecursionError as error:  # gin's text of it has no end, either
     raise errors.UserError(f'configuration: {file} includes itself.') from error
-  except _GIN_ERRORS as error:
-    raise errors.UserError(_explain(gin, error, file)) from error
+  except gin_errors.KINDS as error:
+    raise errors.UserError(gin_errors.explain(gin, error, file)) from error
   calls, problem = _check(gin, function, name, arguments)
   if options.list:
     for line in _listed(gin, calls):
       print(line)
     raise SystemExit(0)
-  given = unread_names.given(gin, own, options.gin_bindings, folder())
+  given = unread_names.given(gin, own, options.gin_bindings, gin_files.folder())
   _check_read(gin, list(given), calls, problem, name)
   configuration.set_current(gin.config_str())
   return wrapped
@@ -251,7 +237,7 @@ def _check_read(
   """
   read = {call.key(gin, a) for call in calls for a in call.bound(gin)}
   unread = [binding for binding in given if binding.key not in read]
-  files = list(folder().rglob('*.gin'))
+  files = list(gin_files.folder().rglob('*.gin'))
   unknown = unread_names.unknown(gin, unread, files)
   if problem:  # which may be why others are not read
     macros = [str(binding) for binding in unknown if binding.is_macro]
@@ -264,7 +250,9 @@ def _check_read(
     texts = []
     for binding in refused:
       # A file of the package for this command, such as runs/distil.gin.
-      used = _files_with(f'\n{_short(name)}.', f' = %{binding.name}\n')
+      used = gin_files.with_texts(
+          f'\n{gin_files.short(name)}.', f' = %{binding.name}\n'
+      )
       hint = unread_names.hint(binding.name, known)
       hint = f' It is read by {" and ".join(used)}.' if used else hint
       texts.append(f'nothing here reads {binding}.{hint}')
@@ -311,14 +299,6 @@ def _listed(gin: Any, calls: Collection[_Call]) -> Iterator[str]:
       yield f'    {texts[argument]}'
 
 
-def _shipped() -> Iterator[str]:
-  """The gin files of the package, and what their first lines say."""
-  yield f'gin files in {folder()}:'
-  for path in sorted(folder().rglob('*.gin')):
-    header = path.read_text(encoding='utf-8').partition('\n')[0]
-    yield f'{path.relative_to(folder())}  {header.removeprefix("# ")}'
-
-
 def _check(
     gin: Any, function: Callable[..., Any], name: str, given: Collection[str]
 ) -> tuple[set[_Call], str]:
@@ -359,20 +339,6 @@ def _check(
   return seen, problems[0] if problems else ''
 
 
-def _short(selector: str) -> str:
-  """Module and name, as gin files write it."""
-  return '.'.join(selector.split('.')[-2:])
-
-
-def _files_with(*texts: str) -> list[str]:
-  """The files of the package that have all of these texts in them."""
-  return [
-      str(path.relative_to(folder()))
-      for path in sorted(folder().rglob('*.gin'))
-      if all(text in path.read_text(encoding='utf-8') for text in texts)
-  ]
-
-
 def _missing(
     call: _Call, bound: dict[str, Any], given: Collection[str]
 ) -> list[str]:
@@ -394,7 +360,9 @@ def _missing(
   if not missing:
     return []
   advice = f'bind {call}.{missing[0]} in a gin file'
-  files = _files_with(f'\n{_short(call.selector)}.{missing[0]} = ')
+  files = gin_files.with_texts(
+      f'\n{gin_files.short(call.selector)}.{missing[0]} = '
+  )
   if missing[0] in given:
     advice = f'give --{missing[0]}'
   elif files:
@@ -460,84 +428,3 @@ def _fits(kind: Any, annotation: Any, value: Any) -> bool:
   if kind is list and wanted is tuple:
     return True
   return issubclass(kind, wanted)
-
-
-def _explain(gin: Any, error: Exception, file: str) -> str:
-  """One line on what is wrong with the configuration, where, and near names."""
-  text, _, place = str(error).partition('\n  In ')
-  text = ' '.join(text.split())
-  if isinstance(error, SyntaxError):
-    text = f'{error.msg.rstrip(".")} in {(error.text or "").strip()!r}.'
-    if error.filename:
-      text = f'{error.filename}:{error.lineno}: {text}'
-  if isinstance(error, tokenize.TokenError):
-    text = f'line {error.args[1][0]}: {error.args[0]}.'
-  if isinstance(error, ModuleNotFoundError):
-    text += (
-        f'. Modules are searched in the working folder {os.getcwd()} and among'
-        ' the installed packages.'
-    )
-  if isinstance(error, OSError) and 'Unable to open file' in text:
-    text = text.split(' Searched')[0]
-    text += (
-        ' It is searched here, in --gin_search_paths and in'
-        f' {folder()}; --list lists the files there.'
-    )
-  where = re.match(r'file "(.+)", line (\d+)', place)
-  if where:
-    text = f'{where.group(1)}:{where.group(2)}: {text}'
-  elif place:
-    text += f' Given as {place.splitlines()[1].strip()!r}.'
-  elif file and file not in text:
-    text = f'{file}: {text}'
-  return f'configuration: {text}{_hint(gin, text, place)}'
-
-
-def _hint(gin: Any, text: str, place: str) -> str:
-  """A question for the name or file that is meant in an error of gin."""
-  file = re.search(r'Unable to open file: (.+?)\. It is', text)
-  if file:
-    return unread_names.question(_files_like(gin, file.group(1)))
-  attribute = re.search(r"<module '([\w.]+)'.*> has no attribute (\w+)", text)
-  if attribute:
-    module = importlib.import_module(attribute.group(1))
-    near = difflib.get_close_matches(attribute.group(2), dir(module))
-    return unread_names.question(near)
-  reference = re.search(r"matching reference '@([\w./]+)", text)
-  bound = re.search(r'^ *([\w./]+) *=', place, re.M)
-  functions = {
-      _short(selector): configurable.wrapped
-      for selector, configurable in gin.config._REGISTRY.items()
-      if not selector.startswith('gin.')
-  }
-  if reference:
-    return unread_names.hint(reference.group(1), functions)
-  if bound and ('No configurable' in text or 'have a parameter' in text):
-    known = [
-        f'{name}.{parameter}'
-        for name, function in functions.items()
-        for parameter in inspect.signature(function).parameters
-    ]
-    name = bound.group(1)
-    own = [
-        each
-        for each in known
-        if each.split('.')[-2:-1] == name.split('.')[-2:-1]
-    ]
-    return unread_names.hint(name, own) or unread_names.hint(name, known)
-  return ''
-
-
-def _files_like(gin: Any, name: str) -> list[str]:
-  """Gin files whose names are like one that is not there."""
-  parent, stem = os.path.split(name)[0], pathlib.Path(name).stem
-  known = [str(p.relative_to(folder())) for p in folder().rglob('*.gin')]
-  for prefix in map(pathlib.Path, gin.config._LOCATION_PREFIXES):
-    beside = (*(prefix / parent).glob('*.gin'), prefix / name / 'config.gin')
-    known += [os.path.relpath(p, prefix) for p in beside if p.is_file()]
-  same = [
-      each
-      for each in known
-      if pathlib.Path(each).stem == stem or os.path.dirname(each) == name
-  ]
-  return same or difflib.get_close_matches(name, sorted(set(known)))

@@ -7,11 +7,11 @@ import subprocess
 import gin
 import pytest
 
-from distillspec_jax.commands import gin_configuration
+from distillspec_jax.commands import gin_files
 from distillspec_jax.commands import main
 from distillspec_jax.core import errors
 
-FOLDER = gin_configuration.folder()
+FOLDER = gin_files.folder()
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.gin'))
 EXPERIMENTS = [name for name in FILES if name.startswith('experiments/')]
 # Files that bind a macro for the file of a run.
