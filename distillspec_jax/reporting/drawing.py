@@ -47,6 +47,7 @@ _GAP = 0.7  # between groups of bars, in bars
 # Okabe and Ito's colours, which colour-blind readers can distinguish; markers
 # and hatches tell series apart without colour: (colour, marker, hatch).
 _LOOKS = {
+    'pretrained': ('series-1', 'o', ''),
     'fine-tuned': ('series-1', 'o', ''),
     'fine-tuned longer': ('series-2', 's', 'xx'),
     'distilled': ('series-3', 'D', '//'),

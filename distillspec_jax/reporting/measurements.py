@@ -277,7 +277,7 @@ def values_of(measured: Iterable[Measurement], name: str) -> list[Any]:
 def draft_names(measured: Iterable[Measurement]) -> list[str]:
   """The drafts' names; those of the standard experiment first."""
   names = dict.fromkeys(one.draft for one in measured if one.draft is not None)
-  first = ('fine-tuned', 'fine-tuned longer', 'distilled')
+  first = ('pretrained', 'fine-tuned', 'fine-tuned longer', 'distilled')
   place = {name: i for i, name in enumerate(first)}
   return sorted(names, key=lambda name: place.get(name, len(place)))
 
