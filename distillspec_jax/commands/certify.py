@@ -93,9 +93,11 @@ def certify(
         " target; a draft may have 'int8'."
     )
   certificate.check_settings(decoding, samples)
-  check_lib.at_least(1, most=check_lib.MAX_ROWS, inputs=inputs)
-  check_lib.at_least(1, most=check_lib.MAX_TOKENS, input_length=input_length)
-  check_lib.at_least(1, most=2**24, samples=samples)
+  check_lib.at_least(1, max_value=check_lib.MAX_ROWS, inputs=inputs)
+  check_lib.at_least(
+      1, max_value=check_lib.MAX_TOKENS, input_length=input_length
+  )
+  check_lib.at_least(1, max_value=2**24, samples=samples)
   check_lib.seed(seed=seed)
   folder = None if run is None else store.check_writable(run)
   models = (

@@ -137,7 +137,7 @@ def decode(
   Raises:
     UserError: inputs, models or settings that do not fit.
   """
-  check.at_least(1, most=check.MAX_ROWS, batch_size=batch_size)
+  check.at_least(1, max_value=check.MAX_ROWS, batch_size=batch_size)
   check.seed(seed=seed)
   stop = requests_lib.stop_strings(stop)
   numbers: dict[str, Any] = {

@@ -22,7 +22,7 @@ from distillspec_jax.core import errors
 SEED_LIMIT = 'lie in [0, 2**32): only 32 bits of a seed are used'
 MAX_ROWS = 2**16  # of a batch
 MAX_TOKENS = 2**17  # of a sequence
-_MOST = 10**12
+_MAX_VALUE = 10**12
 
 
 def at_least(
@@ -30,16 +30,16 @@ def at_least(
     *,
     owner: str = '',
     hint: str = '',
-    most: int = _MOST,
+    max_value: int = _MAX_VALUE,
     **values: Any,
 ) -> None:
-  """Raises UserError unless each value is a whole number in [limit, most].
+  """Raises UserError unless each value is a whole number in [limit, max_value].
 
   Args:
     limit: the smallest value that is allowed.
     owner: of the settings, e.g. a class.
     hint: what the limit means, or what to do.
-    most: the largest value; more would only run out of memory or time.
+    max_value: the largest value; more would only run out of memory or time.
     **values: name -> value.
   """
   for name, value in values.items():
@@ -47,8 +47,8 @@ def at_least(
       _refuse(owner, name, value, f'be a whole number, at least {limit}', hint)
     if value < limit:
       _refuse(owner, name, value, f'be at least {limit}', hint)
-    if value > most:
-      _refuse(owner, name, value, f'be at most {most}', hint)
+    if value > max_value:
+      _refuse(owner, name, value, f'be at most {max_value}', hint)
 
 
 def seed(**values: Any) -> None:

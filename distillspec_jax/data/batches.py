@@ -101,7 +101,7 @@ def batches(
   Raises:
     UserError: nothing to batch, or a batch of no rows.
   """
-  check.at_least(1, most=check.MAX_ROWS, batch_size=batch_size)
+  check.at_least(1, max_value=check.MAX_ROWS, batch_size=batch_size)
   # Reading here, not in the generator, raises errors before work starts.
   examples = [_cut(task, example) for example in _usable(task, split)]
   ordered = _rows(

@@ -92,15 +92,15 @@ class Task:
   is_decoder_only = False
 
   def __post_init__(self):
-    most = check.MAX_TOKENS
+    max_value = check.MAX_TOKENS
     check.at_least(
-        0, owner=self.name, most=most, input_length=self.input_length
+        0, owner=self.name, max_value=max_value, input_length=self.input_length
     )
     check.at_least(
         2,
         owner=self.name,
         hint='one of them is EOS',
-        most=most,
+        max_value=max_value,
         label_length=self.label_length,
     )
     if self.max_examples is not None:

@@ -234,7 +234,7 @@ def train_sentencepiece(texts: Iterable[str], size: int) -> Vocabulary:
   """
   check.at_least(
       512,
-      most=2**20,
+      max_value=2**20,
       vocabulary_size=size,
       hint="256 of them are the bytes; for fewer use vocabulary = 'bytes'",
   )

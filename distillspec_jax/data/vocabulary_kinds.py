@@ -233,7 +233,7 @@ class Tokenizers(Vocabulary):
 
 def check_extra_ids(extra_ids: Any, where: Any) -> None:
   """Raises UserError unless it is a plausible number of sentinels."""
-  check.at_least(0, owner=str(where), most=10_000, extra_ids=extra_ids)
+  check.at_least(0, owner=str(where), max_value=10_000, extra_ids=extra_ids)
 
 
 def is_sentinel(piece: str) -> bool:

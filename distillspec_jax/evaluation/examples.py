@@ -54,7 +54,7 @@ def first(
     UserError: a number below 1, no such split, or nothing in it.
   """
   check.at_least(1, examples=examples)
-  check.at_least(1, most=check.MAX_ROWS, batch_size=batch_size)
+  check.at_least(1, max_value=check.MAX_ROWS, batch_size=batch_size)
   batches: list[types.Batch] = []
   remaining = examples
   for batch in batches_lib.batches(
@@ -89,7 +89,7 @@ def repeated(
   Raises:
     UserError: as in `first`.
   """
-  check.at_least(1, most=check.MAX_ROWS, batch_size=batch_size)
+  check.at_least(1, max_value=check.MAX_ROWS, batch_size=batch_size)
   (every,) = first(task, split, examples, batch_size=max(examples, 1))[:1]
   real = np.flatnonzero(real_rows(every))
   rows = real[np.arange(number * batch_size) % len(real)]

@@ -255,9 +255,11 @@ def _shorten(values: Any) -> str:
   return text if len(text) <= 60 else text[:60] + '...'
 
 
-def _check_sizes(least: int, most: int, config: T5Config, *names: str) -> None:
+def _check_sizes(
+    min_value: int, max_value: int, config: T5Config, *names: str
+) -> None:
   values = {name: getattr(config, name) for name in names}
-  check.at_least(least, most=most, owner='T5Config', **values)
+  check.at_least(min_value, max_value=max_value, owner='T5Config', **values)
 
 
 # Name -> emb_dim, num_heads, head_dim, mlp_dim, layers of encoder and decoder.

@@ -94,7 +94,7 @@ def plan(
   decoding.check_speculative()
   check.at_least(
       1,
-      most=check.MAX_TOKENS,
+      max_value=check.MAX_TOKENS,
       input_length=input_length,
       output_length=output_length,
   )

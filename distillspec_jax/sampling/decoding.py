@@ -81,8 +81,8 @@ class Drafting:
   adaptive: adaptive_length.AdaptiveLength | None = None
 
   def __post_init__(self):
-    check.at_least(1, most=MAX_OUTPUT_LENGTH, block_length=self.length)
-    check.at_least(1, most=_MAX_PATHS, paths=self.paths)
+    check.at_least(1, max_value=MAX_OUTPUT_LENGTH, block_length=self.length)
+    check.at_least(1, max_value=_MAX_PATHS, paths=self.paths)
     _set_plain(self, length=int, paths=int)
     if not isinstance(self.adaptive, adaptive_length.AdaptiveLength | None):
       raise errors.UserError(
@@ -117,7 +117,7 @@ class Decoding:
   def __post_init__(self):
     if self.max_new_tokens is not None:
       check.at_least(
-          1, most=MAX_OUTPUT_LENGTH, max_new_tokens=self.max_new_tokens
+          1, max_value=MAX_OUTPUT_LENGTH, max_new_tokens=self.max_new_tokens
       )
       _set_plain(self, max_new_tokens=int)
     for name, kind in (('sampling', Sampling), ('drafting', Drafting)):

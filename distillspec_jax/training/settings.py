@@ -132,8 +132,8 @@ class Steps:
     )  # fmt: skip
     check.at_least(1, **{name: getattr(self, name) for name in names})
     # Steps are counted in int32; a batch of more rows fits nowhere.
-    check.at_least(1, most=2**31 - 1, num_steps=self.num_steps)
-    check.at_least(1, most=2**20, batch_size=self.batch_size)
+    check.at_least(1, max_value=2**31 - 1, num_steps=self.num_steps)
+    check.at_least(1, max_value=2**20, batch_size=self.batch_size)
     if self.batch_size % self.micro_batches:
       raise errors.UserError(
           f'micro_batches is {self.micro_batches}; it must divide the batch'

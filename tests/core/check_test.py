@@ -18,9 +18,9 @@ def test_at_least(value):
 
 @pytest.mark.parametrize('value', [4, pytest.param(10**5000, id='long')])
 def test_more_than_the_most_is_refused(value):
-  check.at_least(1, most=3, length=3)
+  check.at_least(1, max_value=3, length=3)
   with pytest.raises(errors.UserError, match='length is .*be at most 3'):
-    check.at_least(1, most=3, length=value)
+    check.at_least(1, max_value=3, length=value)
 
 
 @pytest.mark.parametrize(

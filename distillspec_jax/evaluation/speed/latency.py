@@ -129,7 +129,7 @@ def benchmark(
         ' one.'
     )
   for batch_size in batch_sizes:
-    check.at_least(1, most=check.MAX_ROWS, batch_size=batch_size)
+    check.at_least(1, max_value=check.MAX_ROWS, batch_size=batch_size)
   decodings = decoding_lib.for_task(decodings, task)
   check.seed(seed=seed)
   folder = store.check_writable(run)
