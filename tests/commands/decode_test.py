@@ -394,7 +394,7 @@ def test_a_bar_is_shown_unless_answers_are(
     [
         (['a', '--file=x'], b'', 'give one of them'),
         (['--file=none.txt'], b'', 'none.txt cannot be read: No such file'),
-        (['--file=.'], b'', r'\. cannot be read: Is a directory'),
+        (['--file=.'], b'', r'\. cannot be read: it is a folder'),
         (
             ['a', 'b\udcff'],
             b'',
