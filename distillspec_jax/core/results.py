@@ -143,6 +143,8 @@ def write(
   if not metrics:
     raise ValueError(f'A result of kind {kind!r} needs at least one metric.')
   path = pathlib.Path(folder) / FILE
+  if draft_folder is not None and os.path.isdir(draft_folder):
+    draft_folder = os.path.abspath(draft_folder)  # from wherever it was named
   line = {
       'kind': kind,
       'run': path.parent.name,

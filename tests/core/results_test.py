@@ -264,3 +264,17 @@ def test_examples_are_kept(tmp_path):
   assert line['examples'] == {
       'inputs': 'abc', 'metrics': {'x': [[1.0, 2.0], [3, 4]]},
   }  # fmt: skip
+
+
+def test_a_folder_of_a_draft_is_the_same_from_everywhere(tmp_path, monkeypatch):
+  (tmp_path / 'draft').mkdir()
+  monkeypatch.chdir(tmp_path)
+  folders = {
+      results.write(
+          tmp_path / 'run', 'acceptance', target=None, draft='d', task='',
+          split='', decoding=None, seed=0, draft_folder=folder,
+          metrics={'x': results.Metric(1.0, None, 2, '1')},
+      )['draft_folder']
+      for folder in ('draft', './draft', str(tmp_path / 'draft'))
+  }  # fmt: skip
+  assert folders == {str(tmp_path / 'draft')}
