@@ -154,6 +154,7 @@ def generate(
       seed=seed,
       prefix=prefix,
       stop=stop,
+      draft=draft,
   )
   if decoding is None:
     if isinstance(verifier, str):

@@ -88,6 +88,7 @@ def check(
     seed: int | Sequence[int] = 0,
     prefix: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
     stop: str | Sequence[str] = (),
+    draft: loading.Loaded | None = None,
 ) -> Requests:
   """The requests of `count` sequences; arguments as of `generation.generate`.
 
@@ -102,7 +103,8 @@ def check(
       temperature=temperature,
       seed=seed,
   )
-  tokens = _prefixes(target, prefix, count)
+  size = min(x.config.vocab_size for x in (target, draft or target))
+  tokens = _prefixes(target, prefix, count, size)
   automaton = stop_automaton(target, stop)
   stop_state = None
   if automaton is not None and tokens is not None:
@@ -257,7 +259,7 @@ def _refuse(name: str, values: Any, is_wrong: Any, why: str) -> None:
 
 
 def _prefixes(
-    target: loading.Loaded, prefix: Any, count: int
+    target: loading.Loaded, prefix: Any, count: int, size: int
 ) -> list[list[int]] | None:
   """The tokens of each sequence's prefix."""
   if prefix is None:
@@ -275,11 +277,15 @@ def _prefixes(
         f'prefix has {len(prefix)} values for {count} inputs; give one for'
         ' each, or a single text for all.'
     )
-  return [_prefix(target, one, number) for number, one in enumerate(prefix)]
+  return [
+      _prefix(target, one, number, size) for number, one in enumerate(prefix)
+  ]
 
 
-def _prefix(target: loading.Loaded, prefix: Any, number: int) -> list[int]:
-  """The tokens of one prefix."""
+def _prefix(
+    target: loading.Loaded, prefix: Any, number: int, size: int
+) -> list[int]:
+  """The tokens of one prefix, all below `size`."""
   if isinstance(prefix, str):
     if target.vocabulary is None:
       raise errors.UserError(
@@ -287,8 +293,10 @@ def _prefix(target: loading.Loaded, prefix: Any, number: int) -> list[int]:
           f' prefix {prefix!r}; give tokens.'
       )
     prefix = target.vocabulary.encode(prefix)
-  size = target.config.vocab_size
-  tokens = np.asarray(prefix)
+  try:
+    tokens = np.asarray(prefix)
+  except ValueError:  # lists of several lengths
+    tokens = np.asarray(None)
   if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in 'iu'):
     raise errors.UserError(
         f'The prefix of input {number} is {prefix!r}; give a text or tokens.'

@@ -160,6 +160,10 @@ def test_inputs_have_tokens_of_both_models(target, draft):
   tokens = np.array([[5, 299], [6, 300]])
   with pytest.raises(errors.UserError, match=r'token 300 at 1; .* \[0, 300\)'):
     generation.generate(target, tokens, draft=small, max_new_tokens=8)
+  with pytest.raises(errors.UserError, match=r'is \[300\]; .* \[0, 300\)'):
+    generation.generate(
+        target, TEXTS, draft=small, max_new_tokens=8, prefix=[[300], [], []]
+    )
 
 
 @pytest.mark.parametrize('temperature', [1e-9, 1e-37, 1e-45, 1e-300])

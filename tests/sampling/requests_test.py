@@ -85,6 +85,7 @@ def check(target=READER, count=3, **settings):
             {'prefix': [[5], 'a', 7]},
             'prefix of input 2 is 7; give a text or tokens',
         ),
+        ({'prefix': [[[5], [6, 7]], [], []]}, r'prefix of input 0 is \[\[5\]'),
         ({'prefix': [[5.5], [], []]}, r'prefix of input 0 is \[5.5\]'),
         ({'stop': ''}, 'A stop string is empty'),
         ({'stop': ['a', 3]}, 'A stop string is 3; give text'),
