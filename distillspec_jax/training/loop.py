@@ -148,6 +148,13 @@ def train(
     how_made.record(folder, settings, trained, target, task, seed)
     if hosts.is_first():
       if found is None:
+        if (folder / 'best').exists():
+          print(
+              f'{folder.name}: there is no checkpoint; starts again from step'
+              f' {first}, and best/ is replaced',
+              file=sys.stderr,
+              flush=True,
+          )
         resumption.store_vocabulary(folder, trained.vocabulary)
       model_folder.write_config(folder, trained.config.to_dict())
       configuration.write(folder)

@@ -101,6 +101,15 @@ def test_another_size_of_the_vocabulary_is_refused(run, task):
     loop.train(run=str(run), task=larger, training=TRAINING)
 
 
+def test_a_run_without_checkpoints_starts_again_and_says_so(run, task, capfd):
+  shutil.rmtree(run / 'checkpoints')
+  loop.train(run=str(run), task=task, training=TRAINING)
+  assert (
+      'run: there is no checkpoint; starts again from step 0, and best/ is'
+      ' replaced\n'
+  ) in capfd.readouterr().err
+
+
 def test_what_has_changed_is_printed(run, task, capfd):
   changed = replace(
       steps={'num_steps': 3, 'batch_size': 16}, optimizer={'learning_rate': 0.5}
