@@ -30,10 +30,12 @@ def final_split(task: tasks.Task, split: str | None) -> str:
   if 'test' in task.splits:
     return 'test'
   if hosts.is_first():
+    kind = type(task)
+    setting = f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}.test'
     print(
         f'distillspec: task {task.name!r} has no split test, so it is measured'
         ' on validation, whose first examples also choose the step that'
-        f' training keeps. Give it one, such as {type(task).__name__}.test.',
+        f' training keeps. Give it one, as in --gin.{setting}=FILE.',
         file=sys.stderr,
     )
   return 'validation'

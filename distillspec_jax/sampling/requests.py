@@ -14,6 +14,7 @@ from distillspec_jax.checkpoints import loading
 from distillspec_jax.core import check as check_lib
 from distillspec_jax.core import errors
 from distillspec_jax.core import types
+from distillspec_jax.data import files
 from distillspec_jax.data import vocabulary_kinds
 from distillspec_jax.sampling import batching
 from distillspec_jax.sampling import controls as controls_lib
@@ -292,6 +293,7 @@ def _prefix(
           f'The model {target.name} has no vocabulary, so it cannot read the'
           f' prefix {prefix!r}; give tokens.'
       )
+    files.check_text(prefix, f'The prefix of input {number}')
     prefix = target.vocabulary.encode(prefix)
   try:
     tokens = np.asarray(prefix)

@@ -111,4 +111,6 @@ def test_what_chose_the_model_does_not_measure_it_if_there_is_else(
 ):
   task = tasks.in_memory(pairs=dict.fromkeys(splits, [('a', 'b')]))
   assert examples.final_split(task, given) == expected
-  assert ('has no split test' in capsys.readouterr().err) == is_noted
+  noted = capsys.readouterr().err
+  assert ('has no split test' in noted) == is_noted
+  assert ('--gin.tasks.in_memory.test=FILE' in noted) == is_noted

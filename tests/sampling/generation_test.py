@@ -100,6 +100,7 @@ def test_text_has_no_eos_in_it(target):
         (np.zeros((2, 0), np.int32), {}, r'has shape \(2, 0\).* S at least 1'),
         (np.array([[5, 1], [0, 0]]), {}, 'Input 1 is nothing but padding'),
         (TEXTS, {'draft': np.ones(2)}, 'draft is array.*; give a model'),
+        (TEXTS, {'prefix': '\ud800'}, 'prefix of input 0 is not Unicode'),
         (TEXTS, {'prefix': 5}, 'prefix is 5; give a text, or one text or list'),
         (TEXTS, {'log_probs': np.ones(2)}, 'log_probs is array.*; it must be'),
         (TEXTS, {'draft': 'folder'}, "draft is 'folder'; give a model, as ds"),
