@@ -47,8 +47,9 @@ RULES: dict[str, dict[str, Any]] = {
 }
 PLAIN = decoding_lib.Sampling(temperature=1.0)
 # Faults of warping show where something is warped. That of a tiny pair always
-# is, beside what the decoding says; an adaptive length does not look at it.
-WARPED = decoding_lib.Sampling(temperature=0.7, top_k=3, top_p=0.9)
+# is, beside what the decoding says; an adaptive length does not look at it. Of
+# its four tokens top_k and top_p each exclude some that the other would not.
+WARPED = decoding_lib.Sampling(temperature=0.7, top_k=3, top_p=0.85)
 _MAX_DIFFERENCE = 1e-3  # nats, float32, cached against teacher-forced
 _MAX_UNREACHABLE = 1e-3  # of the target's probability
 

@@ -10,6 +10,7 @@ from distillspec_jax.core import errors
 from distillspec_jax.core import types
 from distillspec_jax.data import vocabularies
 from distillspec_jax.evaluation import certificate
+from distillspec_jax.evaluation import exactness
 from distillspec_jax.evaluation import sensitivity
 from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import adaptive_length
@@ -176,7 +177,7 @@ def test_a_verifier_of_ones_own_is_certified(pair, monkeypatch, own, holds):
       f'distribution of {check}': holds
       for check in (
           f'a tiny pair, {name}',
-          f'a tiny pair, {name}, temperature 0.7, top_k 3, top_p 0.9',
+          f'a tiny pair, {name}, temperature 0.7, top_k 3, top_p 0.85',
           f'this pair, {name}',
       )
   }
@@ -242,6 +243,16 @@ def test_the_cache_of_an_int8_draft_is_not_compared(pair, monkeypatch):
   caches = [name for name in passed if name.startswith('cache')]
   assert caches == ['cache of the target in float32']
   assert len(passed) == 6 and all(check.holds for check in passed.values())
+
+
+@pytest.mark.parametrize('name', ['top_k', 'top_p'])
+def test_each_warping_of_a_tiny_pair_excludes_outputs(name):
+  number = lambda sampling: exactness.num_outputs(
+      decoding_lib.Decoding(sampling=sampling)
+  )
+  plain = getattr(certificate.PLAIN, name)
+  without = dataclasses.replace(certificate.WARPED, **{name: plain})
+  assert number(certificate.WARPED) < number(without)
 
 
 def test_tokens_that_the_draft_lacks_are_no_secret(pair):
