@@ -51,8 +51,8 @@ def errors(lines: Sequence[measurements.Line]) -> str:
     )
   return (
       f'One seed ({seeds[0]}); ± is one standard error over examples, or over'
-      ' runs for times. It does not include the variation between seeds: what'
-      f' it says is said of these very drafts. {_CLEAR}'
+      ' runs for times. It does not include the variation between seeds: it'
+      f' holds for these very drafts. {_CLEAR}'
   )
 
 

@@ -258,7 +258,7 @@ def _model_to_train(
   if target is not None:
     task = task.with_vocabulary(target.vocabulary, target.name)
   elif stored is not None:
-    task = task.with_vocabulary(stored, 'that was begun')
+    task = task.with_vocabulary(stored, 'of the run')
   task = task.with_trained_vocabulary()
   vocabulary, config = task.vocabulary, start.model
   if isinstance(config, str):

@@ -114,8 +114,8 @@ def check(
   """
   if 'settings' not in extra:
     raise errors.UserError(
-        f'{folder} was begun by an earlier version, which kept no settings; end'
-        ' it with that version, or name another folder.'
+        f'{folder} was started by an earlier version, which kept no settings;'
+        ' finish it with that version, or name another folder.'
     )
   known = config_lib.T5Config.from_dict(extra['model']).to_dict()
   differences = {

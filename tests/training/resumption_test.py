@@ -91,7 +91,7 @@ def test_what_cannot_be_continued_is_refused_in_one_line(
 
 
 def test_a_run_of_an_earlier_version_is_refused(tmp_path):
-  with pytest.raises(errors.UserError, match='begun by an earlier version'):
+  with pytest.raises(errors.UserError, match='started by an earlier version'):
     resumption.check(tmp_path, 2, {'best': 0.5}, {}, TRAINING.start.model, 3)
 
 
