@@ -59,14 +59,14 @@ CHILD = """
 import os, signal, sys
 from distillspec_jax.commands import main
 from distillspec_jax.sampling import decoding as decoding_lib
-from distillspec_jax.training import loop
-record = loop._Recorder.step
+from distillspec_jax.training.recorder import Recorder
+record = Recorder.step
 def step(self, number, metrics):
   record(self, number, metrics)
   if number == int(os.environ['AFTER_STEP']):
     os.kill(os.getpid(), getattr(signal, os.environ['SIGNAL']))
 if f'--process_index={os.environ.get("VICTIM")}' in sys.argv:
-  loop._Recorder.step = step
+  Recorder.step = step
 sys.exit(main.main(sys.argv[1:]))
 """
 
