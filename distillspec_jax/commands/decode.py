@@ -148,6 +148,7 @@ def decode(
   requests_lib.check_numbers(1, **numbers)
   if draft is not None:
     decoding.check_speculative()
+  _check_used(draft, source, decoding, models)
   files.check_text(source.prefix, '--prefix')
   inputs = _inputs(texts, source)
   settings = {
@@ -185,6 +186,34 @@ def decode(
       _converse(decoder, source.prefix, settings if output.json else None)
     else:
       _decode_all(decoder, inputs, done, batch_size, output, settings)
+
+
+def _check_used(
+    draft: str | None,
+    source: Source,
+    decoding: decoding_lib.Decoding,
+    models: Models,
+) -> None:
+  """Raises UserError for what is given and would not be used."""
+  drafting, plain = decoding.drafting, _GREEDY.drafting
+  of_drafts = {
+      'block_length': drafting.length != plain.length,
+      'paths': drafting.paths != plain.paths,
+      'adaptive': drafting.adaptive is not None,
+      'verifier': decoding.verifier != _GREEDY.verifier,
+      'draft_weights': models.draft_weights is not None,
+  }
+  given = [name for name, is_given in of_drafts.items() if is_given]
+  if draft is None and given:
+    raise errors.UserError(
+        f'--{given[0]} is given, but there is no draft; name one with --draft,'
+        ' or leave it out.'
+    )
+  if source.file is None and source.field != Source().field:
+    raise errors.UserError(
+        f'--field={source.field} is given, but no --file whose field it could'
+        ' be; name a .jsonl file, or leave it out.'
+    )
 
 
 def _inputs(texts: Sequence[str], source: Source) -> list[str] | None:

@@ -420,6 +420,7 @@ def test_a_bar_is_shown_unless_answers_are(
         (['a', '--verifier=my.rules:X'], b'', 'There is no module my.rules'),
         (['a', '--verifier=block', '--paths=2'], b'', 'paths is 2, but the'),
         (['a', '--stop='], b'', 'A stop string is empty'),
+        (['a', '--field=text'], b'', '--field=text is given, but no --file'),
         (['a', '--stop=\udcff'], b'', 'stop string .* is not Unicode'),
         (['a', '--target=nowhere'], b'', 'There is no folder nowhere'),
         (
@@ -438,6 +439,20 @@ def test_what_does_not_fit_is_one_line(
   assert code == 2
   assert len(printed.err.splitlines()) == 1 and printed.out == ''
   assert re.search(message, printed.err)
+
+
+@pytest.mark.parametrize(
+    'flag',
+    [
+        'block_length=2', 'paths=2', 'adaptive=confidence(0.4)',
+        'verifier=block', 'draft_weights=int8',
+    ],
+)  # fmt: skip
+def test_what_needs_a_draft_is_refused_without_one(pair, capsys, flag):
+  name = flag.partition('=')[0]
+  code, printed = run(capsys, pair, f'--{flag}', 'a')
+  assert code == 2
+  assert f'--{name} is given, but there is no draft' in printed.err
 
 
 @pytest.mark.parametrize(
