@@ -114,5 +114,13 @@ class Progress:
     self._printed = now
     left = (self._total - done) / rate
     parts = [f'{self._name}: {done}/{self._total}', text, f'{rate:.3g}/s']
-    line = '  '.join([*filter(None, parts), f'{left:.0f} s left'])
+    line = '  '.join([*filter(None, parts), f'{_duration(left)} left'])
     print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+  """'45 s', '12 min', '3 h 5 min'."""
+  if seconds < 120:
+    return f'{seconds:.0f} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours} h {minutes} min' if hours else f'{minutes} min'

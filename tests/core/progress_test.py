@@ -35,6 +35,20 @@ def test_steps_print_the_first_and_the_last_line(capsys):
   assert lines[1].endswith('/s  0 s left')
 
 
+@pytest.mark.parametrize(
+    'left, text',
+    [(45, '45 s'), (119, '119 s'), (719, '12 min'), (11_100, '3 h 5 min')],
+)
+def test_the_time_left_is_in_units_that_one_reads(
+    capsys, monkeypatch, left, text
+):
+  seconds = iter([0.0, float(left)])
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: next(seconds))
+  with progress.Progress('run', 2) as shown:
+    shown.update(1)
+  assert capsys.readouterr().err.endswith(f'  {text} left\n')
+
+
 def test_lines_come_every_few_seconds(capsys, monkeypatch):
   monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', 0.0)
   with progress.Progress('run', 3) as shown:
