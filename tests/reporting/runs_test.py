@@ -97,7 +97,7 @@ def test_seeds_that_were_made_in_different_ways_are_different_runs(made_up):
       start = f"'runs/seed_{seed}/fine-tuned'"
       one = made(
           made_up, seed=seed, method__divergence=divergence,
-          start__checkpoint=start,
+          start__checkpoint=start, start__content=f"'{seed}a5f{seed}9'",
       )  # fmt: skip
       for line in (one, *made_up['training']((seed,))):
         if line['run'] == 'distilled':
