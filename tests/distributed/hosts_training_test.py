@@ -229,7 +229,7 @@ def test_hosts_with_different_configurations_are_refused(folder):
   codes, printed = launch(
       folder, 2, own=[(), ('--gin.settings.Steps.batch_size=16',)]
   )
-  assert codes == [2, 2]
+  assert codes == [2, 2], printed
   for _, text in printed:
     assert 'distillspec: The hosts have different configurations: ' in text
     assert 'batch_size = 16' in text and text.count('\n') == 1
