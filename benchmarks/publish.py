@@ -244,6 +244,35 @@ def _decoding() -> str:
   )
 
 
+def _training_temperature() -> str:
+  """Distilled drafts by the temperature of their training text."""
+  if _load('training_temperature') is None:
+    return 'Not measured by the present code.\n'
+  study = _study('training_temperature')
+  names = sorted({one.draft for one in study.measurements('acceptance')})
+  seeds = {line['provenance']['seed'] for line in study.lines}
+  rows, texts = [], []
+  for name in names:
+    cells = [
+        _of(study, name, t).metrics['block_efficiency'] for t in (0.0, 1.0)
+    ]
+    rows.append([name.removeprefix('T = '), *(cell.text(2) for cell in cells)])
+  for title, temperature in (('greedy', 0.0), ('at temperature 1', 1.0)):
+    first, last = (_of(study, name, temperature) for name in names)
+    gain = headlines.gain(last, first, 'block_efficiency')
+    texts.append(f'{title} {gain.text()} ({gain.interval_text()})')
+  header = [
+      'text sampled at',
+      'tokens per target call, greedy',
+      'temperature 1',
+  ]
+  return _table(header, rows) + (
+      f'\nForward KL, {len(seeds)} seeds, {_examples(study)} inputs, block'
+      f' length {_LENGTH}. {names[0].removeprefix("T = ")} against'
+      f' {names[1].removeprefix("T = ")}: {", ".join(texts)}.\n'
+  )
+
+
 def _header(name: str) -> Callable[[], str]:
   """The record in the header of an experiment's gin file."""
 
@@ -276,6 +305,7 @@ _VIEWS: dict[str, Callable[[], str]] = {
     'experiments': _experiments,
     'commands': _commands,
     'decoding': _decoding,
+    'training_temperature': _training_temperature,
     **{f'header_{name}': _header(name) for name in _EXPERIMENTS},
 }
 
