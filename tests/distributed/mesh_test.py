@@ -18,7 +18,7 @@ from distillspec_jax.distributed import mesh as mesh_lib
         ({'tensor': -1}, 'mesh.tensor is -1; it must be at least 1'),
         ({'data': 0}, r'mesh.data is 0; it must be at least 1 \(or be -1\)'),
         ({'data': -2}, 'mesh.data is -2'),
-        ({'tensor': 1.5}, 'tensor 1.5'),
+        ({'tensor': 1.5}, 'mesh.tensor is 1.5'),
     ],
 )
 def test_a_mesh_that_does_not_divide_the_devices(sizes, message):
