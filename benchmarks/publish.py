@@ -42,9 +42,13 @@ _BLOCK = re.compile(
 
 
 def store(name: str, run: str, command: str, seconds: float) -> None:
-  """Writes benchmarks/results/NAME.json from the results under `run`."""
+  """Writes benchmarks/results/NAME.json from the results under `run`.
+
+  Folders are written as they lie in this one, not with this machine's paths.
+  """
+  here = pathlib.Path.cwd()
   lines = [
-      line
+      json.loads(json.dumps(line).replace(f'"{here}/', '"'))
       for path in sorted(pathlib.Path(run).rglob(results.FILE))
       for line in results.read(path)
       if line['kind'] in _KINDS

@@ -56,3 +56,10 @@ def test_every_block_has_a_view():
       for match in publish._BLOCK.finditer(path.read_text())
   }
   assert names and names <= set(publish._VIEWS)
+
+
+@pytest.mark.parametrize(
+    'path', sorted(publish.RESULTS.glob('*.json')), ids=lambda path: path.name
+)
+def test_results_have_no_paths_of_the_machine(path):
+  assert '"/' not in path.read_text()
