@@ -264,7 +264,6 @@ stages.train.anything = %USED
         ('USED', None),
         ('stages.Group.size', 'small/stages.Group.size'),  # has its own value
         ('smal/stages.Group.size', 'small/stages.Group.size'),
-        ('small/stages.other.steps', 'stages.train.num_steps'),
         ('USEDD', 'USED'),
         ('BATCH_SIZES', 'stages.train.batch_sizes'),
         ('TRAIN_STEPS', 'stages.train.num_steps'),
@@ -418,7 +417,7 @@ settings.Steps.num_steps = 1
         ),
         (
             ['--gin.train.method.size=1'],
-            "'train.method'.*Did you mean stages.Group.size",
+            "No configurable matching 'train.method'",
         ),
         (
             ['--gin.stages.train.num_steps=1'],

@@ -17,7 +17,8 @@ V = 7
 LOGITS = arrays.arrays(
     np.float32,
     (V,),
-    elements=strategies.floats(-20, 20, width=32),
+    # XLA takes subnormal numbers for 0.
+    elements=strategies.floats(-20, 20, width=32, allow_subnormal=False),
 )
 warp = jax.jit(warping.warp, static_argnums=1)
 # A few settings, so that each is compiled once.
