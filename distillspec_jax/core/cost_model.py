@@ -1,7 +1,7 @@
 """Speed-ups of speculative decoding, predicted from acceptance and cost.
 
 Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, section 3. alpha is the
-probability that a drafted token is accepted, gamma the draft length, c the time
+probability that a drafted token is accepted, gamma the block length, c the time
 of a draft step over that of a target step. Where acceptance is known position
 by position, alpha may differ between them; a batch is done when its slowest
 sequence is.

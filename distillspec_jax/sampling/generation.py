@@ -70,7 +70,7 @@ def generate(
     adaptive: adaptive_length.AdaptiveLength | str | None = None,
     verifier: verification.Verifier | str = 'token',
     stop: str | Sequence[str] = (),
-    eos_ids: Sequence[int] = (_EOS,),
+    eos_ids: tuple[int, ...] = (_EOS,),
     prefix: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
     log_probs: bool = False,
     decoding: decoding_lib.Decoding | None = None,
@@ -175,7 +175,7 @@ def generate(
         ),
         verifier=verifier,
         max_new_tokens=requests.longest,
-        eos_ids=eos_ids,  # type: ignore[arg-type]  # it checks and converts
+        eos_ids=eos_ids,
         log_probs=log_probs,
     )
   size = target.config.vocab_size

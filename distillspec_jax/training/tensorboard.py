@@ -26,23 +26,23 @@ class MetricsWriter:
 
   def __init__(self, folder: str | os.PathLike[str], resumed_at: float = -1):
     """Keeps the scalars of steps up to `resumed_at` that are there already."""
-    self._file = None
+    self._records: record_writer.RecordWriter | None = None
     if jax.process_index() != 0:
       return
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = sorted(folder.glob('*tfevents*'))
     temporary = folder / 'events.new'
-    self._file = temporary.open('wb')
+    self._records = record_writer.RecordWriter(str(temporary))
     self._add(file_version='brain.Event:2')
     # A TensorBoard that is running forgets what it has read of the run.
     self._add(
         session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     )
     if before:  # the last one has what is in the others
-      for event, record in _records(before[-1]):
+      for event in _events(before[-1]):
         if event.HasField('summary') and event.step <= resumed_at:
-          self._file.write(record)
+          self._records.write(event.SerializeToString())
     self.flush()
     # TensorBoard reads files in the order of their names.
     os.replace(temporary, folder / f'events.out.tfevents.{time.time_ns():020d}')
@@ -50,30 +50,25 @@ class MetricsWriter:
       old.unlink()
 
   def _add(self, **content: Any) -> None:
-    data = event_pb2.Event(wall_time=time.time(), **content).SerializeToString()
-    size = struct.pack('<Q', len(data))
-    for part in (size, data):
-      checksum = record_writer.masked_crc32c(part)
-      self._file.write(part + struct.pack('<I', checksum))
+    event = event_pb2.Event(wall_time=time.time(), **content)
+    self._records.write(event.SerializeToString())
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    if self._file is not None:
+    if self._records is not None:
       for name, value in values.items():
         self._add(step=step, summary=summary.scalar(name, value))
 
   def flush(self) -> None:
-    """Hands all that was written to the system, which a kill leaves alone."""
-    if self._file is not None:
-      self._file.flush()
+    """Writes to disk what a kill would lose."""
+    if self._records is not None:
+      self._records.flush()
 
   def close(self) -> None:
-    if self._file is not None:
-      self._file.close()
+    if self._records is not None:
+      self._records.close()
 
 
-def _records(
-    path: pathlib.Path,
-) -> Iterator[tuple[event_pb2.Event, bytes]]:
+def _events(path: pathlib.Path) -> Iterator[event_pb2.Event]:
   """The events of a file, up to one that is not complete."""
   data, at = path.read_bytes(), 0
   while at + 12 <= len(data):
@@ -83,6 +78,6 @@ def _records(
     at += len(record)
     try:
       if len(record) == 16 + size:
-        yield event_pb2.Event.FromString(record[12:-4]), record
+        yield event_pb2.Event.FromString(record[12:-4])
     except message.DecodeError:
       return

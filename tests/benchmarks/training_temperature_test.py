@@ -4,12 +4,9 @@ import subprocess
 
 import training_temperature
 
-from tests.commands.conftest import configure  # noqa: F401
-from tests.commands.conftest import fresh_configuration  # noqa: F401
-
 
 def test_each_draft_is_trained_and_measured_once(
-    tmp_path, monkeypatch, configure  # noqa: F811
+    tmp_path, monkeypatch, configure
 ):
   given = []
 

@@ -47,11 +47,6 @@ def replace(**groups):
 
 
 @pytest.fixture(scope='module')
-def task(tmp_path_factory):
-  return tiny.task(tmp_path_factory.mktemp('task'), validation=8)
-
-
-@pytest.fixture(scope='module')
 def finished(tmp_path_factory, task):
   folder = tmp_path_factory.mktemp('runs') / 'run'
   loop.train(run=str(folder), task=task, training=TRAINING)

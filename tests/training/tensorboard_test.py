@@ -8,7 +8,7 @@ def scalars(folder):
   return [
       (event.step, value.tag, value.simple_value)
       for path in sorted(folder.glob('*tfevents*'))
-      for event, _ in tensorboard._records(path)
+      for event in tensorboard._events(path)
       for value in event.summary.value
   ]
 
