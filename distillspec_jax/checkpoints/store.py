@@ -120,7 +120,7 @@ class Record(NamedTuple):
   """What is known of a checkpoint without reading its arrays.
 
   Attributes:
-    arrays: see `array_checksums`; empty in those of earlier versions.
+    arrays: see `array_checksums`.
     extra: as it was given to `save`.
   """
 
@@ -144,11 +144,6 @@ def read_record(folder: epath.Path) -> Record:
     raise errors.UserError(
         f'{path} is damaged ({error!r}); {remedy}.'
     ) from error
-  is_earlier = isinstance(values, dict) and values.keys().isdisjoint(
-      Record._fields
-  )
-  if is_earlier:  # as earlier versions wrote it
-    return Record({}, values)
   return Record(**checksums.unsealed(values, path, remedy))
 
 

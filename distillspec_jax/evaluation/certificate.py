@@ -290,8 +290,8 @@ def _vocabulary_check(unreachable, rows, decoding) -> Check:
   return Check(
       'vocabulary',
       holds,
-      f'the draft has {len(unreachable)} tokens less than the target, which'
-      f' are never emitted; the target gives them {mass:.3g} of its'
+      f'the draft has {len(unreachable)} fewer tokens than the target; these'
+      f' are never emitted: the target gives them {mass:.3g} of its'
       f' probability (allowed: {_MAX_UNREACHABLE})',
       {'holds': metric(float(holds)), 'unreachable': metric(mass)},
       decoding,

@@ -112,11 +112,6 @@ def check(
     config: of the model, likewise.
     num_steps: likewise.
   """
-  if 'settings' not in extra:
-    raise errors.UserError(
-        f'{folder} was started by an earlier version, which kept no settings;'
-        ' finish it with that version, or name another folder.'
-    )
   known = config_lib.T5Config.from_dict(extra['model']).to_dict()
   differences = {
       name: (str(known[name]), str(value))

@@ -237,10 +237,10 @@ def test_a_refusal_is_no_damage(folder):
   assert (folder / '2').is_dir()
 
 
-def test_checkpoints_without_checksums_are_read(folder):
-  # As earlier versions wrote them.
+def test_a_checkpoint_without_checksums_is_damaged(folder):
   (folder / '2' / 'extra' / 'metadata').write_text('{"best": 2}')
-  assert_is(restore_last(folder), 2)
+  assert_is(restore_last(folder), 1)
+  assert (folder / '2.damaged').is_dir()
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):

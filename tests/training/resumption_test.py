@@ -85,11 +85,6 @@ def test_what_cannot_be_continued_is_refused_in_one_line(
   assert sorted(run.rglob('*')) == before
 
 
-def test_a_run_of_an_earlier_version_is_refused(tmp_path):
-  with pytest.raises(errors.UserError, match='started by an earlier version'):
-    resumption.check(tmp_path, 2, {'best': 0.5}, {}, TRAINING.start.model, 3)
-
-
 def test_another_size_of_the_vocabulary_is_refused(run, task):
   larger = dataclasses.replace(task, vocabulary_size=5000)
   with pytest.raises(errors.UserError, match=r'size \(4096 -> 5000\)'):
@@ -271,7 +266,7 @@ def test_a_vocabulary_is_not_trained_anew(tmp_path, trained_vocabularies):
 
 @pytest.mark.parametrize('is_stored', [True, False])
 def test_another_vocabulary_is_refused(tmp_path, run, task, is_stored):
-  if not is_stored:  # as in runs of earlier versions; best/ has it, too
+  if not is_stored:  # best/ has it, too
     shutil.rmtree(run / 'vocabulary')
   other = dataclasses.replace(
       task, vocabulary=vocabulary_kinds.Bytes(['<another>'])
