@@ -114,9 +114,9 @@ def certify(
   print(
       f'chance of a false alarm: {sensitivity.false_alarm:g}, shared by'
       f' {certificate.num_statistical(decoding)} statistical checks\n'
-      'detects: a bias of so much of the probability (total variation) is seen'
-      f' with probability {sensitivity_lib.POWER:g}; of the tiny pair'
-      f' {100 * sensitivity.bias:g} %, chosen by --bias'
+      'detects a bias: one of this size (total variation) is noticed with'
+      f' probability {sensitivity_lib.POWER:g}; on the tiny pair'
+      f' {100 * sensitivity.bias:g} %, set by --bias'
   )
   failed = []
   for check in certificate.checks(
