@@ -64,7 +64,7 @@ def test_a_certificate_that_holds_is_printed_and_written(
   assert printed.count('holds  ') == 7 and 'FAILS' not in printed
   assert 'false alarm: 1e-06, shared by 3 statistical checks' in printed
   assert printed.count('(fails below 3.3e-07); detects a bias of') == 3
-  assert 'with probability 0.99; of the tiny pair 5 %, chosen by' in printed
+  assert 'with probability 0.99; on the tiny pair 5 %, set by' in printed
   assert 'this pair emits what the target would' in printed
   lines = results.read(tmp_path / 'results.jsonl')
   assert all(line['kind'] == 'certificate' for line in lines)
