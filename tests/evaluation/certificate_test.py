@@ -260,7 +260,7 @@ def test_tokens_that_the_draft_lacks_are_no_secret(pair):
   prompt = certificate.random_prompt(pair[0], draft, 4, 6, seed=0)
   every = certificate.checks(pair[0], draft, prompt, SAMPLED)
   check = next(check for check in every if check.name == 'vocabulary')
-  assert not check.holds and 'has 2 tokens less' in check.evidence
+  assert not check.holds and 'has 2 fewer tokens' in check.evidence
   assert check.metrics['unreachable'].value > 0.01
   # Padding, to which the target gives hardly any probability, may be cut.
   padding = certificate._vocabulary_check(np.full(28, 1e-5), 4, SAMPLED)
