@@ -70,6 +70,9 @@ class T5Config:
       alone reads less in every step (Zhao et al. 2025,
       https://arxiv.org/abs/2502.14856). The output layer is then never the
       embedding.
+    mask_token: the token that stands for each token yet to be predicted when
+      the model drafts a whole block in one call, which it was trained for;
+      None: it drafts token by token.
     weights: what kernels and the embedding are held in: 'float', 'int8' or
       'int8_weight_only', see `models.int8`. Such a model decodes and scores; it
       can be neither trained nor saved.
@@ -95,6 +98,7 @@ class T5Config:
   relative_bias_per_layer: bool = False
   encoded_dim: int = 0
   trimmed_vocabulary: tuple[int, ...] | None = None
+  mask_token: int | None = None
   weights: str = 'float'
 
   def __post_init__(self):
@@ -141,6 +145,11 @@ class T5Config:
     for activation in self.mlp_activations:
       check.one_of(_ACTIVATIONS, owner='T5Config', mlp_activations=activation)
     self._check_trimmed_vocabulary()
+    if self.mask_token is not None:
+      check.at_least(
+          0, owner='T5Config', max_value=self.vocab_size - 1,
+          mask_token=self.mask_token,
+      )  # fmt: skip
 
   def _check_types(self) -> None:
     for field in dataclasses.fields(self):

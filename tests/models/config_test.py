@@ -164,3 +164,9 @@ def test_trimmed_vocabularies_are_restored_and_not_printed_in_full():
   assert len(repr(config)) < 1000
   shapes = transformer.Transformer(config).abstract()
   assert shapes['decoder']['logits_dense']['kernel'].shape == (16, len(tokens))
+
+
+@pytest.mark.parametrize('token', (-1, 40, 1.5, 'mask'))
+def test_a_mask_token_is_a_token_of_the_vocabulary(token):
+  with pytest.raises(errors.UserError, match='T5Config.mask_token'):
+    tiny.config(vocab_size=40, mask_token=token)
