@@ -393,10 +393,19 @@ def _used(fused: Computation, value: Instruction, size: int) -> int:
     elif user.opcode == 'bitcast':
       used += _used(fused, user, size)
     elif user.opcode == 'fusion':
-      used += _read(user.called[0], user.operands.index(value), size)
+      number = user.operands.index(value)
+      used += _read(user.called[0], number, size)
+      if _is_parameter(user.called[0].root, number):  # it has another type only
+        used += _used(fused, user, size)
     elif user.opcode != 'tuple':
       return size
   return used
+
+
+def _is_parameter(value: Instruction, number: int) -> bool:
+  while value.opcode == 'bitcast':
+    (value,) = value.operands
+  return value.opcode == 'parameter' and value.proto.parameter_number == number
 
 
 def _written(value: Instruction, arrays: Sequence[Array]) -> int:

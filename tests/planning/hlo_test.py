@@ -127,6 +127,44 @@ def test_exchanges_have_kind_bytes_and_group(block):
   )
 
 
+# As the compiler writes a product with an output layer: both of its operands
+# come through a fusion that does nothing.
+THROUGH_BITCASTS = """HloModule output_layer
+
+%same (p0: bf16[256,512]) -> bf16[256,512] {
+  %p0 = bf16[256,512]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %as = bf16[256,512]{1,0:T(8,128)(2,1)} bitcast(%p0)
+}
+
+%fused (q0: bf16[8,256], q1: bf16[256,512]) -> bf16[8,512] {
+  %q0 = bf16[8,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %q1 = bf16[256,512]{1,0:T(8,128)(2,1)} parameter(1)
+  %kernel = bf16[256,512]{1,0:T(8,128)(2,1)} fusion(%q1), kind=kLoop, \
+calls=%same
+  ROOT %product = USED
+}
+
+ENTRY %main (x: bf16[8,256], w: bf16[256,512]) -> bf16[8,512] {
+  %x = bf16[8,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %w = bf16[256,512]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %y = bf16[8,512]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %w), kind=kOutput, \
+calls=%fused
+}
+"""
+
+
+@pytest.mark.parametrize(
+    'used, read',
+    [
+        ('convolution(%q0, %kernel), dim_labels=bf_io->bf', 256 * 512 * 2),
+        ('slice(%kernel), slice={[0:8], [0:512]}', 8 * 512 * 2),
+    ],
+)
+def test_reads_through_a_bitcast_in_a_fusion_count(used, read):
+  text = THROUGH_BITCASTS.replace('USED', 'bf16[8,512]{1,0} ' + used)
+  assert hlo.block(parse(text)).hbm_bytes == read
+
+
 @pytest.mark.parametrize(
     'before, after',
     [
