@@ -85,6 +85,7 @@ def load(
     param_dtype: str | None = None,
     vocabulary: str | os.PathLike[str] | None = None,
     weights: str | None = None,
+    scan_layers: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
     layout: layouts.Rules = layouts.SHARDED,
     allow_nonfinite: bool = False,
@@ -126,6 +127,7 @@ def load(
       dtype=dtype,
       param_dtype=param_dtype,
       weights=weights,
+      scan_layers=scan_layers,
       mesh=mesh,
       layout=layout,
       allow_nonfinite=allow_nonfinite,
@@ -143,6 +145,7 @@ def place(
     dtype: str | None = None,
     param_dtype: str | None = None,
     weights: str | None = None,
+    scan_layers: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
     layout: layouts.Rules = layouts.SHARDED,
     allow_nonfinite: bool = False,
@@ -180,6 +183,12 @@ def place(
     )
   except errors.UserError as error:
     raise errors.UserError(f'{name}: {error}') from error
+  if scan_layers not in (None, config.scan_layers):
+    config = dataclasses.replace(network.config, scan_layers=scan_layers)
+    network = transformer_lib.Transformer(config, layout)
+    if mesh is not None:
+      shardings = tensors.flatten(network.shardings(mesh))
+    params = parameters.with_layers(params, bool(scan_layers), shardings)
   model = model_lib.Model(tensors.unflatten(params), network)
   return Loaded(model, None, name)
 

@@ -12,6 +12,9 @@ import functools
 import re
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from distillspec_jax.checkpoints import tensors as tensors_lib
 from distillspec_jax.checkpoints.tensors import Tensor
 from distillspec_jax.core import errors
@@ -20,6 +23,7 @@ from distillspec_jax.models import transformer
 
 # Layers in one tensor: ours (scan_layers), and those of t5x's scalable_t5.
 _STACKED = re.compile(r'(encoder|decoder)/(?:layers|\1)/(.+)')
+_OF_LAYER = re.compile(r'(encoder|decoder)/layers_(\d+)/(.+)')
 
 
 class Checkpoint(NamedTuple):
@@ -102,3 +106,39 @@ def unstacked(tensors: Mapping[str, Tensor], axis: int) -> dict[str, Tensor]:
     for i in range(tensor.shape[axis]):
       result[f'{side}/layers_{i}/{name}'] = tensor.at(axis, i)
   return result
+
+
+def with_layers(
+    params: dict[str, jax.Array],
+    scan: bool,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> dict[str, jax.Array]:
+  """Parameters by path with stacked layers, to scan, or one array per layer.
+
+  Args:
+    params: laid out either way; emptied meanwhile, so that devices hold one
+      parameter twice and not all of them.
+    scan: whether to stack layers.
+    shardings: path -> sharding of the result; None: as XLA chooses.
+  """
+  groups: dict[str, list[str]] = {}  # path of a stack -> paths of its layers
+  for path in params:
+    if scan and (match := _OF_LAYER.fullmatch(path)):
+      side, _, name = match.groups()
+      groups.setdefault(f'{side}/layers/{name}', []).append(path)
+    elif not scan and (match := _STACKED.fullmatch(path)):
+      groups[path] = [
+          f'{match[1]}/layers_{i}/{match[2]}' for i in range(len(params[path]))
+      ]
+  for stack, layers in groups.items():
+    layers.sort(key=lambda path: int(_OF_LAYER.fullmatch(path)[2]))
+    old, new = (layers, [stack]) if scan else ([stack], layers)
+    layout = shardings and tuple(shardings[path] for path in new)
+    params |= zip(new, _restack(scan, layout)(*map(params.pop, old)))
+  return params
+
+
+@functools.lru_cache(64)  # each new function would compile anew
+def _restack(scan: bool, layout: tuple[jax.sharding.Sharding, ...] | None):
+  change = lambda *x: (jnp.stack(x),) if scan else tuple(x[0])
+  return jax.jit(change, out_shardings=layout)

@@ -51,6 +51,7 @@ def answer(
   size = run.held_bytes()
   size['replicated'] = run.replicated_bytes()
   size |= {f'{name}_caches': n for name, n in run.cache_bytes().items()}
+  size |= {f'{name}_read': n for name, n in run.read_bytes().items()}
   if config.train:
     size['activations'] = run.activation_bytes()
   places = tuple(tuple(device.coords) for device in mesh.devices.flat)

@@ -90,6 +90,14 @@ class PlanConfig:
       return None
     return _network(self.target, layouts.rules(self.training.target.layout))
 
+  def model_text(self, config: config_lib.T5Config | None) -> str:
+    """How a model is computed: 'bfloat16, unrolled'."""
+    if config is None:
+      return '–'
+    layers = 'scanned' if config.scan_layers else 'unrolled'
+    kind = [] if config.weights == 'float' else [config.weights]
+    return ', '.join([config.dtype, *kind, layers])
+
   @property
   def programs(self) -> tuple[str, ...]:
     """Names of the programs that a run consists of, see `lowering.Run`."""

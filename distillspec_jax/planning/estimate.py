@@ -1,11 +1,15 @@
 """From a compiled program to seconds and shares of the chip's peak.
 
 Predicted seconds are the compiler's own: the cycles that it expects of every
-instruction, as often as the loops run, over the clock. What it leaves out is
-added here: exchanges between chips take as long as their bytes need on the
-links of the torus, plus a microsecond per hop. They count in full where the
-program waits for them; where they overlap with computation, as copies from HBM
-to fast memory do, only what exceeds it counts.
+instruction, as often as the loops run, over the clock. They are a heuristic,
+which may say less than is possible: a block takes at least as long as its
+matrix products and its traffic to and from HBM take at the chip's peak. A
+kernel of Pallas, of which the compiler does not tell cycles, counts with that.
+
+What the compiler leaves out is added here: exchanges between chips take as long
+as their bytes need on the links of the torus, plus a microsecond per hop. They
+count in full where the program waits for them; where they overlap with
+computation only what exceeds it counts.
 
   step       work + exchanges + sum over loops of trips x body
   roofline   the longest of FLOPs, HBM bytes and exchanged bytes at the chip's
@@ -60,6 +64,7 @@ class Cost(NamedTuple):
 
   Attributes:
     seconds: predicted.
+    added_s: of these, what the compiler's cycles lack to what is possible.
     waited_s: of these, the seconds of waiting for other chips.
     flops: of matrix products.
     hbm_bytes: read and written.
@@ -69,6 +74,7 @@ class Cost(NamedTuple):
   """
 
   seconds: float = 0.0
+  added_s: float = 0.0
   waited_s: float = 0.0
   flops: float = 0.0
   hbm_bytes: float = 0.0
@@ -135,10 +141,14 @@ def _own(
       waited += seconds
     sent[each.kind] += topologies.moved_bytes(each.kind, each.bytes, len(chips))
     exchange_s += topology.exchange_s(each.kind, each.bytes, chips, hop_s=0.0)
-  work = block.cycles / chip.clock
-  overlapped = max(hidden, block.prefetched_bytes / chip.hbm_bandwidth)
+  bound = lambda work: max(
+      work.flops / chip.flops, work.hbm_bytes / chip.hbm_bandwidth
+  )
+  expected = block.cycles / chip.clock + sum(map(bound, block.kernels))
+  work = max(expected, bound(block))
   return Cost(
-      seconds=max(work, overlapped) + waited,
+      seconds=max(work, hidden) + waited,
+      added_s=max(0.0, work - max(expected, hidden)),
       waited_s=waited + max(0.0, hidden - work),
       flops=block.flops,
       hbm_bytes=block.hbm_bytes,
@@ -239,9 +249,22 @@ class Sampling(NamedTuple):
     return self.draft.seconds / self.token.seconds
 
   def verify_ratio(self, block_length: int) -> float:
-    """v: a block without its draft steps over a step of the target."""
-    drafted = block_length * self.draft.seconds
-    return (self.block.seconds - drafted) / self.token.seconds
+    """v: a block without its draft steps over a step of the target.
+
+    As the compiler has it; below 1 is impossible, since a block is no less work
+    than a token.
+    """
+    return (self.block.seconds - self._drafted_s(block_length)) / (
+        self.token.seconds
+    )
+
+  def block_s(self, block_length: int) -> float:
+    """Seconds of a block, at least those of its drafts and of a token."""
+    least = self._drafted_s(block_length) + self.token.seconds
+    return max(self.block.seconds, least)
+
+  def _drafted_s(self, block_length: int) -> float:
+    return block_length * self.draft.seconds if self.draft else 0.0
 
 
 def sampling(

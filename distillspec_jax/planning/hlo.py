@@ -33,6 +33,10 @@ _ELEMENTS = {
 }  # fmt: skip
 _TUPLE = 13
 _CYCLES = re.compile(rb'"estimated_cycles":"(\d+)"')
+# What the author of a kernel says that it needs.
+_KERNEL = re.compile(
+    rb'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"'
+)
 COLLECTIVES = (
     'all-gather',
     'all-reduce',
@@ -125,6 +129,13 @@ class Buffer(NamedTuple):
   op_name: str
 
 
+class Kernel(NamedTuple):
+  """A kernel of Pallas, whose cycles the compiler does not tell."""
+
+  flops: float
+  hbm_bytes: int
+
+
 class Collective(NamedTuple):
   """Data that chips exchange.
 
@@ -150,13 +161,14 @@ class Block:
   Attributes:
     op_name: of the loop; '' for a program.
     trips: how often it runs; None where that depends on the data.
-    cycles: expected for all but collectives and inner loops.
-    flops: of matrix products.
-    hbm_bytes: read and written.
-    prefetched_bytes: of these, copied while something else is computed.
+    cycles: expected for all but collectives, kernels and inner loops.
+    flops: of matrix products; those of int8 count half, as they take half the
+      time.
+    hbm_bytes: read and written, also ahead of time.
     host_transfers: instructions that wait for the host.
     work: the instructions that take longest, without inner loops.
     collectives: of this block.
+    kernels: likewise.
     inner: loops in it.
   """
 
@@ -165,10 +177,10 @@ class Block:
   cycles: int = 0
   flops: float = 0.0
   hbm_bytes: int = 0
-  prefetched_bytes: int = 0
   host_transfers: int = 0
   work: list[Work] = dataclasses.field(default_factory=list)
   collectives: list[Collective] = dataclasses.field(default_factory=list)
+  kernels: list[Kernel] = dataclasses.field(default_factory=list)
   inner: list[Block] = dataclasses.field(default_factory=list)
 
 
@@ -237,11 +249,13 @@ def block(
     shape = ' '.join(map(str, instruction.arrays[:3]))
     result.work.append(Work(instruction.cycles, shape, instruction.op_name))
     result.flops += _flops(instruction)
-    moved, collectives = _hbm_bytes(instruction), _collectives(instruction)
-    result.hbm_bytes += moved
-    if opcode in ('copy-start', 'async-start') and not collectives:
-      result.prefetched_bytes += moved
-    result.collectives += collectives
+    result.hbm_bytes += _hbm_bytes(instruction)
+    result.collectives += _collectives(instruction)
+    kernel = _kernel(instruction)
+    if kernel is not None:
+      result.kernels.append(kernel)
+      result.flops += kernel.flops
+      result.hbm_bytes += kernel.hbm_bytes
     result.host_transfers += opcode in _FROM_HOST
   result.work = sorted(result.work, reverse=True)[:_WORK]
   return result
@@ -297,6 +311,19 @@ def _with_loops(computation: Computation) -> Iterator[Computation]:
       yield from _with_loops(instruction.called[0])
 
 
+def _kernel(instruction: Instruction) -> Kernel | None:
+  """What a kernel needs: FLOPs as its author says, and at most these bytes."""
+  if instruction.proto.custom_call_target != 'tpu_custom_call':
+    return None
+  values = instruction, *instruction.operands
+  size = sum(x.bytes for value in values for x in value.arrays if x.in_hbm)
+  estimate = _KERNEL.search(instruction.proto.backend_config)
+  if estimate is None:
+    return Kernel(0.0, size)
+  flops, accessed = map(int, estimate.groups())
+  return Kernel(flops, min(size, accessed) if accessed else size)
+
+
 # FLOPs.
 
 
@@ -306,6 +333,11 @@ def _flops(instruction: Instruction) -> float:
     return sum(map(_flops, instruction.called[0].instructions))
   if instruction.opcode not in ('convolution', 'dot'):
     return 0.0
+  elements = {operand.arrays[0].element for operand in instruction.operands}
+  return _products(instruction) * (0.5 if elements == {'s8'} else 1.0)
+
+
+def _products(instruction: Instruction) -> float:
   proto, out = instruction.proto, instruction.arrays[0].dims
   left, right = (operand.arrays[0].dims for operand in instruction.operands)
   if instruction.opcode == 'dot':

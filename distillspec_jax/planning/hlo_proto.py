@@ -26,7 +26,8 @@ Instruction  name=1:string  opcode=2:string  shape=3:Shape  metadata=7:Metadata
   convolution=16:Convolution  dot=30:Dot  id=35  operand_ids=36:*int64
   called_computation_ids=38:*int64  backend_config=43:bytes
   replica_groups=49:*ReplicaGroup  source_target_pairs=52:*Pair
-  comparison_direction=63:string  device_list=87:DeviceList
+  custom_call_target=28:string  comparison_direction=63:string
+  device_list=87:DeviceList
   iota_groups=92:IotaGroups  mesh_groups=93:MeshGroups
 Shape  element_type=2  dimensions=3:*int64  tuple_shapes=4:*Shape
   layout=5:Layout

@@ -132,12 +132,48 @@ class Run:
         [x for x in jax.tree.leaves(held) if x.sharding.is_fully_replicated]
     )
 
+  def read_bytes(self) -> dict[str, int]:
+    """Bytes per chip that a token of a model has to read, by whose it is.
+
+    The decoder's parameters as loops over tokens hold them, and all caches of
+    the sampler, each once.
+    """
+    size, slots = {}, self._block_slots()
+    for name, model in (('token', self.target), ('draft_step', self.draft)):
+      if model is None:
+        continue
+      network = model.network
+      places = layouts.shardings(
+          self.mesh,
+          model.params,
+          network.logical_axes(),
+          layouts.gathered(network.rules(self.mesh)),
+      )
+      held = jax.tree.map(
+          lambda x, place: jax.ShapeDtypeStruct(
+              x.shape, x.dtype, sharding=place
+          ),
+          model.params,
+          places,
+      )
+      parts = [held['decoder']]
+      if network.config.logits_via_embedding:
+        parts.append(held['token_embedder'])
+      cache = self._cache(network, self.config.decode_batch_size, slots)
+      size[name] = _bytes(parts) + cache
+    return size
+
+  def _block_slots(self) -> int:
+    """Tokens after the start token that the samplers' caches have room for."""
+    decoding = self.config.decoding
+    drafting = decoding.drafting
+    # As in `speculative.generate`: a block of all paths is written in full.
+    return decoding.output_length + drafting.length * drafting.paths + 1
+
   def cache_bytes(self) -> dict[str, int]:
     """Bytes per chip of keys and values, of the samplers and of rollouts."""
     config, method = self.config, self.config.training.method
-    drafting = config.decoding.drafting
-    # As in `speculative.generate`: a block of all paths is written in full.
-    slots = config.decoding.output_length + drafting.length * drafting.paths + 1
+    slots = self._block_slots()
     size = {'sampler': 0, 'rollout': 0}
     for network, samples in (
         (config.draft_network, method.samples_from_draft),

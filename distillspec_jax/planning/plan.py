@@ -55,17 +55,18 @@ def plan(
 ) -> None:
   """Compiles a run for TPU slices and prints what it needs there.
 
-  The programs are those that `train` and the samplers run: the training step
-  with the rollouts in it, speculative and autoregressive sampling, the encoder.
-  Layers are scanned in all of them, so that compiling takes as long for any
-  depth. No parameters, no tokenizer and no data are read.
+  The programs are those that `train` and the samplers run, of models with the
+  same dtypes and layers: the training step with the rollouts in it, speculative
+  and autoregressive sampling, the encoder. Scanned layers compile in the same
+  time for any depth, see `Start.scan_layers`. No parameters, no tokenizer and
+  no data are read.
 
   Args:
     topology: slices, as 'v5e-256' or 'v5e:16x16'; several separated by commas.
     training: as for `train`. `Start.checkpoint` and `Target.checkpoint` may
       also be names of `models.config.published`, or configurations; of a
-      folder only the configuration is read. Where dtypes are None they are
-      bfloat16. Without a target fine-tuning alone is planned.
+      folder only the configuration is read. Without a target fine-tuning alone
+      is planned.
     decoding: of the samplers; default: blocks of 7, at temperature 1.
     run: folder whose results.jsonl the numbers are added to.
     input_length: tokens of inputs.
@@ -181,11 +182,7 @@ def _models(
   if placed is None:
     return None, draft
   target, target_vocabulary = _model(placed.checkpoint)
-  target = dataclasses.replace(
-      target,
-      dtype=placed.dtype or target.dtype,
-      weights=placed.weights or target.weights,
-  )
+  target = placed.configure(target)
   if start.shared_encoder and not draft.shares_encoder:
     draft = shared_encoder.config(draft, target)
   loading.check_pair(
@@ -207,10 +204,7 @@ def _models(
 def _model(
     model: model_config.T5Config | str,
 ) -> tuple[model_config.T5Config, Any]:
-  """A model as it is planned for, and its vocabulary, if it has one.
-
-  Its group may set dtype and remat otherwise.
-  """
+  """A model as it is configured, and its vocabulary, if it has one."""
   vocabulary = None
   if isinstance(model, str):
     try:
@@ -222,9 +216,6 @@ def _model(
         vocabulary = loading.find_vocabulary(folder, model.vocab_size)
       except errors.UserError as absent:
         raise errors.UserError(f'{unknown} {absent}') from absent
-  model = dataclasses.replace(
-      model, scan_layers=True, dtype='bfloat16', remat='none'
-  )
   return model, vocabulary
 
 

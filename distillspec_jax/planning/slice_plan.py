@@ -122,8 +122,31 @@ class SlicePlan:
     return (
         cost_model.predicted_block_efficiency(acceptance, length)
         * sampling.token.seconds
-        / sampling.block.seconds
+        / sampling.block_s(length)
     )
+
+  def corrections(self) -> list[str]:
+    """What the compiler expects though it is impossible, and what counts."""
+    found = []
+    if self.step:
+      found += _correction('a step', self.step.total)
+    sampling = self.sampling
+    if sampling:
+      length = self.config.decoding.drafting.length
+      parts = {
+          'a token': sampling.token,
+          'a token of the draft': sampling.draft,
+          'a block': sampling.block,
+      }
+      for name, part in parts.items():
+        found += _correction(name, part) if part else []
+      if sampling.draft and sampling.verify_ratio(length) < 1.0:
+        found.append(
+            f'reading {length + 1} tokens in'
+            f' {sampling.verify_ratio(length):.2f} of the time of one; counted'
+            ' as 1'
+        )
+    return found
 
   def numbers(self) -> dict[str, results.Metric]:
     """All of them, per chip."""
@@ -149,6 +172,7 @@ class SlicePlan:
       ).seconds
     values['gathered_logits'] = self.gathered_logits()
     values['host_transfers'] = self.host_transfers()
+    values['corrections'] = len(self.corrections())
     values['compile_s'] = sum(each.compile_s for each in programs.values())
     units = {'bytes': 'bytes', 's': 's', 'flops': 'flop'}  # by the name's end
     return {
@@ -179,24 +203,46 @@ class SlicePlan:
     }
 
   def _of_sampling(self, sampling: estimate.Sampling) -> dict[str, float]:
-    drafting = self.config.decoding.drafting
+    drafting, chip = self.config.decoding.drafting, self.config.topology.chip
     values = {
-        'token_s': sampling.token.seconds,
-        'block_s': sampling.block.seconds,
         'prefill_s': sampling.prefill_s,
-        'token_roofline': sampling.token.roofline(self.config.topology.chip),
         'block_exchanges': sampling.block.exchanges,
     }
+    read = self.compilation.bytes
+    token, step = read['token_read'], read['draft_step_read']
+    parts = [
+        ('token', sampling.token, token),
+        ('block', sampling.block, token + drafting.length * step),
+    ]
     if sampling.draft:
-      values['draft_step_s'] = sampling.draft.seconds
+      parts.append(('draft_step', sampling.draft, step))
       values['draft_loop_exchanges'] = sampling.draft.exchanges
       values['cost_ratio'] = sampling.cost_ratio
-      values['verify_ratio'] = sampling.verify_ratio(drafting.length)
+      ratio = sampling.verify_ratio(drafting.length)
+      values['verify_ratio'] = max(1.0, ratio)
+    for name, part, size in parts:
+      seconds = part.seconds
+      if name == 'block':
+        seconds = sampling.block_s(drafting.length)
+      values[f'{name}_s'] = seconds
+      values[f'{name}_memory_floor'] = size / chip.hbm_bandwidth / seconds
+      values[f'{name}_utilisation'] = part.flops / chip.flops / seconds
     if drafting.paths == 1 and drafting.adaptive is None:
       # Otherwise tokens per block do not follow from an acceptance rate.
       for rate in self.acceptance_rates:
         values[f'speedup_at_{rate:g}'] = self.speedup(rate)
     return values
+
+
+def _correction(name: str, cost: estimate.Cost) -> list[str]:
+  if cost.added_s < 0.01 * cost.seconds:
+    return []
+  expected = 1e3 * (cost.seconds - cost.added_s)
+  return [
+      f'{name} in {expected:.4g} ms, less than its matrix products or its'
+      f' memory traffic take at the peak; counted as {1e3 * cost.seconds:.4g}'
+      ' ms'
+  ]
 
 
 def gib(size: float) -> str:

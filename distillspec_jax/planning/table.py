@@ -47,9 +47,19 @@ _LABELS: dict[str, str | None] = {
     'host_transfers': 'transfers to and from the host',
     'Samplers': None,
     'encoder_s': "the target's encoder, ms",
-    'token_s': 'a token of the target alone, ms',
-    'draft_step_s': 'a token of the draft, ms',
-    'block_s': 'a block, ms',
+    **{
+        f'{name}_{what}': label
+        for name, of in (
+            ('token', 'a token of the target alone'),
+            ('draft_step', 'a token of the draft'),
+            ('block', 'a block'),
+        )
+        for what, label in (
+            ('s', f'{of}, ms'),
+            ('memory_floor', '  its memory floor, %'),
+            ('utilisation', '  of peak FLOPs, %'),
+        )
+    },
     'cost_ratio': 'c, draft over target',
     'verify_ratio': 'v, reading a block over a token',
     'block_exchanges': 'exchanges in a block',
@@ -60,6 +70,7 @@ _LABELS: dict[str, str | None] = {
 def text(plans: Sequence[slice_plan.SlicePlan]) -> str:
   """The table, and what is largest in each plan."""
   numbers = [plan.numbers() for plan in plans]
+  configs = [plan.config for plan in plans]
   rows = [
       ('', [plan.config.topology.name for plan in plans]),
       ('chips', [str(plan.config.topology.chips) for plan in plans]),
@@ -67,6 +78,10 @@ def text(plans: Sequence[slice_plan.SlicePlan]) -> str:
       ('batch size', [str(plan.config.batch_size) for plan in plans]),
       ('micro-batches', [str(plan.config.micro_batches) for plan in plans]),
       ('remat', [plan.config.remat for plan in plans]),
+      ('target', [c.model_text(c.target) for c in configs]),
+      ('draft', [c.model_text(c.draft_network.config) for c in configs]),
+      ('decode batch size', [str(c.decode_batch_size) for c in configs]),
+      ('decoding', [c.decoding.label() for c in configs]),
       ('fits', [_fits(plan) for plan in plans]),
   ]
   labels = dict(_LABELS)
@@ -124,6 +139,7 @@ def _notes(plans: Sequence[slice_plan.SlicePlan]) -> list[str]:
     if not plan.compilation.fits:
       lines += textwrap.wrap(f'does not fit: {plan.shortage()}.', 78)
       continue
+    lines += [f'  impossible: {text}' for text in plan.corrections()]
     lines.append('  largest exchanges')
     listed = plan.exchanges()[:_LISTED]
     lines += [f'    {_exchange(each)}' for each in listed] or ['    none']

@@ -174,8 +174,9 @@ def parse(text: str) -> Topology:
       if text in (topology.name, topology.layout):
         return topology
     shape = tuple(map(int, re.findall(r'\d+', match.group(2) or '')))
-    # There are other shapes, too; a host has 2 x 2 chips.
-    if len(shape) == chip.dimensions and not any(n % 2 for n in shape[:2]):
+    # There are other shapes, too; a host has 2 x 2 chips, or one is used.
+    is_of_hosts = math.prod(shape) == 1 or not any(n % 2 for n in shape[:2])
+    if len(shape) == chip.dimensions and is_of_hosts:
       return Topology(chip, shape)
   raise errors.UserError(
       f'There is no TPU slice {text!r}; known are {", ".join(known())}, or'

@@ -238,6 +238,7 @@ def _load_target(
       dtype=target.dtype,
       param_dtype=target.dtype,
       weights=target.weights,
+      scan_layers=target.scan_layers,
   )
 
 
@@ -289,7 +290,11 @@ def _from_checkpoint(
   """The model of a checkpoint, and the task with its vocabulary."""
   layout = layouts.rules(start.layout)
   trained = loading.load(
-      start.checkpoint, param_dtype='float32', mesh=mesh, layout=layout
+      start.checkpoint,
+      param_dtype='float32',
+      scan_layers=start.scan_layers,
+      mesh=mesh,
+      layout=layout,
   )
   network = transformer_lib.Transformer(start.configure(trained.config), layout)
   trained = dataclasses.replace(

@@ -259,6 +259,6 @@ def _check_moments(
     raise errors.UserError(
         'The state of Adafactor does not fit the model:'
         f' {"; ".join(wrong[:10])}{more}. Set Optimizer.min_dim_size_to_factor'
-        ' as the run had it and T5Config.scan_layers = False, or start the'
+        ' as the run had it and Start.scan_layers = False, or start the'
         ' optimizer anew.'
     )

@@ -45,6 +45,9 @@ class Start:
       in any case. Default: as configured.
     remat: what the backward pass recomputes to save memory: 'none', 'dots' (all
       but matrix products) or 'full'. Default: as configured.
+    scan_layers: whether layers are stacked and scanned, which compiles in the
+      same time for any depth, or unrolled, which runs faster. Default: as
+      configured.
   """
 
   model: config_lib.T5Config | str | None = None
@@ -54,6 +57,7 @@ class Start:
   layout: str | tuple = 'sharded'
   dtype: str | None = None
   remat: str | None = None
+  scan_layers: bool | None = None
 
   def check(self) -> None:
     """Raises UserError unless there is one model to start from."""
@@ -68,10 +72,9 @@ class Start:
     layouts.rules(self.layout)
 
   def configure(self, config: config_lib.T5Config) -> config_lib.T5Config:
-    """The configuration with dtype and remat as they are set here."""
-    changes = {'dtype': self.dtype, 'remat': self.remat}
-    changes = {name: x for name, x in changes.items() if x is not None}
-    return dataclasses.replace(config, **changes)
+    """The configuration with what is set here."""
+    names = 'dtype', 'remat', 'scan_layers'
+    return _with_fields(config, {name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,17 +87,32 @@ class Target:
     dtype: of parameters and computation. Default: as saved.
     weights: 'int8' or 'int8_weight_only' store it in a quarter of the memory,
       see `checkpoints.loading.load`. Default: as saved.
+    scan_layers: as in `Start`. Default: as saved.
   """
 
   checkpoint: str | None = None
   layout: str | tuple = 'sharded'
   dtype: str | None = None
   weights: str | None = None
+  scan_layers: bool | None = None
 
   def __post_init__(self):
     layouts.rules(self.layout)
     if self.weights is not None:
       check.one_of(int8.KINDS, owner='Target', weights=self.weights)
+
+  def configure(self, config: config_lib.T5Config) -> config_lib.T5Config:
+    """The configuration with what is set here."""
+    names = 'dtype', 'weights', 'scan_layers'
+    return _with_fields(config, {name: getattr(self, name) for name in names})
+
+
+def _with_fields(
+    config: config_lib.T5Config, values: dict[str, Any]
+) -> config_lib.T5Config:
+  """The configuration with those values that are not None."""
+  given = {name: value for name, value in values.items() if value is not None}
+  return dataclasses.replace(config, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -213,6 +213,30 @@ def test_scanned_layers_stay_scanned(tmp_path):
   assert_same(loaded, model.params)
 
 
+@pytest.mark.parametrize('scan', [True, False])
+def test_layers_are_scanned_or_unrolled_on_demand(tmp_path, scan):
+  model = tiny.model(tiny.BYTES, scan_layers=not scan, num_decoder_layers=2)
+  save_own(tmp_path / 'm', model.params, model.config)
+  changed = loading.load(tmp_path / 'm', scan_layers=scan)
+  assert changed.config == dataclasses.replace(model.config, scan_layers=scan)
+  texts = np.array([[5, 7, 3]]), np.array([[0, 6]])
+  np.testing.assert_allclose(
+      changed.logits(*texts), loaded(model).logits(*texts), atol=1e-5
+  )
+  # Quantised and on a mesh, likewise.
+  mesh = mesh_lib.make_mesh(data=4, fsdp=2)
+  placed = loading.load(
+      tmp_path / 'm', scan_layers=scan, weights='int8', mesh=mesh
+  ).model
+  trees = placed.params, placed.network.abstract()
+  for x, expected, sharding in zip(
+      *map(jax.tree.leaves, (*trees, placed.network.shardings(mesh))),
+      strict=True,
+  ):
+    assert (x.shape, x.dtype) == (expected.shape, expected.dtype)
+    assert x.sharding == sharding
+
+
 def test_a_vocabulary_can_be_given(tmp_path, params):
   save_t5x(tmp_path / 'm', params)
   loaded = loading.load(tmp_path / 'm', vocabulary='bytes')

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -98,6 +99,19 @@ def test_a_checkpoint_without_scanned_layers():
   expected = parameters.shapes(models.CONFIG)
   assert parameters.mismatches(unscanned.tensors, expected) == ''
   assert unscanned.unscanned() is unscanned
+
+
+def test_layers_are_stacked_by_number_and_taken_apart_again():
+  layers = {f'decoder/layers_{i}/wo': jnp.full(2, i) for i in range(11)}
+  layers = dict(sorted(layers.items()))  # layers_10 comes before layers_2
+  other = {'decoder/norm/scale': jnp.ones(2)}
+  stacked = parameters.with_layers(layers | other, True)
+  assert set(stacked) == {'decoder/layers/wo', *other}
+  assert stacked['decoder/layers/wo'][:, 0].tolist() == [*range(11)]
+  apart = parameters.with_layers(stacked, False)
+  assert set(apart) == {*layers, *other}
+  for path, array in layers.items():
+    np.testing.assert_array_equal(apart[path], array)
 
 
 def test_a_configuration_that_does_not_hold_is_named_with_its_place():

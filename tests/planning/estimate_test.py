@@ -64,6 +64,23 @@ def test_the_roofline_is_the_longest_of_three():
   assert cost.roofline(V5E.chip) == pytest.approx(0.5)
 
 
+def test_nothing_is_faster_than_the_chip():
+  # A millisecond of cycles; 819 MB take a whole one, 1.638 GB take two.
+  possible = hlo.Block('', 1, 1_500_000, hbm_bytes=819_000_000)
+  cost = estimate.cost(possible, V5E, PLACES, (0,))
+  assert (cost.seconds, cost.added_s) == (pytest.approx(1e-3), 0.0)
+  for needs in ({'hbm_bytes': 1_638_000_000}, {'flops': 394e9}):
+    block = hlo.Block('', 1, 1_500_000, **needs)
+    cost = estimate.cost(block, V5E, PLACES, (0,))
+    assert cost.seconds == pytest.approx(2e-3)
+    assert cost.added_s == pytest.approx(1e-3)
+  # A kernel has no cycles: it takes what it needs, after all else.
+  kernel = hlo.Kernel(flops=197e9, hbm_bytes=0)
+  block = hlo.Block('', 1, 1_500_000, flops=197e9, kernels=[kernel])
+  cost = estimate.cost(block, V5E, PLACES, (0,))
+  assert (cost.seconds, cost.added_s) == (pytest.approx(2e-3), 0.0)
+
+
 def test_flops_of_a_model_by_hand():
   model = config_lib.T5Config(
       vocab_size=100,

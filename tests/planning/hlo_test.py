@@ -115,7 +115,30 @@ def test_of_hbm_counts_what_is_used_and_not_what_is_in_fast_memory(block):
   # The copy reads x once, the slice a quarter of it, and the all-reduce reads
   # and writes it; the start of the loop is copied, too.
   assert block.hbm_bytes == 3 * 4096 + 1024 + 2 * 4
-  assert block.prefetched_bytes == 4096 + 1024
+
+
+KERNEL = """HloModule kernel
+
+ENTRY %main (x: f32[1024], y: f32[1024]) -> f32[1024] {
+  %x = f32[1024]{0:T(1024)} parameter(0)
+  %y = f32[1024]{0:T(1024)S(1)} parameter(1)
+  ROOT %z = f32[1024]{0:T(1024)} custom-call(%x, %y), \
+custom_call_target="tpu_custom_call", backend_config={"custom_call_config":\
+{"body":"TUzv","cost_estimate":{"flops":"77","transcendentals":"5",\
+"bytes_accessed":"ACCESSED","remote_bytes_transferred":"0"}}}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    'accessed, counted',
+    # y is in fast memory; what is updated in place is not moved as a whole.
+    [('0', 2 * 4096), ('12288', 2 * 4096), ('512', 512)],
+)
+def test_a_kernel_counts_as_its_author_says(accessed, counted):
+  block = hlo.block(parse(KERNEL.replace('ACCESSED', accessed)))
+  assert block.kernels == [(77, counted)]
+  assert (block.flops, block.hbm_bytes) == (77, counted)
 
 
 def test_exchanges_have_kind_bytes_and_group(block):

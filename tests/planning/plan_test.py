@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import re
 
 import gin
 import pytest
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
+from distillspec_jax.models import config as model_config
 from distillspec_jax.planning import compiler
 from distillspec_jax.planning import plan as plan_lib
 from distillspec_jax.planning import slice_plan
@@ -170,9 +172,28 @@ def test_defaults_of_a_plan(monkeypatch):
   assert config.mesh_text == '4 x 1 x 1'
   assert config.decoding.drafting.length == 7
   assert config.decoding.output_length == config.output_length == 128
-  for network in (config.target_network, config.draft_network):
-    assert network.config.dtype == 'bfloat16'
-    assert network.config.scan_layers and network.config.remat == 'none'
+  for name, network in (
+      ('t5_1_1_base', config.target_network),
+      ('t5_1_1_small', config.draft_network),
+  ):
+    # As `train` would run them.
+    assert network.config == model_config.published(name)
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_models_are_planned_as_they_are_trained(monkeypatch, tmp_path, scan):
+  model = models.model(256, scan_layers=not scan, remat='full')
+  folder = str(models.save(tmp_path / 'model', model))
+  changes = {'checkpoint': folder, 'dtype': 'bfloat16', 'scan_layers': scan}
+  training = tiny.training(batch_size=None, start=settings.Start(**changes))
+  training = dataclasses.replace(training, target=settings.Target(**changes))
+  config = asked(monkeypatch, training=training)
+  expected = dataclasses.replace(
+      model.config, dtype='bfloat16', scan_layers=scan
+  )
+  assert config.target == config.draft_network.config == expected
+  words = 'scanned' if scan else 'unrolled'
+  assert config.model_text(config.target) == f'bfloat16, {words}'
 
 
 def test_a_draft_of_a_folder_that_shares_the_encoder(monkeypatch, tmp_path):
@@ -207,7 +228,7 @@ def test_another_that_fits_is_planned_instead(monkeypatch, capsys):
       for line in capsys.readouterr().out.splitlines()
       if line.startswith('fits')
   ]
-  assert row.split(maxsplit=1)[1].split('  ') == ['no', 'yes, instead']
+  assert re.split(' {2,}', row)[1:] == ['no', 'yes, instead']
 
 
 @pytest.fixture(name='clean_gin')
@@ -243,5 +264,6 @@ def test_the_gin_file_plans_a_pair_of_names(monkeypatch):
   drafting = config.decoding.drafting
   assert (drafting.length, drafting.paths) == (7, 2)
   assert config.training.method.divergence == 'jsd'
+  assert config.target.dtype == config.draft_network.config.dtype == 'bfloat16'
   # As the compiler's process unpickles it, which knows nothing of gin.
   assert type(config.training) is settings.Training

@@ -14,6 +14,7 @@ from distillspec_jax.planning import topologies
         ('v4-128', 'v4:4x4x4', 64),  # the number counts cores, two a chip
         ('v5p-8', 'v5p:2x2x1', 4),
         ('v6e-1', 'v6e:1x1', 1),
+        ('v4:1x1x1', 'v4:1x1x1', 1),  # a chip of a host
         ('v5p:4x4x12', 'v5p:4x4x12', 192),
     ],
 )

@@ -477,9 +477,14 @@ def test_a_target_in_little_memory(tmp_path, task, target):
   train(
       tmp_path / 'run',
       task,
-      settings.Start(checkpoint=target, dtype='bfloat16', remat='full'),
+      settings.Start(
+          checkpoint=target, dtype='bfloat16', remat='full', scan_layers=True
+      ),
       target=settings.Target(
-          checkpoint=target, weights='int8', layout='replicated'
+          checkpoint=target,
+          weights='int8',
+          layout='replicated',
+          scan_layers=True,
       ),
       method=ON_POLICY,
       num_steps=1,
@@ -490,7 +495,7 @@ def test_a_target_in_little_memory(tmp_path, task, target):
   # Nearly the same model: what is lost in the third digit.
   assert 0.0 < loss < 0.05
   draft = loading.load(tmp_path / 'run')
-  assert draft.config.dtype == 'bfloat16'
+  assert draft.config.dtype == 'bfloat16' and draft.config.scan_layers
   embedding = draft.model.params['token_embedder']['embedding']
   assert embedding.dtype == jnp.float32
 
