@@ -22,7 +22,7 @@ from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
 
 _MASKED = -1e10
-_TPU_ROWS = 8  # of a register
+_TPU_ROWS = 8  # of a register; fewer queries are few
 _ACTIVATION: dict[str, Any] = {
     'gelu': nn.gelu,
     'gelu_exact': functools.partial(nn.gelu, approximate=False),
@@ -169,8 +169,9 @@ class Attention(nn.Module):
     """
     read = (self._heads(self.query(x)), keys, values, visible, bias)
     if x.shape[1] < _TPU_ROWS and dropout.key is None:
+      plain = functools.partial(mix, dropout=dropout)
       mixed = jax.lax.platform_dependent(
-          *read, tpu=mix_padded, default=functools.partial(mix, dropout=dropout)
+          *read, cpu=mix_by_query, tpu=mix_padded, default=plain
       )
     else:
       mixed = mix(*read, dropout)
@@ -198,12 +199,47 @@ def mix(
   scores = jnp.einsum(
       'bhnk,bhlk->bhnl', queries, keys, preferred_element_type=jnp.float32
   )
+  return _mix(scores, values, visible, bias, dropout)
+
+
+def _mix(
+    scores: jax.Array,
+    values: jax.Array,
+    visible: jax.Array,
+    bias: jax.Array | None,
+    dropout: Dropout,
+) -> jax.Array:
+  """`mix` from the products of queries and keys, float32[B, H, N, L]."""
   if bias is not None:
     scores = scores + bias.astype(jnp.float32)
   scores = jnp.where(visible[:, None], scores, _MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
   weights = dropout(weights, 'weights', broadcast_axis=-2)
   return jnp.einsum('bhnl,bhlk->bhnk', weights, values)
+
+
+def mix_by_query(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    visible: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+  """`mix` without dropout, for so few queries that a CPU loses by packing keys.
+
+  Each query goes through the keys as they lie in the cache.
+  """
+  by_query = [
+      jnp.einsum(
+          'bhk,bhlk->bhl',
+          queries[:, :, i],
+          keys,
+          preferred_element_type=jnp.float32,
+      )
+      for i in range(queries.shape[2])
+  ]
+  scores = jnp.stack(by_query, axis=2)
+  return _mix(scores, values, visible, bias, Dropout(0.0, None))
 
 
 def mix_padded(

@@ -89,7 +89,8 @@ def test_feed_forward_multiplies_its_branches(activations):
 
 @pytest.mark.parametrize('few', [1, 2, 7])
 @pytest.mark.parametrize('has_bias', [True, False])
-def test_padded_queries_change_nothing(few, has_bias):
+@pytest.mark.parametrize('mix', [layers.mix_padded, layers.mix_by_query])
+def test_few_queries_are_mixed_as_many_are(few, has_bias, mix):
   rng = np.random.default_rng(few)
   normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   read = (
@@ -100,5 +101,5 @@ def test_padded_queries_change_nothing(few, has_bias):
       normal(1, 2, few, 9) if has_bias else None,
   )
   expected = layers.mix(*read, layers.Dropout(0.0, None))
-  actual = layers.mix_padded(*read)
+  actual = mix(*read)
   np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
