@@ -169,6 +169,13 @@ def draft(
 
 
 @functools.cache
+def parallel_draft(scale: float = 0.3) -> loading.Loaded:
+  """The draft with a mask token, though not trained for it."""
+  one = draft(scale=scale)
+  return loaded(changed(one.model, one.model.params, mask_token=2), one.name)
+
+
+@functools.cache
 def trimmed_draft() -> loading.Loaded:
   """The draft with an output layer for half of the tokens."""
   whole = noisy(model(gain=2.0), 0.3)

@@ -62,7 +62,7 @@ def tables(
           decoding.label(),
           f'{one.plain["tokens_per_second"].value:.0f} ->'
           f' {metrics["tokens_per_second"].value:.0f}',
-          f'{one.costs.draft_ratio:.2f}',
+          f'{metrics["cost_ratio"].value:.2f}',
           '–' if predicted is None else f'{predicted.value:.2f}',
           f'{metrics["measured_speedup"].value:.2f}',
       )

@@ -105,15 +105,17 @@ def certify(
       loading.load(draft, weights=draft_weights),
   )
   loading.check_pair(*models)
+  decoding.check_speculative(models[1].config, draft)
   if file is None:
     prompt = certificate.random_prompt(*models, inputs, input_length, seed)
   else:
     prompt = certificate.text_prompt(models[0], _texts(models[0], file, inputs))
   kind = jax.devices()[0].device_kind
   print(f'{target} with {draft}, on {kind}, jax {jax.__version__}')
+  shared = certificate.num_statistical(decoding, models[1])
   print(
       f'chance of a false alarm: {sensitivity.false_alarm:g}, shared by'
-      f' {certificate.num_statistical(decoding)} statistical checks\n'
+      f' {shared} statistical checks\n'
       'detects a bias: one of this size (total variation) is noticed with'
       f' probability {sensitivity_lib.POWER:g}; on the tiny pair'
       f' {100 * sensitivity.bias:g} %, set by --bias'

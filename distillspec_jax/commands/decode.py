@@ -180,6 +180,8 @@ def decode(
         print(f'{output.out} already has all {done} answers.', file=sys.stderr)
         return
     pair = _load(target, draft, models)
+    if draft is not None:
+      decoding.check_speculative(pair[1].config, draft)
     requests = requests_lib.check(pair[0], 1, **numbers, stop=stop)
     decoder = _Decoder(*pair, decoding, requests, stop)
     if inputs is None:
@@ -200,6 +202,7 @@ def _check_used(
       'block_length': drafting.length != plain.length,
       'paths': drafting.paths != plain.paths,
       'adaptive': drafting.adaptive is not None,
+      'parallel': drafting.parallel,
       'verifier': decoding.verifier != _GREEDY.verifier,
       'draft_weights': models.draft_weights is not None,
   }

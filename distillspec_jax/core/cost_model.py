@@ -61,7 +61,8 @@ def speedup(
   Args:
     block_efficiency: tau, tokens per target call.
     c: time of a draft step over that of a target step.
-    gamma: tokens drafted per target call.
+    gamma: tokens drafted per target call; 1 for a parallel draft, whose only
+      step, of cost c, drafts the whole block.
     verify: time of a target call on gamma + 1 tokens over that on one; 1 where
       the target is bound by memory bandwidth.
   """

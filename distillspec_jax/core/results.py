@@ -9,6 +9,7 @@ from these lines alone. Keys of `decoding` are those of `Decoding.describe`:
   block_length   tokens drafted per target call; None if autoregressive
   paths          drafted side by side
   adaptive       None, or the rule that ends a draft early: 'confidence(0.4)'
+  parallel       True if one call of the draft proposes a block, otherwise None
   verifier       'token', 'block', 'lenient(linear, 0.5)'; None likewise
   lossless       whether the verifier is; None likewise
   model          of task quality: 'target', the draft's name, or 'pair' for

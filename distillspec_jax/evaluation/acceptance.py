@@ -9,6 +9,7 @@ equation 3); block efficiency is counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -107,7 +108,9 @@ def evaluate(
   check.seed(seed=seed)
   folder = store.check_writable(run)
   locks.check_free(folder)
-  target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
+  target, draft, task, name = pair_lib.load(
+      target, draft, task, draft_name, decodings
+  )
   split = examples_lib.final_split(task, split)
   batches = examples_lib.first(task, split, examples, batch_size)
   judges_quality = bool(task.metrics) and target.vocabulary is not None
@@ -195,7 +198,8 @@ def measure(
     seed: of sampling; row i of all batches draws from stream (seed, i).
 
   Returns:
-    Name -> metric, with standard errors over examples: expected_acceptance,
+    Name -> metric, with standard errors over examples: expected_acceptance (of
+    a parallel draft, of a block's first token, and without a prediction),
     block_efficiency, uncut_block_efficiency (that of text without an end),
     predicted_block_efficiency (for these lengths), tokens (per output), and
     acceptance_at_1 .. acceptance_at_G: how often the token at this position of
@@ -285,9 +289,10 @@ def _metrics(
       ),
       'tokens': metric(counts['emitted'], np.ones(number), 'tokens'),
   }
-  plain = decoding_lib.Drafting(length=size)
-  if decoding.verifier.is_lossless and decoding.drafting == plain:
-    # The formula is that of single drafts of this very length.
+  drafting, plain = decoding.drafting, decoding_lib.Drafting(length=size)
+  if decoding.verifier.is_lossless and drafting == plain:
+    # The formula is that of single drafts of this very length, whose tokens are
+    # accepted equally often at every position.
     how = rate.value, size, np.maximum(counts['emitted'], 1).astype(int)
     slope = cost_model.block_efficiency_slope(*how)
     error = rate.standard_error
@@ -297,7 +302,7 @@ def _metrics(
         number,
         'tokens/block',
     )
-  if decoding.drafting == plain:
+  if dataclasses.replace(drafting, parallel=False) == plain:
     metrics |= _uncut(counts)
   for index in range(size):
     reached = counts['reached_at'][:, index]

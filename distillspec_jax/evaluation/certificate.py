@@ -45,6 +45,15 @@ RULES: dict[str, dict[str, Any]] = {
         'adaptive': adaptive_length.Entropy,
     },
 }
+# And of a draft that was trained to propose blocks in parallel.
+PARALLEL_RULES: dict[str, dict[str, Any]] = {
+    'parallel draft': {'parallel': True},
+    'parallel draft, block verification, length by confidence': {
+        'parallel': True,
+        'verifier': verification.Block(),
+        'adaptive': adaptive_length.Confidence,
+    },
+}
 PLAIN = decoding_lib.Sampling(temperature=1.0)
 # Faults of warping show where something is warped. That of a tiny pair always
 # is, beside what the decoding says; an adaptive length does not look at it. Of
@@ -64,8 +73,16 @@ class Check(NamedTuple):
   decoding: decoding_lib.Decoding
 
 
-def rules(decoding: decoding_lib.Decoding) -> dict[str, dict[str, Any]]:
-  """`RULES`, and the decoding's own way to speculate if it is another one."""
+def rules(
+    decoding: decoding_lib.Decoding, draft: loading.Loaded | None = None
+) -> dict[str, dict[str, Any]]:
+  """`RULES`, and the decoding's own way to speculate if it is another one.
+
+  Also `PARALLEL_RULES`, if the draft can do that; None cannot.
+  """
+  known = RULES
+  if draft is not None and draft.config.mask_token is not None:
+    known = RULES | PARALLEL_RULES
   drafting, own = decoding.drafting, {}
   if decoding.verifier != verification.Token():
     own['verifier'] = decoding.verifier
@@ -73,13 +90,15 @@ def rules(decoding: decoding_lib.Decoding) -> dict[str, dict[str, Any]]:
     own['paths'] = drafting.paths
   if drafting.adaptive is not None:
     own['adaptive'] = drafting.adaptive
-  if own in RULES.values():
-    return RULES
+  if drafting.parallel:
+    own['parallel'] = True
+  if own in known.values():
+    return known
   name = ', '.join(
-      f'{k} {v.describe() if hasattr(v, "describe") else v}'
+      k if v is True else f'{k} {v.describe() if hasattr(v, "describe") else v}'
       for k, v in own.items()
   )
-  return {**RULES, name: own}
+  return {**known, name: own}
 
 
 def check_settings(decoding: decoding_lib.Decoding, samples: int) -> None:
@@ -128,6 +147,7 @@ def checks(
     UserError: see `check_settings`.
   """
   check_settings(decoding, samples)
+  decoding.check_speculative(draft.config, draft.name)
   pair = target, draft
   fine = [exactness.compute_in(model, 'float32') for model in pair]
   coarse = [exactness.compute_in(model, 'bfloat16') for model in pair]
@@ -149,12 +169,15 @@ def checks(
       adaptive_length.Confidence: measured.confidence,
       adaptive_length.Entropy: measured.entropy,
   }
-  for name, changes in rules(decoding).items():
+  for name, changes in rules(decoding, draft).items():
     rule = changes.get('adaptive')
     if rule in thresholds:
       changes = {**changes, 'adaptive': rule(thresholds[rule])}
-    defaults = {'verifier': verification.Token(), 'paths': 1, 'adaptive': None}
-    settings[name] = decoding.replace(**(defaults | changes))
+    own_way = {
+        'verifier': verification.Token(), 'paths': 1, 'adaptive': None,
+        'parallel': False, **changes,
+    }  # fmt: skip
+    settings[name] = decoding.replace(**own_way)
   for name in _greedy_rules(settings):
     greedy = settings[name].replace(temperature=0.0)
     measured = exactness.greedy(*fine, prompt, greedy)
@@ -179,8 +202,8 @@ def checks(
   many = types.Prompt(
       *(jnp.asarray(np.resize(x, (samples, x.shape[1]))) for x in prompt[:2])
   )
-  share = sensitivity.false_alarm / num_statistical(decoding)
-  for is_tiny, name, sampling in _statistical(decoding):
+  share = sensitivity.false_alarm / num_statistical(decoding, draft)
+  for is_tiny, name, sampling in _statistical(decoding, draft):
     sampled = settings[name].replace(sampling=sampling)
     name += _describe(sampling)
     if is_tiny:
@@ -204,23 +227,25 @@ def checks(
 
 
 def _statistical(
-    decoding: decoding_lib.Decoding,
+    decoding: decoding_lib.Decoding, draft: loading.Loaded | None
 ) -> list[tuple[bool, str, decoding_lib.Sampling]]:
   """(of the tiny pair, rule, sampling) of each statistical check."""
   own = dict.fromkeys([PLAIN, decoding.sampling])
-  of_pair = list(itertools.product(own, rules(decoding)))
+  of_pair = list(itertools.product(own, rules(decoding, draft)))
   warped = [
       (WARPED, name)
-      for name, changes in rules(decoding).items()
+      for name, changes in rules(decoding, draft).items()
       if 'adaptive' not in changes and WARPED not in own
   ]
   both = [(True, of_pair + warped), (False, of_pair)]
   return [(x, name, sampling) for x, of in both for sampling, name in of]
 
 
-def num_statistical(decoding: decoding_lib.Decoding) -> int:
-  """How many of the checks are statistical."""
-  return len(_statistical(decoding))
+def num_statistical(
+    decoding: decoding_lib.Decoding, draft: loading.Loaded | None = None
+) -> int:
+  """How many of the checks of this draft are statistical."""
+  return len(_statistical(decoding, draft))
 
 
 def random_prompt(
@@ -252,7 +277,8 @@ def _greedy_rules(settings: dict[str, decoding_lib.Decoding]) -> list[str]:
     drafting = decoding.drafting
     built_in = type(decoding.verifier).__module__.startswith('distillspec_jax.')
     verifier = None if built_in else decoding.verifier
-    key = drafting.paths, drafting.adaptive is not None, verifier
+    adaptive = drafting.adaptive is not None
+    key = drafting.paths, adaptive, drafting.parallel, verifier
     loops.setdefault(key, name)
   return list(loops.values())
 

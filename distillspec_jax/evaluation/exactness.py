@@ -46,6 +46,7 @@ _BINS = 40
 # probability, and so does accepting with 1.02 p / q.
 _TINY_VOCABULARY, _TINY_LENGTH, _TINY_BLOCK = 4, 4, 3
 _TINY_TARGET, _TINY_DRAFT = (28, 0.7), (18, 1.5)  # seed, gain of the logits
+_TINY_MASK = 2  # of parallel drafts; any token will do
 _ROWS = 65_536  # sampled at a time
 # Expected counts from which Pearson's statistic is chi-squared far into its
 # tail (simulated in the tests).
@@ -199,10 +200,11 @@ def uniforms(
   """Whether sampled tokens have the target's distribution, given those before.
 
   The vocabulary is ordered by p - q, tokens that the draft proposes too often
-  first. In that order, the target's mass below the emitted token, plus a random
-  share of the token's own, is uniform in [0, 1) and independent of the tokens
-  before, whatever the pair. A verifier that favours the draft, or the target,
-  shifts it. Tokens that the draft does not have are the target's all the same.
+  first (a parallel draft, as a block's first token). In that order, the
+  target's mass below the emitted token, plus a random share of the token's own,
+  is uniform in [0, 1) and independent of the tokens before, whatever the pair.
+  A verifier that favours the draft, or the target, shifts it. Tokens that the
+  draft does not have are the target's all the same.
 
   Args:
     target: the model that decides.
@@ -291,6 +293,7 @@ def _tiny(seed: int, gain: float) -> model_lib.Model:
       mlp_dim=4,
       num_encoder_layers=1,
       num_decoder_layers=1,
+      mask_token=_TINY_MASK,
   )
   network = transformer_lib.Transformer(config)
   params = network.init(jax.random.key(seed))

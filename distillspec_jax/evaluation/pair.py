@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import os
 import pathlib
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
+from distillspec_jax.sampling import decoding as decoding_lib
 
 
 class Pair(NamedTuple):
@@ -27,6 +29,7 @@ def load(
     draft: str | os.PathLike[str] | loading.Loaded,
     task: tasks.Task,
     draft_name: str | None = None,
+    decodings: Sequence[decoding_lib.Decoding] = (),
 ) -> Pair:
   """The pair, after checking that models and task use the same tokens.
 
@@ -35,17 +38,21 @@ def load(
     draft: likewise.
     task: gets their vocabulary, unless it has one.
     draft_name: default: the name of the draft's folder.
+    decodings: that the draft must be able to propose for.
 
   Returns:
     The pair; its task has the models' vocabulary.
 
   Raises:
-    UserError: a folder without a model, or vocabularies that differ.
+    UserError: a folder without a model, vocabularies that differ, or a decoding
+      that the draft was not trained for.
   """
   if draft_name is not None:
     check.text(draft_name=draft_name)
   target, draft = _loaded(target), _loaded(draft)
   loading.check_pair(target, draft)
+  for decoding in decodings:
+    decoding.check_speculative(draft.config, draft.name)
   task = task.with_vocabulary(
       target.vocabulary or draft.vocabulary, target.name
   )

@@ -120,9 +120,9 @@ def _verifier(one, measured):
   family, _, parameters = one.decoding['verifier'].partition('(')
   parts = [one.draft] if len(measurements.draft_names(measured)) > 1 else []
   parts.append(family)
-  for name in ('block_length', 'paths', 'adaptive'):
+  for name in ('block_length', 'paths', 'adaptive', 'parallel'):
     if len({repr(other.decoding.get(name)) for other in measured}) > 1:
-      parts.append(f'{name.replace("_", " ")} {one.decoding[name]}')
+      parts.append(f'{name.replace("_", " ")} {one.decoding.get(name)}')
   return ', '.join(parts), parameters.removesuffix(')')
 
 

@@ -323,6 +323,8 @@ def _costs(best, verdict):
   if c is None:
     return ''
   text = f' A draft step takes {c.value:.2f} times as long as a target step'
+  if best.decoding.get('parallel'):
+    text = text.replace('draft step', 'draft step that proposes a block')
   if v is not None:
     text += (
         ', and a target call that verifies a block'

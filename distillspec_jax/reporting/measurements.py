@@ -28,6 +28,7 @@ DEFAULTS = {
     'verifier': 'token',
     'paths': 1,
     'adaptive': None,
+    'parallel': None,
 }
 
 

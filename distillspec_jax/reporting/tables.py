@@ -296,7 +296,8 @@ _PLAN = (
 _MEANINGS = {
     'expected acceptance': 'the probability that a drafted token is accepted: 1'
     ' minus the total variation distance between target and draft, averaged'
-    ' over tokens that follow the target’s distribution.',
+    ' over tokens that follow the target’s distribution. Of a parallel draft,'
+    ' that of the first token of a block.',
     'tokens per target call': 'block efficiency, measured: emitted tokens per'
     ' call of the target, including its correction or bonus token; between 1'
     ' and block length + 1. The last block of a text is cut where the text'
@@ -313,6 +314,8 @@ _MEANINGS = {
     ' are lossless; all others change the output distribution.',
     'paths': 'drafts proposed side by side for each target call.',
     'adaptive': 'the rule that ends a draft before its full length.',
+    'parallel': 'one call of the draft proposes a whole block, each token'
+    ' without having seen those before it in the block.',
     'measured speed-up': 'tokens per second relative to autoregressive decoding'
     ' of the same inputs, without compilation: the median of paired runs. Below'
     ' 1, speculative decoding is slower.',
@@ -328,7 +331,9 @@ _MEANINGS = {
     ' encoders.',
     'planned': 'the block length that the planner chooses for this draft, batch'
     ' and decoding, and the speed-up it predicts; none: do not speculate.',
-    'c': 'time of a draft step relative to a target step.',
+    'c': 'time of a draft step relative to a target step; of a parallel draft,'
+    ' which takes one step for a block (γ = 1 in the formulas), that of this'
+    ' step.',
     'v': 'time of a target call on a whole block relative to a single token.',
     'compilation, s': 'not part of any speed; near 0 if it was cached.',
     'part of a block': 'timed one by one; block: one iteration of the decoding'

@@ -14,6 +14,7 @@ from typing import Any
 
 from distillspec_jax.core import check
 from distillspec_jax.core import errors
+from distillspec_jax.models import config as config_lib
 from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import verification
 
@@ -74,16 +75,26 @@ class Drafting:
     adaptive: ends a block where the draft is unsure, as `Confidence(0.4)` or
       `Entropy(2)`, in text 'confidence(0.4)' or 'entropy(2)'; default: blocks
       of full length.
+    parallel: one call of the draft proposes the whole block, each token without
+      having seen those before it in the block; for drafts that were trained for
+      it, whose configuration has a mask_token.
   """
 
   length: int = 5
   paths: int = 1
   adaptive: adaptive_length.AdaptiveLength | None = None
+  parallel: bool = False
 
   def __post_init__(self):
     check.at_least(1, max_value=MAX_OUTPUT_LENGTH, block_length=self.length)
     check.at_least(1, max_value=_MAX_PATHS, paths=self.paths)
-    _set_plain(self, length=int, paths=int)
+    check.one_of((True, False), parallel=self.parallel)
+    _set_plain(self, length=int, paths=int, parallel=bool)
+    if self.parallel and self.paths > 1:
+      raise errors.UserError(
+          f'parallel is True and paths is {self.paths}; a parallel draft'
+          ' proposes a single path. Use paths = 1, or leave parallel out.'
+      )
     if not isinstance(self.adaptive, adaptive_length.AdaptiveLength | None):
       raise errors.UserError(
           f'adaptive is {self.adaptive!r}; give Confidence(c), Entropy(h) or'
@@ -187,8 +198,21 @@ class Decoding:
         self, drafting=Drafting(), verifier=verification.Token()
     )
 
-  def check_speculative(self) -> None:
-    """Raises UserError where a block is longer than the output may be."""
+  def check_speculative(
+      self, draft: config_lib.T5Config | None = None, name: str = 'the draft'
+  ) -> None:
+    """Raises UserError for a block longer than the output, or a wrong draft.
+
+    Args:
+      draft: its configuration; None: any draft.
+      name: of the draft.
+    """
+    if self.drafting.parallel and draft and draft.mask_token is None:
+      raise errors.UserError(
+          f'parallel is True, but {name} drafts token by token: its'
+          ' configuration has no mask_token. Train it as a parallel draft, or'
+          ' leave parallel out.'
+      )
     if self.drafting.length > self.output_length:
       raise errors.UserError(
           f'block_length is {self.drafting.length}; it must lie in [1,'
@@ -205,6 +229,7 @@ class Decoding:
         'block_length': drafting.length if speculative else None,
         'paths': drafting.paths if speculative else None,
         'adaptive': adaptive if speculative else None,
+        'parallel': (speculative and drafting.parallel) or None,
         'verifier': self.verifier.describe() if speculative else None,
         'lossless': self.verifier.is_lossless if speculative else None,
         'batch_size': batch_size,
@@ -225,6 +250,8 @@ class Decoding:
       parts.append(f'{self.drafting.paths} paths')
     if self.drafting.adaptive is not None:
       parts.append(self.drafting.adaptive.describe())
+    if self.drafting.parallel:
+      parts.append('parallel')
     if self.verifier != verification.Token():
       parts.append(self.verifier.describe())
     return ', '.join(parts)
@@ -266,13 +293,15 @@ def grid(
     block_lengths: Sequence[int] = (5,),
     paths: Sequence[int] = (1,),
     adaptive: Sequence[adaptive_length.AdaptiveLength | str | None] = (None,),
+    parallel: Sequence[bool] = (False,),
     verifiers: Sequence[verification.Verifier | str] = ('token',),
     max_new_tokens: int | None = None,
 ) -> tuple[Decoding, ...]:
   """Every combination of the values that makes sense.
 
-  Left out are multi-path drafts with verifiers that judge single ones, and
-  greedy repetitions of lossless verifiers, which are all the same rule.
+  Left out are multi-path drafts that are parallel or whose verifier judges
+  single ones, and greedy repetitions of lossless verifiers, which are all the
+  same rule.
 
   Args:
     temperatures: 0 is greedy.
@@ -282,6 +311,7 @@ def grid(
     paths: independent drafts of each block.
     adaptive: rules of adaptive draft length, as objects or texts such as
       'confidence(0.4)'; None drafts blocks of full length.
+    parallel: whether one call of the draft proposes the whole block.
     verifiers: objects, or texts such as 'block' or 'lenient(linear, 0.5)'.
     max_new_tokens: maximum length of an output; None: the task's label length,
       where there is a task, else 128.
@@ -296,16 +326,18 @@ def grid(
       adaptive_length.parse(x) if isinstance(x, str) else x for x in adaptive
   ]
   decodings: dict[Decoding, None] = {}  # in order, each once
-  for temperature, length, k, stop, verifier in itertools.product(
-      temperatures, block_lengths, paths, stops, rules
+  for temperature, length, k, stop, at_once, verifier in itertools.product(
+      temperatures, block_lengths, paths, stops, parallel, rules
   ):
-    if k > 1 and not verifier.supports_paths:
+    if k > 1 and (at_once or not verifier.supports_paths):
       continue
     if temperature == 0.0 and verifier.is_lossless and k == 1:
       verifier = next((r for r in rules if r.is_lossless), verifier)
     decoding = Decoding(
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
-        drafting=Drafting(length=length, paths=k, adaptive=stop),
+        drafting=Drafting(
+            length=length, paths=k, adaptive=stop, parallel=at_once
+        ),
         verifier=verifier,
         max_new_tokens=max_new_tokens,
     )
@@ -313,7 +345,7 @@ def grid(
   if not decodings:
     raise errors.UserError(
         'A grid of decodings is empty; give at least one value each for'
-        ' temperatures, block_lengths, paths, adaptive and verifiers, and a'
-        ' verifier that supports the paths.'
+        ' temperatures, block_lengths, paths, adaptive, parallel and verifiers,'
+        ' and one path, or a verifier that supports more.'
     )
   return tuple(decodings)

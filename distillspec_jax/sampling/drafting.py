@@ -1,5 +1,10 @@
 """Drafting: the draft proposes the next block, one step for each token.
 
+A parallel draft does so in one step: after the text it reads masks, and each
+predicts the token after its place, given the text and the masks before it.
+Proposals are independent given the text, and so are their distributions.
+An et al. 2025, PARD, https://arxiv.org/abs/2504.18583.
+
 Multi-path drafts branch off at the first token and share a cache and each step.
 Sampled, they are independent; greedy, they begin with the draft's K best tokens
 and continue with the best token of each.
@@ -103,7 +108,8 @@ def draft_block(
 
   Args:
     draft: the model that proposes.
-    state: its cache; holds at least the first `total - 2` tokens.
+    state: its cache; holds at least the first `total - 2` tokens, of a parallel
+      draft `total - G - 1`.
     tokens: int32[B, N] emitted tokens.
     total: int32[B] how many there are.
     position: int32[B] how many of them are new.
@@ -146,15 +152,18 @@ def _draft_block(
   is_greedy = controls.is_greedy(decoding)
   vocabulary = draft.trimmed_vocabulary(vocabulary_size)
 
-  def propose(depth, hidden) -> _Proposal:
-    """A token for each path, from hidden states float[B, 1 or K, D].
-
-    There is one hidden state before the paths branch off, then one for each.
-    """
-    logits = vocabulary.trim(draft.unembed(hidden))  # [B, 1 or K, V']
-    logits = controls.forbid_early_eos(
+  def logits_of(depth, hidden):
+    """float32[B, N, V'] of hidden states at depths int32[] or int32[1, N]."""
+    logits = vocabulary.trim(draft.unembed(hidden))
+    return controls.forbid_early_eos(
         logits, position[:, None] + depth, decoding, vocabulary
     )
+
+  def choose(depth, logits) -> _Proposal:
+    """A token for each path, from logits float32[B, 1 or K, V'].
+
+    There is one distribution before the paths branch off, then one for each.
+    """
     _check_choice(logits.shape[-1], paths)
     is_finite = rows.is_finite(logits)
     continues = jnp.ones(shape, bool)
@@ -173,69 +182,108 @@ def _draft_block(
       index = jnp.where(is_cold, _best(logits, paths), index)
     return _Proposal(vocabulary.to_tokens(index), warped, continues, is_finite)
 
-  # After a block that was accepted in full, the draft has not read its own last
-  # token yet; otherwise it has. Always feeding the last two tokens makes both
-  # one case: the first of them may overwrite itself in the cache with the same
-  # values. A row of one token feeds it and a meaningless second one, whose slot
-  # the next token overwrites.
-  start = jnp.maximum(total - 2, 0)
-  hidden, state = draft.extend(
-      draft.rollback(state, start), rows.window(tokens, start, 2)
-  )
-  newest = jnp.minimum(total, 2) - 1
-  first = propose(0, rows.window(hidden, newest, 1))
-  state = draft.rollback(state, total)
-  branches = slots_of_paths(total, decoding.drafting)
+  def draft_in_parallel():
+    hidden, after = _read_with_masks(draft, state, tokens, total, size)
+    depth = jnp.arange(size, dtype=jnp.int32)
+    logits = logits_of(depth[None], hidden)[:, :, None]  # [B, G, K = 1, V']
+    new = jax.vmap(choose, in_axes=(0, 1), out_axes=1)(depth, logits)
+    is_open = jnp.cumprod(new.continues[:, :-1], axis=1) > 0
+    is_open &= ~done[:, None, None]
+    counts = jnp.pad(
+        is_open, ((0, 0), (1, 0), (0, 0)), constant_values=True
+    )  # [B, G, K]
+    lengths = jnp.sum(counts, axis=1, dtype=jnp.int32)
+    is_finite = jnp.all(new.is_finite | ~counts, axis=1)
+    return after, new.token, new.logits, lengths, is_finite
 
-  def unfinished(carry: _Carry) -> jax.Array:
-    grows = carry.depth < size
-    return grows if adaptive is None else grows & jnp.any(carry.is_open)
-
-  def next_token(carry: _Carry) -> _Carry:
-    hidden, state = draft.extend(carry.state, carry.token, branches)
-    new = propose(carry.depth, hidden)
-    return _Carry(
-        depth=carry.depth + 1,
-        state=state,
-        drafted=carry.drafted.at[carry.depth].set(new.token),
-        proposed=None
-        if is_greedy
-        else carry.proposed.at[carry.depth].set(new.logits),
-        token=new.token,
-        is_open=carry.is_open & new.continues,
-        lengths=carry.lengths + carry.is_open,
-        # Tokens after a block's end do not count, nor do their logits.
-        is_finite=carry.is_finite & (new.is_finite | ~carry.is_open),
+  def draft_in_sequence():
+    # After a block that was accepted in full, the draft has not read its own
+    # last token yet; otherwise it has. Always feeding the last two tokens makes
+    # both one case: the first of them may overwrite itself in the cache with
+    # the same values. A row of one token feeds it and a meaningless second one,
+    # whose slot the next token overwrites.
+    start = jnp.maximum(total - 2, 0)
+    hidden, after = draft.extend(
+        draft.rollback(state, start), rows.window(tokens, start, 2)
     )
+    newest = jnp.minimum(total, 2) - 1
+    first = choose(0, logits_of(0, rows.window(hidden, newest, 1)))
+    branches = slots_of_paths(total, decoding.drafting)
 
-  drafted = jnp.zeros((size, *shape), jnp.int32).at[0].set(first.token)
-  proposed = None
-  if not is_greedy:
-    proposed = jnp.zeros((size, *first.logits.shape), first.logits.dtype)
-    proposed = proposed.at[0].set(first.logits)
-  carry = _Carry(
-      depth=jnp.int32(1),
-      state=state,
-      drafted=drafted,
-      proposed=proposed,
-      token=first.token,
-      is_open=first.continues & ~done[:, None],
-      lengths=jnp.ones(shape, jnp.int32),
-      is_finite=jnp.broadcast_to(first.is_finite, shape),
+    def unfinished(carry: _Carry) -> jax.Array:
+      grows = carry.depth < size
+      return grows if adaptive is None else grows & jnp.any(carry.is_open)
+
+    def next_token(carry: _Carry) -> _Carry:
+      hidden, state = draft.extend(carry.state, carry.token, branches)
+      new = choose(carry.depth, logits_of(carry.depth, hidden))
+      return _Carry(
+          depth=carry.depth + 1,
+          state=state,
+          drafted=carry.drafted.at[carry.depth].set(new.token),
+          proposed=None
+          if is_greedy
+          else carry.proposed.at[carry.depth].set(new.logits),
+          token=new.token,
+          is_open=carry.is_open & new.continues,
+          lengths=carry.lengths + carry.is_open,
+          # Tokens after a block's end do not count, nor do their logits.
+          is_finite=carry.is_finite & (new.is_finite | ~carry.is_open),
+      )
+
+    drafted = jnp.zeros((size, *shape), jnp.int32).at[0].set(first.token)
+    proposed = None
+    if not is_greedy:
+      proposed = jnp.zeros((size, *first.logits.shape), first.logits.dtype)
+      proposed = proposed.at[0].set(first.logits)
+    carry = _Carry(
+        depth=jnp.int32(1),
+        state=draft.rollback(after, total),
+        drafted=drafted,
+        proposed=proposed,
+        token=first.token,
+        is_open=first.continues & ~done[:, None],
+        lengths=jnp.ones(shape, jnp.int32),
+        is_finite=jnp.broadcast_to(first.is_finite, shape),
+    )
+    with jax.named_scope('draft_loop'):  # by which planning finds the loop
+      carry = jax.lax.while_loop(unfinished, next_token, carry)
+    drafted, proposed = jax.tree.map(
+        lambda array: jnp.swapaxes(array, 0, 1), (carry.drafted, carry.proposed)
+    )  # [G, B, ...] -> [B, G, ...]
+    return carry.state, drafted, proposed, carry.lengths, carry.is_finite
+
+  is_parallel = decoding.drafting.parallel
+  state, drafted, proposed, lengths, is_finite = (
+      draft_in_parallel() if is_parallel else draft_in_sequence()
   )
-  with jax.named_scope('draft_loop'):  # by which planning finds the loop
-    carry = jax.lax.while_loop(unfinished, next_token, carry)
-  drafted, proposed = jax.tree.map(
-      lambda array: jnp.swapaxes(array, 0, 1), (carry.drafted, carry.proposed)
-  )  # [G, B, ...] -> [B, G, ...]
   if proposed is not None:
     proposed = vocabulary.expand(proposed)  # [B, G, K, V'] -> [B, G, K, V]
-  lengths, count = carry.lengths, jnp.sum(carry.lengths, axis=1)
+  count = jnp.sum(lengths, axis=1)
   if adaptive is None:
     lengths, count = None, jnp.full_like(total, size * paths)
-  is_finite = carry.is_finite.all(axis=1)
-  block = Block(drafted, proposed, lengths, is_finite, count)
-  return carry.state, block if paths > 1 else _single_path(block)
+  block = Block(drafted, proposed, lengths, is_finite.all(axis=1), count)
+  return state, block if paths > 1 else _single_path(block)
+
+
+def _read_with_masks(draft, state, tokens, total, size):
+  """Hidden states float[B, G, D] that predict a block, and the draft's cache.
+
+  The first is that of the last token, the others are of masks after it. The
+  cache then holds `total` tokens: the masks are forgotten.
+  """
+  # The draft has read the tokens of the last block as masks, if at all. That
+  # block added G + 1 of them at most, so that always feeding as many makes all
+  # cases one: others overwrite themselves in the cache with the same values. A
+  # row of fewer tokens starts at its first one and feeds more masks.
+  start = jnp.maximum(total - (size + 1), 0)
+  position = start[:, None] + jnp.arange(2 * size)[None]
+  read = rows.window(tokens, start, 2 * size)
+  read = jnp.where(position < total[:, None], read, draft.config.mask_token)
+  hidden, state = draft.extend(draft.rollback(state, start), read)
+  return rows.window(hidden, total - 1 - start, size), draft.rollback(
+      state, total
+  )
 
 
 def _single_path(block: Block) -> Block:

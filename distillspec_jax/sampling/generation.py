@@ -68,6 +68,7 @@ def generate(
     block_length: int = 5,
     paths: int = 1,
     adaptive: adaptive_length.AdaptiveLength | str | None = None,
+    parallel: bool = False,
     verifier: verification.Verifier | str = 'token',
     stop: str | Sequence[str] = (),
     eos_ids: tuple[int, ...] = (_EOS,),
@@ -100,6 +101,8 @@ def generate(
       that is accepted farthest.
     adaptive: ends a block where the draft is unsure: `ds.Confidence(c)`,
       `ds.Entropy(h)`, or a text such as 'confidence(0.4)'.
+    parallel: one call of the draft proposes the whole block; for drafts that
+      were trained for it.
     verifier: which drafted tokens are accepted: `ds.Token()`; `ds.Block()`,
       which accepts no fewer; or a lossy one, such as `ds.Lenient('linear',
       0.5)`. Also as a text: 'block', 'lenient(linear, 0.5)'.
@@ -138,6 +141,7 @@ def generate(
         block_length=(block_length, 5),
         paths=(paths, 1),
         adaptive=(adaptive, None),
+        parallel=(parallel, False),
         verifier=(verifier, 'token'),
         eos_ids=(eos_ids, (_EOS,)),
         log_probs=(log_probs, False),
@@ -171,7 +175,10 @@ def generate(
             top_p=top_p,
         ),
         drafting=decoding_lib.Drafting(
-            length=block_length, paths=paths, adaptive=adaptive
+            length=block_length,
+            paths=paths,
+            adaptive=adaptive,
+            parallel=parallel,
         ),
         verifier=verifier,
         max_new_tokens=requests.longest,
@@ -185,7 +192,7 @@ def generate(
         ' tokens.'
     )
   if draft is not None:
-    decoding.check_speculative()
+    decoding.check_speculative(draft.config, draft.name)
   order, parts = [], []
   size = min(batch_size, len(tokens))
   for batch in batches:

@@ -3,7 +3,8 @@
 One block of a sequence whose last emitted token is at position n - 1:
 
   draft      reads what it has not read yet (one or two tokens), then its own
-             proposals x_1 .. x_{G-1}, and so proposes x_1 .. x_G
+             proposals x_1 .. x_{G-1}, and so proposes x_1 .. x_G; a parallel
+             draft reads masks in their place, all in one call
   target     reads [last, x_1 .. x_G] at once and gives p for G + 1 positions
   verify     how many are accepted, and the target's own token after them
   commit     the tokens are written at n; n grows by 1 .. G + 1
@@ -53,7 +54,8 @@ class SpeculativeState(flax.struct.PyTreeNode):
     done: bool[B] the sequence has ended, is full, or met non-finite logits.
     stop_state: int32[B] state of the automaton of stop strings, or None.
     target: its cache; holds the first `total - 1` tokens.
-    draft: its cache; holds at least the first `total - 2` tokens.
+    draft: its cache; holds at least the first `total - 2` tokens, of a parallel
+      draft `total - G - 1`.
     statistics: counts so far.
     nonfinite_at: int32[B, 2] see `Samples`.
   """
@@ -97,9 +99,10 @@ def generate(
     stop: ends sequences at stop strings.
 
   Raises:
-    UserError: a block is longer than the output may be.
+    UserError: a block is longer than the output may be, or parallel drafting
+      with a draft that has no mask token.
   """
-  decoding.check_speculative()
+  decoding.check_speculative(draft.config)
 
   def generate_rows(replicated, batched):
     return _generate(*replicated, *batched, decoding)

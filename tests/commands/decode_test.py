@@ -419,6 +419,7 @@ def test_a_bar_is_shown_unless_answers_are(
         (['a', '--verifier=typical(2)'], b'', 'Typical.epsilon is 2; it'),
         (['a', '--verifier=my.rules:X'], b'', 'There is no module my.rules'),
         (['a', '--verifier=block', '--paths=2'], b'', 'paths is 2, but the'),
+        (['a', '--paths=2', '--parallel'], b'', 'parallel is True and paths'),
         (['a', '--stop='], b'', 'A stop string is empty'),
         (['a', '--field=text'], b'', '--field=text is given, but no --file'),
         (['a', '--stop=\udcff'], b'', 'stop string .* is not Unicode'),
@@ -445,7 +446,7 @@ def test_what_does_not_fit_is_one_line(
     'flag',
     [
         'block_length=2', 'paths=2', 'adaptive=confidence(0.4)',
-        'verifier=block', 'draft_weights=int8',
+        'verifier=block', 'draft_weights=int8', 'parallel',
     ],
 )  # fmt: skip
 def test_what_needs_a_draft_is_refused_without_one(pair, capsys, flag):

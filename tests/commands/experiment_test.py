@@ -1,6 +1,5 @@
 """An experiment shows the tables of the commands that it contains."""
 
-import types
 
 import pytest
 
@@ -30,9 +29,13 @@ def metrics(*names):
             latency.Measured(
                 batch_size=1,
                 decodings=[decoding_lib.Decoding()],
-                costs=types.SimpleNamespace(draft_ratio=0.5),
+                costs=None,
                 plain=metrics('tokens_per_second'),
-                fast=[metrics('tokens_per_second', 'measured_speedup')],
+                fast=[
+                    metrics(
+                        'tokens_per_second', 'measured_speedup', 'cost_ratio'
+                    )
+                ],
                 pairs=[],
                 plan=None,
             ),

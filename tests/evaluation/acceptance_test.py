@@ -206,6 +206,7 @@ def test_no_example_is_an_error(batches):
         {'verifier': verification.Lenient('linear', 0.5)},
         {'paths': 2},
         {'adaptive': adaptive_length.Confidence(0.4)},
+        {'parallel': True},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -216,6 +217,20 @@ def test_the_formula_is_not_applied_to_other_ways_to_speculate(changes):
   assert 'predicted_block_efficiency' in acceptance._metrics(counts, SAMPLED)
   other = SAMPLED.replace(**changes)
   assert 'predicted_block_efficiency' not in acceptance._metrics(counts, other)
+
+
+def test_acceptance_of_a_parallel_draft_is_counted_by_position():
+  decoding, draft = SAMPLED.replace(parallel=True), tiny.parallel_draft()
+  counts, metrics = counts_of(decoding, draft), measure(decoding, draft)
+  rates = counts.accepted_at.sum(0) / counts.reached_at.sum(0)
+  for position, rate in enumerate(rates, start=1):
+    value = metrics[f'acceptance_at_{position}'].value
+    assert value == pytest.approx(rate)
+  assert rates[0] > 2 * rates[1]  # masks mean nothing to this draft
+  uncut = metrics['uncut_block_efficiency'].value
+  assert uncut == pytest.approx(1 + np.cumprod(rates).sum())
+  allowed = SIGMAS * np.sqrt(rates[0] / counts.reached_at[:, 0].sum())
+  assert abs(metrics['expected_acceptance'].value - rates[0]) < 2 * allowed
 
 
 def test_error_of_uncut_block_efficiency_is_the_bootstraps():

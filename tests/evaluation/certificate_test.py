@@ -101,6 +101,40 @@ def test_rules_that_are_greedy_the_same_loop_are_compared_once():
   assert names(paths=3) == [*loops, 'own']
 
 
+@pytest.fixture(name='parallel_pair', scope='module')
+def _parallel_pair(pair):
+  target, draft = pair
+  model = tiny.changed(draft.model, draft.model.params, mask_token=2)
+  return target, tiny.loaded(model)
+
+
+def test_a_parallel_draft_is_certified_as_one(parallel_pair, monkeypatch):
+  only(monkeypatch, 'token verification')
+  decoding = SAMPLED.replace(parallel=True)
+  passed = checks(parallel_pair, decoding)
+  assert len(passed) == 2 + 3 * 2 + 2 * 3 + 2
+  assert all(check.holds for check in passed.values())
+  for name in ('a tiny', 'this'):
+    check = passed[f'distribution of {name} pair, parallel draft']
+    assert check.decoding.drafting.parallel
+  assert not passed[
+      'distribution of this pair, token verification'
+  ].decoding.drafting.parallel
+
+
+def test_parallel_rules_are_for_parallel_drafts(pair, parallel_pair):
+  decoding = SAMPLED.replace(parallel=True)
+  of_both = certificate.RULES | certificate.PARALLEL_RULES
+  assert certificate.rules(SAMPLED, pair[1]) == certificate.RULES
+  assert certificate.rules(decoding, parallel_pair[1]) == of_both
+  own = {'verifier': verification.Block(), 'parallel': True}
+  assert certificate.rules(decoding.replace(**own), parallel_pair[1]) == {
+      **of_both, 'verifier block, parallel': own
+  }  # fmt: skip
+  with pytest.raises(errors.UserError, match='model drafts token by token'):
+    checks(pair, decoding)
+
+
 def test_the_users_own_warping_is_certified_beside_the_plain_one(
     pair, monkeypatch
 ):

@@ -29,7 +29,8 @@ SAMPLED = decoding_lib.Decoding(
 @pytest.fixture(name='pair', scope='module')
 def _pair():
   target = tiny.model(seed=0, gain=2.0, num_decoder_layers=2)
-  return tiny.loaded(target), tiny.loaded(tiny.model(seed=1, gain=2.0))
+  draft = tiny.model(seed=1, gain=2.0, mask_token=2)
+  return tiny.loaded(target), tiny.loaded(draft)
 
 
 def prompt(rows):
@@ -50,8 +51,11 @@ def enumerated_p_value(decoding, samples=65_536):
 THRESHOLDS = {'Confidence': 0.30, 'Entropy': 2.38}
 
 
+RULES = certificate.RULES | certificate.PARALLEL_RULES
+
+
 def of_rule(rule, **changes):
-  changes = certificate.RULES[rule] | changes
+  changes = RULES[rule] | changes
   adaptive = changes.get('adaptive')
   if adaptive is not None:
     changes['adaptive'] = adaptive(THRESHOLDS[adaptive.__name__])
@@ -68,7 +72,7 @@ def test_thresholds_are_of_the_draft_itself(pair):
 @pytest.mark.parametrize(
     'rule, warping',
     [
-        *((rule, {}) for rule in certificate.RULES),
+        *((rule, {}) for rule in RULES),
         ('token verification', {'top_k': 5}),
         ('block verification', {'top_p': 0.8}),
         ('two paths', {'top_k': 5}),
@@ -153,6 +157,21 @@ class Unchanged(verification.Token):
 @pytest.mark.parametrize('broken', [ResamplesTarget(), AcceptsTooMuch()])
 def test_a_broken_verifier_is_seen_in_both_distributions(pair, broken):
   decoding = SAMPLED.replace(verifier=broken)
+  assert p_value(pair, decoding) < FALSE_ALARM
+  assert enumerated_p_value(decoding) < FALSE_ALARM
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsOfAnotherPosition(verification.Token):
+  """Judges each token by the distribution of the one before it."""
+
+  def sampled(self, keys, drafted, q_logits, p_logits, lengths=None):
+    q_logits = jnp.roll(q_logits, 1, axis=1)
+    return super().sampled(keys, drafted, q_logits, p_logits, lengths)
+
+
+def test_logits_of_another_position_of_a_parallel_block_are_seen(pair):
+  decoding = SAMPLED.replace(parallel=True, verifier=LogitsOfAnotherPosition())
   assert p_value(pair, decoding) < FALSE_ALARM
   assert enumerated_p_value(decoding) < FALSE_ALARM
 
@@ -252,6 +271,7 @@ def test_a_block_rule_without_the_weight_is_seen():
     [
         ('token verification', certificate.PLAIN),
         ('two paths', certificate.WARPED),
+        ('parallel draft', certificate.WARPED),
     ],
 )
 def test_right_samplers_are_not_suspected(rule, sampling):

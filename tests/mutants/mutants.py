@@ -113,6 +113,21 @@ SAMPLING = [
         True,
     ),
     Mutant(
+        "a parallel draft never reads a full block's first token",
+        'sampling/drafting.py',
+        'start = jnp.maximum(total - (size + 1), 0)',
+        'start = jnp.maximum(total - size, 0)',
+        'tests/sampling/drafting_parallel_test.py -k each_block',
+    ),
+    Mutant(
+        'the tokens of a parallel block are drawn with one key',
+        'sampling/drafting.py',
+        'in_axes=(0, 1), out_axes=1)(depth, logits)',
+        'in_axes=(0, 1), out_axes=1)(0 * depth, logits)',
+        'tests/sampling/drafting_parallel_test.py -k independent',
+        'parallel draft',
+    ),
+    Mutant(
         'top_p applies to the draft alone',
         SPECULATIVE,
         'warping.warp(p_logits, decoding.sampling,',

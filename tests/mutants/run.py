@@ -27,7 +27,7 @@ from distillspec_jax.evaluation import certificate, exactness, sensitivity
 from distillspec_jax.sampling import decoding as decoding_lib
 
 rule, is_warped = sys.argv[1], sys.argv[2] == 'True'
-changes = dict(certificate.RULES[rule])
+changes = dict((certificate.RULES | certificate.PARALLEL_RULES)[rule])
 if 'adaptive' in changes:
   changes['adaptive'] = changes['adaptive'](0.5)  # the tiny pair has its own
 sampling = certificate.WARPED if is_warped else certificate.PLAIN

@@ -57,6 +57,7 @@ def decoding(temperature, block_length, batch_size=8, **more):
       'block_length': block_length,
       'paths': None if block_length is None else 1,
       'adaptive': None,
+      'parallel': None,
       'verifier': verifier,
       'lossless': None if verifier is None else verifier in ('token', 'block'),
       'batch_size': batch_size,

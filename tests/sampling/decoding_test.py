@@ -1,5 +1,6 @@
 """Decoding settings: one value, refused by name where they make no sense."""
 
+import dataclasses
 import json
 import math
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from distillspec_jax.core import errors
+from distillspec_jax.models import config as config_lib
 from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import verification
@@ -38,6 +40,7 @@ LENIENT = verification.Lenient('linear', 0.5)
             r"adaptive is 'conf.*; give Confidence",
         ),
         ('adaptive', 0.4, r'adaptive is 0.4; give Confidence\(c\), Entropy\(h'),
+        ('parallel', 'yes', "parallel is 'yes'; it must be one of True"),
         ('max_new_tokens', 0, 'max_new_tokens is 0; it must be at least 1'),
         (
             'verifier',
@@ -114,6 +117,26 @@ def test_a_block_longer_than_the_output_is_refused_where_one_is_drafted():
     Decoding().replace(length=length, max_new_tokens=length).check_speculative()
 
 
+def test_parallel_drafts_are_single_and_have_a_mask_token():
+  with pytest.raises(
+      errors.UserError,
+      match='parallel is True and paths is 2; a parallel draft proposes a sing'
+      'le path. Use paths = 1',
+  ):
+    decoding_lib.Drafting(parallel=True, paths=2)
+  decoding = Decoding().replace(parallel=True)
+  plain = config_lib.published('test', 40)
+  with pytest.raises(
+      errors.UserError,
+      match='parallel is True, but runs/draft drafts token by token: .* no mask'
+      '_token. Train it as a parallel draft, or leave parallel out',
+  ):
+    decoding.check_speculative(plain, 'runs/draft')
+  decoding.check_speculative(dataclasses.replace(plain, mask_token=0))
+  decoding.check_speculative()  # of a draft that is not known yet
+  Decoding().check_speculative(plain)
+
+
 def test_limits_themselves_are_allowed():
   Decoding().replace(temperature=1e-3, top_k=1, top_p=1e-6, length=1)
 
@@ -139,6 +162,7 @@ def test_equal_settings_are_one_key_of_the_compilation_cache():
       {'verifier': verification.Lenient('linear', 0.6)},
       {'verifier': verification.Token()},
       {'log_probs': True},
+      {'parallel': True},
   ):
     assert one != one.replace(**changes)
   numbers = build(eos_ids=[np.int64(1), 5])
@@ -194,6 +218,7 @@ def test_a_description_omits_what_had_no_effect():
       top_k=5,
       length=3,
       adaptive=adaptive_length.Confidence(0.4),
+      parallel=True,
       verifier=verification.Block(),
   )
   with_draft = decoding.describe(speculative=True, batch_size=4)
@@ -205,17 +230,19 @@ def test_a_description_omits_what_had_no_effect():
       'block_length': 3,
       'paths': 1,
       'adaptive': 'confidence(0.4)',
+      'parallel': True,
       'verifier': 'block',
       'lossless': True,
       'batch_size': 4,
       'max_new_tokens': 128,
   }
   nothing = dict.fromkeys(
-      ('block_length', 'paths', 'adaptive', 'verifier', 'lossless')
+      ('block_length', 'paths', 'adaptive', 'parallel', 'verifier', 'lossless')
   )
   assert alone == {**with_draft, **nothing}
   plain = Decoding().describe(speculative=True, batch_size=1)
   assert plain['adaptive'] is None and plain['verifier'] == 'token'
+  assert plain['parallel'] is None
 
 
 @pytest.mark.parametrize(
@@ -231,6 +258,7 @@ def test_a_description_omits_what_had_no_effect():
             {'adaptive': adaptive_length.Entropy(2.0), 'verifier': LENIENT},
             'greedy, block length 5, entropy(2), lenient(linear, 0.5)',
         ),
+        ({'parallel': True}, 'greedy, block length 5, parallel'),
     ],
 )
 def test_a_label_has_what_differs_from_the_defaults(changes, label):
@@ -306,12 +334,21 @@ def test_several_paths_are_combined_with_verifiers_that_support_them():
   ]
 
 
+def test_parallel_drafts_are_combined_with_single_paths():
+  grid = decoding_lib.grid(
+      temperatures=(0.0,), paths=(1, 2), parallel=(False, True)
+  )
+  settings = [(d.drafting.paths, d.drafting.parallel) for d in grid]
+  assert settings == [(1, False), (1, True), (2, False)]
+
+
 @pytest.mark.parametrize(
     'values, message',
     [
         ({'temperatures': ()}, 'A grid of decodings is empty; give at least'),
         ({'block_lengths': ()}, 'A grid of decodings is empty'),
         ({'paths': (2,), 'verifiers': ('block',)}, 'a verifier that supports'),
+        ({'paths': (2,), 'parallel': (True,)}, 'and one path, or a verifier'),
         ({'temperatures': (-1.0,)}, 'temperature is -1.0'),
         ({'block_lengths': (0,)}, 'block_length is 0'),
         ({'verifiers': ('magic',)}, "There is no verifier called 'magic'"),

@@ -391,6 +391,7 @@ FLAT = {
     'log_probs': True,
 }
 ONE_PATH = {**FLAT, 'paths': 1, 'verifier': 'lenient(linear, 0.5)'}
+ONE_CALL = {**FLAT, 'paths': 1, 'parallel': True}
 
 
 def as_decoding(flat):
@@ -403,7 +404,7 @@ def as_decoding(flat):
   )
 
 
-@pytest.mark.parametrize('flat', [FLAT, ONE_PATH])
+@pytest.mark.parametrize('flat', [FLAT, ONE_PATH, ONE_CALL])
 def test_a_decoding_is_what_its_flat_arguments_are(
     target, draft, flat, monkeypatch
 ):
@@ -416,6 +417,9 @@ def test_a_decoding_is_what_its_flat_arguments_are(
 
   monkeypatch.setattr(sampler, 'generate', spy)
   decoding = as_decoding(flat)
+  draft = tiny.loaded(
+      tiny.changed(draft.model, draft.model.params, mask_token=2), draft.name
+  )
   flat, one = (
       generation.generate(target, TEXTS, draft=draft, seed=5, **settings)
       for settings in (flat, {'decoding': decoding})
@@ -444,9 +448,9 @@ def test_settings_of_single_sequences_stand_beside_a_decoding(target):
     generation.generate(target, TEXTS, decoding=decoding, min_new_tokens=7)
 
 
-@pytest.mark.parametrize('name', ONE_PATH)
+@pytest.mark.parametrize('name', ONE_PATH | ONE_CALL)
 def test_a_decoding_and_its_flat_arguments_are_not_both_given(target, name):
-  value = {'paths': 2}.get(name, ONE_PATH[name])
+  value = {'paths': 2}.get(name, (ONE_PATH | ONE_CALL)[name])
   with pytest.raises(
       errors.UserError,
       match=f'^{name} and decoding are both given; set it in decoding',
@@ -472,6 +476,8 @@ def test_a_pair_is_checked_before_anything_runs(target, draft):
     generation.generate(
         target, TEXTS, draft=draft, block_length=9, max_new_tokens=8
     )
+  with pytest.raises(errors.UserError, match=f'but {draft.name} drafts token'):
+    generation.generate(target, TEXTS, draft=draft, parallel=True)
   other = tiny.loaded(tiny.model(250), 'the other')
   with pytest.raises(
       errors.UserError,

@@ -36,6 +36,8 @@ class Costs(NamedTuple):
     draft_first: the draft's first step in a block, which reads two tokens.
     draft: each of its other steps, which read one token of each path.
     verify: block length -> the target's call on a block, and the verdict.
+    parallel: block length -> a parallel draft's only step in a block; of other
+      drafts empty.
   """
 
   prefill: float
@@ -44,6 +46,7 @@ class Costs(NamedTuple):
   draft_first: float
   draft: float
   verify: dict[int, float]
+  parallel: dict[int, float] = {}
 
   @property
   def draft_ratio(self) -> float:
@@ -57,6 +60,7 @@ class Costs(NamedTuple):
   def block(self, block_length: int) -> float:
     """Seconds to draft and verify a block."""
     drafting_s = self.draft_first + (block_length - 1) * self.draft
+    drafting_s = self.parallel.get(block_length, drafting_s)
     return drafting_s + self.verify[block_length]
 
 
@@ -81,6 +85,11 @@ def measure(
   longest = max(decodings, key=lambda decoding: decoding.drafting.length)
   size = model_lib.common_vocabulary(target, draft)
   paths = longest.drafting.paths
+
+  def block(length):
+    return step(draft, prompt, longest, size, tokens=2 * length, drafted=length)
+
+  lengths = [decoding.drafting.length for decoding in decodings]
   seconds = stopwatch.read(
       {
           'prefill': prefill(target, prompt, longest),
@@ -92,11 +101,16 @@ def measure(
               decoding.drafting.length: verify(target, prompt, decoding, size)
               for decoding in decodings
           },
+          **{
+              -length: block(length)
+              for length in lengths
+              if longest.drafting.parallel
+          },
       }
   )
-  lengths = [decoding.drafting.length for decoding in decodings]
-  blocks = {length: seconds.pop(length) for length in lengths}
-  return Costs(**seconds, verify=blocks)
+  verify_s = {length: seconds.pop(length) for length in lengths}
+  parallel = {n: seconds.pop(-n) for n in lengths if -n in seconds}
+  return Costs(**seconds, verify=verify_s, parallel=parallel)
 
 
 def prefill(
@@ -116,6 +130,7 @@ def step(
     vocabulary_size: int,
     tokens: int = 1,
     speculative: bool = True,
+    drafted: int = 1,
 ) -> stopwatch.Stopwatch:
   """Reading `tokens` tokens in each row and choosing the next.
 
@@ -126,6 +141,7 @@ def step(
     vocabulary_size: tokens from here on do not exist.
     tokens: 2 in a draft's first step of a block.
     speculative: with the cache of speculative decoding.
+    drafted: how many are chosen at once, each after one of the last tokens.
   """
   vocabulary = model.trimmed_vocabulary(vocabulary_size)
   state, start = prefilled(model, prompt, slots(decoding, speculative))
@@ -134,9 +150,14 @@ def step(
     model, keys, start = arguments
     state, read = carry
     hidden, state = model.extend(state, read)
-    logits = vocabulary.trim(model.unembed(hidden[:, -1:]))[:, 0]
-    token = vocabulary.to_tokens(choose(logits, keys, number, decoding))
-    state = rewound(model, state, start, number, decoding)
+    logits = vocabulary.trim(model.unembed(hidden[:, -drafted:]))
+    numbers = drafted * number + jnp.arange(drafted)
+    choices = jax.vmap(
+        lambda *at: choose(at[0], keys, at[1], decoding), (1, 0), 1
+    )(logits, numbers)
+    # All of them matter, or the compiler would leave some out.
+    token = vocabulary.to_tokens(jnp.sum(choices, axis=1) % logits.shape[-1])
+    state = rewound(model, state, start, number, decoding, tokens)
     return state, jnp.broadcast_to(token[:, None], read.shape)
 
   rows = prompt.tokens.shape[0]
@@ -185,9 +206,12 @@ def rewound(
     start: jax.Array,
     number: jax.Array,
     decoding: decoding_lib.Decoding,
+    tokens: int = 1,
 ) -> model_lib.DecodeState:
-  """The state at a length that cycles through an output, so that it fits."""
-  return model.rollback(state, start + (number + 1) % decoding.output_length)
+  """The state at a length that cycles through an output; `tokens` more fit."""
+  length = start + (number + 1) % decoding.output_length
+  slots = jax.tree.leaves(state.cache)[0].shape[-2]
+  return model.rollback(state, jnp.minimum(length, slots - tokens))
 
 
 def prefilled(

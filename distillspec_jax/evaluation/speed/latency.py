@@ -134,7 +134,9 @@ def benchmark(
   check.seed(seed=seed)
   folder = store.check_writable(run)
   locks.check_free(folder)
-  target, draft, task, name = pair_lib.load(target, draft, task, draft_name)
+  target, draft, task, name = pair_lib.load(
+      target, draft, task, draft_name, decodings
+  )
   split = examples_lib.final_split(task, split)
   inputs = [
       examples_lib.repeated(
@@ -373,11 +375,14 @@ def _gains(
   """What speculation gains, measured and predicted."""
   length = decoding.drafting.length
   tau = statistics.ratio(times.emitted, times.blocks)
-  ratio, verify = costs.draft_ratio, costs.verify_ratio(length)
+  ratio, steps = costs.draft_ratio, length
+  if decoding.drafting.parallel:
+    ratio, steps = costs.parallel[length] / costs.step, 1
+  verify = costs.verify_ratio(length)
 
   def predicted(verify):
     value, error = (
-        None if x is None else cost_model.speedup(x, ratio, length, verify)
+        None if x is None else cost_model.speedup(x, ratio, steps, verify)
         for x in tau
     )
     return results.Metric(value, error, len(times.emitted), '1')

@@ -75,9 +75,8 @@ class Breakdown(NamedTuple):
 
 def can_measure(decoding: decoding_lib.Decoding) -> bool:
   """Whether blocks have a fixed length and one path, as the parts have."""
-  return decoding.drafting == decoding_lib.Drafting(
-      length=decoding.drafting.length
-  )
+  drafting = decoding.drafting
+  return drafting.paths == 1 and drafting.adaptive is None
 
 
 def measure(
@@ -116,11 +115,23 @@ def measure(
   def unembed(model, tokens):
     return _unembed(model, rows, tokens, vocabulary_size)
 
-  parts = {
-      "draft's first read": (read(draft, 2), 1),
-      "draft's reads": (read(draft, 1), size - 1),
-      "draft's output layer": (unembed(draft, 1), size),
-      "draft's choice": (_choose(draft, rows, decoding, vocabulary_size), size),
+  def choose(number):
+    return _choose(draft, number * rows, decoding, vocabulary_size)
+
+  if decoding.drafting.parallel:
+    parts = {
+        "draft's read": (read(draft, 2 * size), 1),
+        "draft's output layer": (unembed(draft, size), 1),
+        "draft's choice": (choose(size), 1),
+    }
+  else:
+    parts = {
+        "draft's first read": (read(draft, 2), 1),
+        "draft's reads": (read(draft, 1), size - 1),
+        "draft's output layer": (unembed(draft, 1), size),
+        "draft's choice": (choose(1), size),
+    }
+  parts |= {
       "target's read": (read(target, size + 1), 1),
       "target's output layer": (unembed(target, size + 1), 1),
       'verification': (_verify(rows, decoding, vocabulary_size), 1),
@@ -181,7 +192,7 @@ def _read(model, prompt, decoding, tokens, vocabulary_size):
     model, start = arguments
     state, read, _ = carry
     hidden, state = model.extend(state, read)
-    state = costs.rewound(model, state, start, number, decoding)
+    state = costs.rewound(model, state, start, number, decoding, tokens)
     return state, (read + 1) % vocabulary_size, hidden
 
   read = jnp.zeros((prompt.tokens.shape[0], tokens), jnp.int32)

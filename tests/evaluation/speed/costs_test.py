@@ -74,17 +74,52 @@ def test_costs_add_up():
   assert total.block(3) == 1.5 + 2 * 1.0 + 6.0
 
 
+def test_a_parallel_draft_takes_one_step():
+  total = costs.Costs(10.0, 4.0, 5.0, 1.5, 1.0, {3: 6.0}, {3: 2.0})
+  assert total.block(3) == 2.0 + 6.0
+  decodings = [
+      DECODING.replace(length=length, parallel=True) for length in (1, 2)
+  ]
+  measured = costs.measure(
+      tiny.target().model, tiny.parallel_draft().model, prompt(), decodings
+  )
+  assert set(measured.parallel) == {1, 2}
+  assert all(seconds > 0 for seconds in measured.parallel.values())
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_its_step_reads_two_blocks_and_chooses_one(loops, temperature):
+  decoding = DECODING.replace(temperature=temperature)
+  model = tiny.draft().model
+  costs.step(model, prompt(), decoding, tiny.V, tokens=6, drafted=3)
+  (run,) = loops
+  (_, first), (state, second) = run(1), run(2)
+  assert second.shape == (2, 6)
+  assert not np.array_equal(first, second)
+  slots = jax.tree.leaves(state.cache)[0].shape[2]
+  lengths = [int(run(steps)[0].length.max()) for steps in range(1, L + 1)]
+  assert max(lengths) == slots - 6  # so that the block fits
+  # Each of the three that are chosen matters.
+  hidden, _ = model.extend(
+      costs.prefilled(model, prompt(), slots)[0], first * 0
+  )
+  if not temperature:
+    tokens = np.argmax(model.unembed(hidden[:, -3:]), axis=-1)
+    assert len(set(tokens[0])) > 1
+    np.testing.assert_array_equal(first[:, 0], tokens.sum(axis=1) % tiny.V)
+
+
 @pytest.mark.parametrize('paths', [1, 2])
 def test_every_cost_of_a_pair_is_measured(paths):
   decodings = [
       DECODING.replace(temperature=1.0, length=length, paths=paths)
       for length in (1, 2)
   ]
-  *single, verify = costs.measure(
+  *single, verify, parallel = costs.measure(
       tiny.target().model, tiny.draft().model, prompt(), decodings
   )
   assert all(seconds > 0 for seconds in single)
-  assert set(verify) == {1, 2}
+  assert set(verify) == {1, 2} and not parallel
   assert all(seconds > 0 for seconds in verify.values())
 
 

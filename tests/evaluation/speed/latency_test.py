@@ -29,6 +29,7 @@ COSTS = costs.Costs(
     draft_first=0.5,
     draft=0.5,
     verify={2: 3.0},
+    parallel={2: 0.7},
 )
 GREEDY = decoding_lib.Decoding(
     drafting=decoding_lib.Drafting(length=2), max_new_tokens=L
@@ -42,11 +43,11 @@ def clock(monkeypatch):
   monkeypatch.setattr(latency.time, 'perf_counter', lambda: next(seconds))
 
 
-def measure(batches, target=tiny.target, **changes):
+def measure(batches, target=tiny.target, draft=tiny.draft, **changes):
   """Metrics of autoregressive and of speculative decoding."""
   measured = latency.measure(
       target().model,
-      tiny.draft().model,
+      draft().model,
       jax.device_put(batches),
       [GREEDY.replace(**changes)],
       COSTS,
@@ -82,6 +83,14 @@ def test_predictions_are_the_cost_models(clock):
     value, error, _, _ = fast[name]
     assert value == cost_model.speedup(tau.value, 0.25, 2, verify)
     assert error == pytest.approx(value / tau.value * tau.standard_error)
+
+
+def test_predictions_of_a_parallel_draft_are_those_of_one_step(clock):
+  _, fast = measure(batches(1), draft=tiny.parallel_draft, parallel=True)
+  tau = fast['block_efficiency'].value
+  assert fast['cost_ratio'].value == 0.35
+  assert fast['predicted_speedup'].value == tau / (0.35 + 1.0)
+  assert fast['predicted_speedup_with_verify'].value == tau / (0.35 + 1.5)
 
 
 def test_adaptive_length_has_no_prediction_and_no_plan(clock):

@@ -45,9 +45,9 @@ def watches(monkeypatch):
     timed.update(these)
     return dict.fromkeys(these, 1.0)
 
-  monkeypatch.setattr(stopwatch, 'loop', loop)
-  monkeypatch.setattr(stopwatch, 'Stopwatch', lambda *args: Fake(args))
-  monkeypatch.setattr(stopwatch, 'read', read)
+  monkeypatch.setattr(stopwatch, "loop", loop)
+  monkeypatch.setattr(stopwatch, "Stopwatch", lambda *args: Fake(args))
+  monkeypatch.setattr(stopwatch, "read", read)
   return timed
 
 
@@ -70,19 +70,31 @@ def test_parts_are_called_as_often_as_in_a_block(watches):
       "draft's choice": G,
       "target's read": 1,
       "target's output layer": 1,
-      'verification': 1,
-      'commit': 1,
+      "verification": 1,
+      "commit": 1,
   }
   assert breakdown.parts_s == 1 + (G - 1) + 2 * G + 4
   assert breakdown.block_s == 1.0
   metrics = breakdown.metrics()
-  assert metrics['block_ms'].value == 1000.0
-  assert metrics['block_draft_output_layer_ms'].value == 3000.0
-  assert metrics['prefill_target_ms'].value == 1000.0
+  assert metrics["block_ms"].value == 1000.0
+  assert metrics["block_draft_output_layer_ms"].value == 3000.0
+  assert metrics["prefill_target_ms"].value == 1000.0
+
+
+def test_a_parallel_draft_has_one_read(watches):
+  breakdown = measure(tiny.parallel_draft, parallel=True, temperature=1.0)
+  calls = {part.name: part.calls for part in breakdown.parts}
+  draft = ["draft's read", "draft's output layer", "draft's choice"]
+  assert list(calls)[:3] == draft and set(calls.values()) == {1}
+  assert breakdown.parts_s == 3 + 4
+  shape = lambda name, at: watches[name].carries[1][at].shape
+  assert shape("draft's read", 1) == (2, 2 * G)
+  assert shape("draft's output layer", 1) == (2, G, tiny.V)
+  assert shape("draft's choice", 1) == (2 * G,)
 
 
 @pytest.mark.parametrize(
-    'temperature, draft', [(0.0, tiny.draft), (1.0, tiny.trimmed_draft)]
+    "temperature, draft", [(0.0, tiny.draft), (1.0, tiny.trimmed_draft)]
 )
 def test_every_step_is_another_one(watches, temperature, draft):
   """What does not change from step to step could be done before the loop."""
@@ -97,7 +109,7 @@ def test_every_step_is_another_one(watches, temperature, draft):
   for name in ("draft's first read", "draft's reads", "target's read"):
     _, first, second = loops[name].carries
     assert not np.array_equal(first[2], second[2]), name  # hidden states
-  _, first, second = loops['verification'].carries
+  _, first, second = loops["verification"].carries
   assert not np.array_equal(first[0], second[0])
   assert first[2][0, 0, 0] != second[2][0, 0, 0]
   assert loops["target's output layer"].carries[1][1].shape == (
@@ -109,7 +121,7 @@ def test_every_step_is_another_one(watches, temperature, draft):
 
 def test_a_block_is_taken_from_the_loop_itself(watches):
   measure()
-  few, many, blocks = watches['block'].programs
+  few, many, blocks = watches["block"].programs
   counts = [int(np.max(call().statistics.blocks)) for call in (few, many)]
   assert counts[0] == 1
   assert counts[1] - counts[0] == blocks > 1
@@ -117,13 +129,13 @@ def test_a_block_is_taken_from_the_loop_itself(watches):
 
 
 @pytest.mark.parametrize(
-    'changes',
-    [{'paths': 2}, {'adaptive': adaptive_length.Confidence(0.4)}],
+    "changes",
+    [{"paths": 2}, {"adaptive": adaptive_length.Confidence(0.4)}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_blocks_without_fixed_parts_are_refused(changes):
   assert not time_breakdown.can_measure(DECODING.replace(**changes))
-  with pytest.raises(errors.UserError, match='have no fixed parts'):
+  with pytest.raises(errors.UserError, match="have no fixed parts"):
     measure(**changes)
 
 
