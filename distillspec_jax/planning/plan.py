@@ -102,6 +102,9 @@ def plan(
   for rate in acceptance_rates:
     check.in_interval('[0, 1]', acceptance_rates=rate)
   target, draft = _models(training)
+  if decoding.drafting.parallel and draft.mask_token is None:
+    # Training gives it one; which token that is changes nothing here.
+    draft = dataclasses.replace(draft, mask_token=0)
   if not (train or decode and target is not None):
     raise errors.UserError(
         f'train is {train}, decode is {decode} and the target'

@@ -103,6 +103,30 @@ def test_what_cannot_fit_says_by_how_much():
     )
 
 
+def test_a_draft_that_is_yet_to_be_trained_may_be_planned_in_parallel(
+    monkeypatch,
+):
+  seen = []
+
+  def stop(config, acceptance_rates):
+    seen.append(config)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(plan_lib, '_plans', stop)
+  for parallel in (False, True):
+    with pytest.raises(KeyboardInterrupt):
+      plan_lib.plan(
+          topology='v5e-4',
+          training=tiny.training(),
+          decoding=tiny.DECODING.replace(parallel=parallel),
+          input_length=16,
+          output_length=8,
+          rows_per_chip=None,
+      )
+  one, other = (config.draft.mask_token for config in seen)
+  assert one is None and other is not None
+
+
 def start(**changes):
   return {'start': settings.Start(**changes)}
 
