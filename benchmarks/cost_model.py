@@ -12,10 +12,12 @@ median of the ratios of neighbours. It is compared with the prediction
 
 with L tokens per sequence and n blocks, as many as the slowest sequence was
 counted to need. All times in it are of programs that do that step and nothing
-else, with caches of the same sizes, timed in the same rounds.
+else, with caches of the same sizes, timed in the same rounds. A parallel draft
+takes one step, on 2 G tokens, instead of f + (G-1) d.
 
     python benchmarks/cost_model.py [--run=runs/cost_model] [--batches=1,8]
         [--rates=0.5,0.7,0.9] [--block_lengths=3,5,7] [--temperature=0]
+        [--parallel]
 """
 
 import itertools
@@ -72,6 +74,10 @@ class Bench:
           'draft': step(draft),
           'verify': costs_lib.verify(target, prompt, decoding, size),
       }
+      if options.parallel:
+        self.watches[length]['parallel'] = step(
+            draft, tokens=2 * length, drafted=length
+        )
       for rate in options.rates:
         self.fast(decoding.replace(verifier=verification.Simulated(rate)), 0)
     self.plain(0)
@@ -79,7 +85,9 @@ class Bench:
   def decoding(self, rate: float, length: int) -> decoding_lib.Decoding:
     return decoding_lib.Decoding(
         sampling=decoding_lib.Sampling(temperature=self.options.temperature),
-        drafting=decoding_lib.Drafting(length=length),
+        drafting=decoding_lib.Drafting(
+            length=length, parallel=self.options.parallel
+        ),
         verifier=verification.Simulated(rate),
         max_new_tokens=self.options.max_new_tokens,
         eos_ids=(),
@@ -110,8 +118,12 @@ class Bench:
   def round(self, number: int, length: int) -> list[Round]:
     """Every program of a block length once; one entry for each rate."""
     laps = {name: watch.lap() for name, watch in self.watches[length].items()}
-    verify = {length: laps.pop('verify')}
-    costs = costs_lib.Costs(**laps, verify=verify)
+    by_length = {
+        name: {length: laps.pop(name)}
+        for name in ('verify', 'parallel')
+        if name in laps
+    }
+    costs = costs_lib.Costs(**laps, **by_length)
     before = self.plain(number)
     timed = [
         self.fast(self.decoding(rate, length), number)
@@ -164,13 +176,13 @@ def report(bench, length, rate, rounds: list[Round], options) -> float:
       'measured_over_predicted': ratio,
       'lowest_measured_over_predicted': ratios[0],
       'highest_measured_over_predicted': ratios[-1],
-      'cost_ratio': median(lambda one: one.costs.draft_ratio),
+      'cost_ratio': median(lambda one: one.costs.draft_ratio(length)),
       'verify_ratio': median(lambda one: one.costs.verify_ratio(length)),
   }
   times = {
       'target_step_ms': lambda costs: costs.step,
       'draft_first_ms': lambda costs: costs.draft_first,
-      'draft_step_ms': lambda costs: costs.draft,
+      'draft_step_ms': lambda costs: costs.parallel.get(length, costs.draft),
       'verify_ms': lambda costs: costs.verify[length],
       'encoder_ms': lambda costs: costs.prefill,
       'draft_encoder_ms': lambda costs: costs.draft_prefill,
@@ -224,10 +236,11 @@ def main() -> int:
   parser.add_argument('--block_lengths', type=ints, default=(3, 5, 7))
   parser.add_argument('--temperature', type=float, default=0.0)
   parser.add_argument('--max_new_tokens', type=int, default=32)
+  parser.add_argument('--parallel', action='store_true')
   options = parser.parse_args()
   comparison.warn_if_busy()
   models = [
-      comparison.random_model(comparison.published(size), seed)
+      comparison.random_model(comparison.published(size, mask_token=2), seed)
       for seed, size in enumerate((options.target, options.draft))
   ]
   is_predicted = True

@@ -178,10 +178,11 @@ def test_losses_that_differ_are_refused():
     training_step.check_equal([2.0, 2.0], [2.0, 2.01])
 
 
-def test_the_cost_model(monkeypatch, tmp_path):
+@pytest.mark.parametrize('ways', [(), ('--parallel',)], ids=len)
+def test_the_cost_model(monkeypatch, tmp_path, ways):
   lines = run(
       monkeypatch, tmp_path, cost_model, '--batches=2', '--rates=0.5,0.9',
-      '--block_lengths=2', '--max_new_tokens=6',
+      '--block_lengths=2', '--max_new_tokens=6', *ways,
   )  # fmt: skip
   verifiers = [line['decoding']['verifier'] for line in lines]
   assert verifiers == ['simulated(0.5)', 'simulated(0.9)']
@@ -189,6 +190,7 @@ def test_the_cost_model(monkeypatch, tmp_path):
     metrics = line['metrics']
     assert 1.0 <= metrics['block_efficiency']['value'] <= 3.0
     assert metrics['predicted_speedup_by_place']['value'] > 0
+    assert line['decoding']['parallel'] == (True if ways else None)
 
 
 def test_steps_of_several_kinds(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """The samplers emit on any mesh what they emit on one device."""
 
+import dataclasses
 import functools
 import re
 
@@ -33,9 +34,8 @@ def target(**changes):
 @functools.cache
 def draft(layout='sharded', **changes):
   """The target with noise, in a layout of its own."""
-  network = transformer.Transformer(
-      target(**changes).config, layouts.rules(layout)
-  )
+  config = dataclasses.replace(target(**changes).config, mask_token=2)
+  network = transformer.Transformer(config, layouts.rules(layout))
   noisy = tiny.noisy(target(**changes), 0.3, seed=1)
   return model_lib.Model(noisy.params, network)
 
@@ -56,7 +56,9 @@ def place(mesh, model):
   return model.replace(params=jax.device_put(model.params, shardings))
 
 
-def compiled(shape, temperature, layout='sharded', adaptive=None):
+def compiled(
+    shape, temperature, layout='sharded', adaptive=None, parallel=False
+):
   """The speculative program on a mesh, and its arguments."""
   mesh = meshes.make(shape)
   arguments = (
@@ -69,6 +71,7 @@ def compiled(shape, temperature, layout='sharded', adaptive=None):
       max_new_tokens=12,
       length=3,
       adaptive=adaptive,
+      parallel=parallel,
       eos_ids=(),
   )
   with jax.set_mesh(mesh):
@@ -77,8 +80,10 @@ def compiled(shape, temperature, layout='sharded', adaptive=None):
 
 
 @functools.cache
-def on_one_device(temperature, adaptive=None):
-  program, arguments = compiled((1, 1, 1), temperature, adaptive=adaptive)
+def on_one_device(temperature, adaptive=None, parallel=False):
+  program, arguments = compiled(
+      (1, 1, 1), temperature, adaptive=adaptive, parallel=parallel
+  )
   return jax.device_get(program(*arguments))
 
 
@@ -100,6 +105,13 @@ def test_speculative_tokens_are_those_of_one_device(shape, temperature):
 def test_a_draft_may_be_replicated_on_every_device(shape, adaptive):
   program, arguments = compiled(shape, 1.0, 'replicated', adaptive)
   assert_same(program(*arguments), on_one_device(1.0, adaptive))
+
+
+@pytest.mark.parametrize('layout', ['sharded', 'replicated'])
+def test_a_parallel_draft_may_be_on_several_devices(layout):
+  way = {'adaptive': SOMETIMES, 'parallel': True}
+  program, arguments = compiled((2, 2, 2), 1.0, layout, **way)
+  assert_same(program(*arguments), on_one_device(1.0, **way))
 
 
 @pytest.mark.parametrize('layout, share', [('replicated', 1), ('sharded', B)])

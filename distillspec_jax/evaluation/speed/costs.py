@@ -48,10 +48,9 @@ class Costs(NamedTuple):
   verify: dict[int, float]
   parallel: dict[int, float] = {}
 
-  @property
-  def draft_ratio(self) -> float:
+  def draft_ratio(self, block_length: int) -> float:
     """c: time of a draft step over that of a target step."""
-    return self.draft / self.step
+    return self.parallel.get(block_length, self.draft) / self.step
 
   def verify_ratio(self, block_length: int) -> float:
     """Time of the target's call on a block over that of its step."""

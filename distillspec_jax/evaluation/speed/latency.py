@@ -375,10 +375,8 @@ def _gains(
   """What speculation gains, measured and predicted."""
   length = decoding.drafting.length
   tau = statistics.ratio(times.emitted, times.blocks)
-  ratio, steps = costs.draft_ratio, length
-  if decoding.drafting.parallel:
-    ratio, steps = costs.parallel[length] / costs.step, 1
-  verify = costs.verify_ratio(length)
+  ratio, verify = costs.draft_ratio(length), costs.verify_ratio(length)
+  steps = 1 if decoding.drafting.parallel else length
 
   def predicted(verify):
     value, error = (

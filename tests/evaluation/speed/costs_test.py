@@ -68,7 +68,7 @@ def test_a_trimmed_vocabulary_proposes_its_own_tokens(loops):
 
 def test_costs_add_up():
   total = costs.Costs(10.0, 4.0, 5.0, 1.5, 1.0, {1: 5.0, 3: 6.0})
-  assert total.draft_ratio == 0.25
+  assert total.draft_ratio(1) == total.draft_ratio(3) == 0.25
   assert total.verify_ratio(3) == 1.5
   assert total.block(1) == 1.5 + 5.0
   assert total.block(3) == 1.5 + 2 * 1.0 + 6.0
@@ -77,6 +77,7 @@ def test_costs_add_up():
 def test_a_parallel_draft_takes_one_step():
   total = costs.Costs(10.0, 4.0, 5.0, 1.5, 1.0, {3: 6.0}, {3: 2.0})
   assert total.block(3) == 2.0 + 6.0
+  assert total.draft_ratio(3) == 0.5
   decodings = [
       DECODING.replace(length=length, parallel=True) for length in (1, 2)
   ]
