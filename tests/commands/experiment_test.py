@@ -1,6 +1,5 @@
 """An experiment shows the tables of the commands that it contains."""
 
-
 import pytest
 
 from distillspec_jax.commands import experiment
