@@ -234,7 +234,8 @@ class Sampling(NamedTuple):
     token: autoregressive, a token of the target.
     block: speculative, a block: G steps of the draft, one of the target.
     draft: a step of the draft, in the block; None where a block is so short
-      that the compiler has unrolled the loop over its tokens.
+      that the compiler has unrolled the loop over its tokens, or is drafted in
+      parallel.
     prefill_s: seconds of both encoders and all else before the first block.
   """
 

@@ -210,9 +210,10 @@ class SlicePlan:
     }
     read = self.compilation.bytes
     token, step = read['token_read'], read['draft_step_read']
+    draft_calls = 1 if drafting.parallel else drafting.length
     parts = [
         ('token', sampling.token, token),
-        ('block', sampling.block, token + drafting.length * step),
+        ('block', sampling.block, token + draft_calls * step),
     ]
     if sampling.draft:
       parts.append(('draft_step', sampling.draft, step))
