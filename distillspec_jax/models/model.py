@@ -432,10 +432,27 @@ def with_shared_encoding(
   No gradient reaches the target. Where the draft has an encoder of its own, or
   needs none, the prompt comes back unchanged and each model reads it itself.
   """
-  if not draft.config.shares_encoder or prompt.encoded is not None:
+  return (
+      with_encoding(prompt, target) if draft.config.shares_encoder else prompt
+  )
+
+
+def with_encoding(prompt: types.Prompt, target: Model) -> types.Prompt:
+  """The prompt with the target's encoder output, if the target has an encoder.
+
+  For the target itself, where it reads the prompt several times; a draft reads
+  it through `own_prompt`.
+  """
+  if prompt.encoded is not None or not target.config.num_encoder_layers:
     return prompt
   encoded = jax.lax.stop_gradient(target.encode(prompt))
   return prompt._replace(encoded=encoded)
+
+
+def own_prompt(prompt: types.Prompt, draft: Model) -> types.Prompt:
+  """The prompt as a draft reads it: whose encoder is not shared, its own."""
+  is_shared = draft.config.shares_encoder
+  return prompt if is_shared else prompt._replace(encoded=None)
 
 
 def shift_right(labels: jax.Array, segments: jax.Array) -> jax.Array:

@@ -274,8 +274,8 @@ def sampling(
     autoregressive: compiled_program.CompiledProgram,
 ) -> Sampling:
   """What a token and a block of the samplers cost."""
-  (token,) = _data_dependent(autoregressive.block)
-  (block,) = _data_dependent(speculative.block)
+  (token,) = data_dependent(autoregressive.block)
+  (block,) = data_dependent(speculative.block)
   is_draft = lambda each: each.op_name.endswith('draft_loop/while')
   draft = list(filter(is_draft, block.inner))
 
@@ -292,11 +292,11 @@ def sampling(
   )
 
 
-def _data_dependent(block: hlo.Block) -> list[hlo.Block]:
+def data_dependent(block: hlo.Block) -> list[hlo.Block]:
   """The outermost loops in a block whose end depends on the data."""
   loops = []
   for inner in block.inner:
-    loops += [inner] if inner.trips is None else _data_dependent(inner)
+    loops += [inner] if inner.trips is None else data_dependent(inner)
   return loops
 
 

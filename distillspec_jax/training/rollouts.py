@@ -39,7 +39,7 @@ def with_labels(
 
   Args:
     batch: one example per row where tokens are sampled (not packed).
-    prompt: the batch's, with the target's encoder output where it is shared.
+    prompt: the batch's, with the target's encoder output where it is known.
     key: of this step.
     method: the fractions.
     draft: the model that is trained, as it is now.
@@ -57,7 +57,7 @@ def with_labels(
       randomness.stream(key, 'rollout'), batch.inputs.shape[0]
   )
 
-  def sample(model):
+  def sample(model, prompt):
     samples = autoregressive.generate(
         jax.lax.stop_gradient(model), prompt, keys, decoding
     )
@@ -76,9 +76,9 @@ def with_labels(
 
   branches = [from_dataset, from_dataset, from_dataset]
   if method.samples_from_draft:
-    branches[DRAFT] = lambda: sample(draft)
+    branches[DRAFT] = lambda: sample(draft, model_lib.own_prompt(prompt, draft))
   if method.samples_from_target:
-    branches[TARGET] = lambda: sample(target)
+    branches[TARGET] = lambda: sample(target, prompt)
   if method.fixed_fraction == 1.0:
     return from_dataset(), source
   if method.fixed_fraction == 0.0 and method.draft_fraction in (0.0, 1.0):

@@ -120,7 +120,8 @@ def make_row_metrics(
         model_lib.shift_right(batch.labels, batch.segments),
         batch.segments,
     )
-    q_hidden = draft.hidden(*read, dropout_key)
+    own = model_lib.own_prompt(prompt, draft)
+    q_hidden = draft.hidden(own, *read[1:], dropout_key)
     if not method.is_distillation:
       metrics = objective.supervised(
           jax.tree_util.Partial(model_lib.Model.unembed, draft.head()),
@@ -193,6 +194,8 @@ def make_step(
       # Once, for the rollouts and the loss; otherwise the loss computes it, for
       # one micro-batch at a time.
       prompt = model_lib.with_shared_encoding(prompt, target, draft)
+      if method.samples_from_target and method.is_distillation:
+        prompt = model_lib.with_encoding(prompt, target)
     batch, source = rollouts.with_labels(
         batch, prompt, key, method, draft, target
     )

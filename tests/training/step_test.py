@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -262,7 +263,19 @@ def test_its_gradient_is_that_of_a_draft_with_the_same_encoder():
   )
 
 
-def test_a_shared_encoder_runs_once_per_step(monkeypatch):
+@pytest.mark.parametrize(
+    'config, options, rows',
+    [
+        (SHARING, {}, 5),
+        # The target samples and judges; the draft has an encoder of its own.
+        (DRAFT, {'draft_fraction': 0.0}, 6),
+        (DRAFT, {'draft_fraction': 0.5}, 7),
+    ],
+)
+def test_the_targets_encoder_runs_once_per_step(
+    monkeypatch, config, options, rows
+):
+  method = dataclasses.replace(ON_POLICY, **options)
   networks = []
   encode = model_lib.Model.encode
 
@@ -271,14 +284,27 @@ def test_a_shared_encoder_runs_once_per_step(monkeypatch):
     return encode(self, *args)
 
   monkeypatch.setattr(model_lib.Model, 'encode', counted)
-  draft, optimizer = make(SHARING), optax.sgd(1.0)
+  draft, optimizer = make(config), optax.sgd(1.0)
   state = jax.eval_shape(
       lambda: step_lib.initial_state(draft.params, optimizer, jax.random.key(4))
   )
-  step = step_lib.make_step(ON_POLICY, optimizer, draft.network)
-  batch = ragged_batch(5)  # a shape that nothing has cached
+  step = step_lib.make_step(method, optimizer, draft.network)
+  batch = ragged_batch(rows)  # a shape that nothing has cached
   jax.eval_shape(step, state, target(), batch)
-  assert networks == [target().network]
+  assert networks.count(target().network) == 1
+  assert (draft.network in networks) == (config is DRAFT)
+
+
+def test_a_draft_does_not_read_the_encoding_of_its_target():
+  draft, batch = make(DRAFT), ragged_batch()
+  loss = step_lib.make_loss(FORWARD_KL, draft.network)
+  encoded = model_lib.with_encoding(batch.prompt, target())
+  assert encoded.encoded is not None
+  np.testing.assert_allclose(
+      loss(draft.params, target(), batch, encoded, None)[0],
+      loss_of(FORWARD_KL, draft, target()),
+      rtol=1e-5,
+  )
 
 
 @pytest.mark.parametrize('fixed_fraction', [0.0, 1.0])
