@@ -12,7 +12,9 @@ from distillspec_jax.checkpoints.loading import load
 from distillspec_jax.checkpoints.loading import Loaded
 from distillspec_jax.core.errors import UserError
 from distillspec_jax.evaluation.speed.block_length import BlockLengthPlan
+from distillspec_jax.evaluation.speed.block_length import DecodingPlan
 from distillspec_jax.evaluation.speed.block_length import plan_block_length
+from distillspec_jax.evaluation.speed.block_length import plan_decoding
 from distillspec_jax.losses import divergences
 from distillspec_jax.sampling.adaptive_length import Confidence
 from distillspec_jax.sampling.adaptive_length import Entropy
@@ -34,6 +36,7 @@ __all__ = [
     'BlockLengthPlan',
     'Confidence',
     'Decoding',
+    'DecodingPlan',
     'Drafting',
     'Entropy',
     'Generation',
@@ -48,4 +51,5 @@ __all__ = [
     'generate',
     'load',
     'plan_block_length',
+    'plan_decoding',
 ]

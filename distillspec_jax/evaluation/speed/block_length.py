@@ -1,4 +1,4 @@
-"""Choice of block length: from acceptance by position, and from costs.
+"""Choice of block length and draft: from acceptance by position, and costs.
 
 One run with long blocks tells how often the token at each position of a block
 is accepted, and how long outputs are. A block of G tokens emits 1 + a_1 +
@@ -11,7 +11,7 @@ without decoding with it, and where none is above 1, plain decoding is faster.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,3 +188,67 @@ def counted(
       statistics.reached_at, statistics.accepted_at
   )
   return acceptance, np.asarray(statistics.emitted)
+
+
+class DecodingPlan(NamedTuple):
+  """Which draft to decode with, and how.
+
+  Attributes:
+    draft: one of those that were given; None: do not speculate.
+    decoding: with the block length, token by token or in parallel.
+    speedup: predicted; 1 where there is no speculation.
+    plans: (number of the draft, whether it drafts in parallel) -> its plan.
+  """
+
+  draft: loading.Loaded | None
+  decoding: decoding_lib.Decoding
+  speedup: float
+  plans: dict[tuple[int, bool], BlockLengthPlan]
+
+
+def plan_decoding(
+    target: loading.Loaded,
+    drafts: Sequence[loading.Loaded],
+    inputs: Sequence[str] | np.ndarray | jax.Array,
+    *,
+    decoding: decoding_lib.Decoding = _GREEDY,
+    **options: Any,
+) -> DecodingPlan:
+  """The draft, and the way of drafting, that make this target fastest here.
+
+  Plans the block length of every draft, token by token and, where it was
+  trained for that, in parallel. The output has the same distribution with all
+  of them, so that one model may compete in several forms: in float, with int8
+  weights, with a trimmed vocabulary. Example:
+
+    drafts = [ds.load('draft'), ds.load('draft', weights='int8')]
+    plan = ds.plan_decoding(target, drafts, inputs, batch_size=8)
+    out = ds.generate(target, inputs, draft=plan.draft, batch_size=8,
+                      decoding=plan.decoding)
+
+  Args:
+    target: the model that decides.
+    drafts: to choose from.
+    inputs: typical ones, as in `plan_block_length`.
+    decoding: all other settings.
+    **options: as in `plan_block_length`.
+
+  Raises:
+    UserError: no drafts, or as `plan_block_length`.
+  """
+  if not drafts:
+    raise errors.UserError('drafts is empty; give at least one.')
+  plans = {}
+  for number, draft in enumerate(drafts):
+    can_parallel = draft.config.mask_token is not None
+    for parallel in (False, True)[: 1 + can_parallel]:
+      way = decoding.replace(parallel=parallel)
+      plans[number, parallel] = plan_block_length(
+          target, draft, inputs, decoding=way, **options
+      )
+  number, parallel = max(plans, key=lambda way: plans[way].speedup)
+  best = plans[number, parallel]
+  if best.block_length is None:
+    return DecodingPlan(None, decoding, 1.0, plans)
+  chosen = decoding.replace(length=best.block_length, parallel=parallel)
+  return DecodingPlan(drafts[number], chosen, best.speedup, plans)

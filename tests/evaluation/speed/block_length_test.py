@@ -1,5 +1,7 @@
 """Plans against a simulation of decoding, and what they are made of."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -174,3 +176,39 @@ def test_no_block_lengths_are_an_error():
     ds.plan_block_length(
         tiny.target(), tiny.draft(), np.ones((1, 2)), block_lengths=()
     )
+
+
+def test_the_fastest_draft_and_way_of_drafting_are_chosen(monkeypatch):
+  plain = tiny.draft()
+  parallel = dataclasses.replace(
+      plain, model=tiny.changed(plain.model, plain.model.params, mask_token=2)
+  )
+  speedups = {(0, False): 1.2, (1, False): 1.1, (1, True): 1.5}
+  drafts, asked = [plain, parallel], []
+
+  def planned(target, draft, inputs, *, decoding, batch_size):
+    assert batch_size == 8 and decoding.sampling.temperature == 0.5
+    way = drafts.index(draft), decoding.drafting.parallel
+    asked.append(way)
+    speedup = speedups[way]
+    size = 3 if speedup > 1.0 else None
+    return block_length_lib.BlockLengthPlan(size, speedup, {}, {}, ())
+
+  monkeypatch.setattr(block_length_lib, 'plan_block_length', planned)
+  half = decoding(4, temperature=0.5)
+  choose = lambda: ds.plan_decoding(
+      tiny.target(), drafts, np.ones((1, 2)), decoding=half, batch_size=8
+  )
+  plan = choose()
+  assert asked == list(speedups) == list(plan.plans)
+  assert (plan.draft, plan.speedup) == (parallel, 1.5)
+  assert plan.decoding == half.replace(length=3, parallel=True)
+  speedups[1, True] = 1.15
+  assert choose()[:2] == (plain, half.replace(length=3))
+  speedups.update(dict.fromkeys(speedups, 1.0))
+  assert choose()[:3] == (None, half, 1.0)
+
+
+def test_no_drafts_are_an_error():
+  with pytest.raises(errors.UserError, match='drafts is empty'):
+    ds.plan_decoding(tiny.target(), [], np.ones((1, 2)))
