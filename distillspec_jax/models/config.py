@@ -22,7 +22,7 @@ EOS = 1  # seqio's, in every vocabulary
 # Far beyond any T5: what a damaged file says is refused before time is lost.
 _MAX_SIZE, _MAX_LAYERS, _MAX_BRANCHES = 2**24, 2**12, 16
 _ACTIVATIONS = ('gelu', 'gelu_exact', 'linear', 'relu', 'silu')
-_REMAT = ('none', 'dots', 'full')
+REMAT = ('none', 'attention', 'dots', 'full')
 _KINDS: dict[str, Any] = {  # annotation -> what is accepted for it
     'bool': bool,
     'float': numbers.Real,
@@ -55,8 +55,9 @@ class T5Config:
     dropout_rate: in [0, 1); used only where a dropout key is given.
     dtype: what activations are computed in, 'float32' or 'bfloat16'. Norms,
       softmax and losses are float32 whatever it is.
-    remat: what the backward pass recomputes: 'none', 'dots' (all but matrix
-      products) or 'full' (whole layers).
+    remat: what the backward pass recomputes: 'none', 'attention' (scores and
+      weights, which grow with the square of the length), 'dots' (all but
+      matrix products, scores being such) or 'full' (whole layers).
     scan_layers: layers are stacked and scanned: compiles in constant time.
     relative_buckets: buckets of relative distance.
     relative_max_distance: distances from here on share the last bucket.
@@ -135,7 +136,7 @@ class T5Config:
         '[0, 1)', owner='T5Config', dropout_rate=self.dropout_rate
     )
     check.one_of(('float32', 'bfloat16'), owner='T5Config', dtype=self.dtype)
-    check.one_of(_REMAT, owner='T5Config', remat=self.remat)
+    check.one_of(REMAT, owner='T5Config', remat=self.remat)
     check.one_of(int8.KINDS, owner='T5Config', weights=self.weights)
     if not 1 <= len(self.mlp_activations) <= _MAX_BRANCHES:
       raise errors.UserError(

@@ -168,13 +168,16 @@ class Attention(nn.Module):
       dropout: applied to the weights.
     """
     read = (self._heads(self.query(x)), keys, values, visible, bias)
+    plain = functools.partial(mix, dropout=dropout)
     if x.shape[1] < _TPU_ROWS and dropout.key is None:
-      plain = functools.partial(mix, dropout=dropout)
       mixed = jax.lax.platform_dependent(
           *read, cpu=mix_by_query, tpu=mix_padded, default=plain
       )
     else:
-      mixed = mix(*read, dropout)
+      if self.config.remat == 'attention':
+        prevent_cse = not self.config.scan_layers
+        plain = jax.checkpoint(plain, prevent_cse=prevent_cse)
+      mixed = plain(*read)
     mixed = jnp.swapaxes(mixed, 1, 2)  # [B, H, N, K] -> [B, N, H, K]
     return self.out(mixed.reshape(*mixed.shape[:2], -1))
 

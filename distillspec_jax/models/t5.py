@@ -176,7 +176,7 @@ class Stack(nn.Module):
   def setup(self):
     config = self.config
     layer = DecoderLayer if self.is_decoder else EncoderLayer
-    if config.remat != 'none':
+    if config.remat in ('dots', 'full'):  # 'attention': in `layers`
       policy = None
       if config.remat == 'dots':
         policy = jax.checkpoint_policies.checkpoint_dots

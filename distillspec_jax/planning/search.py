@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import math
 
 from distillspec_jax.core import errors
+from distillspec_jax.models import config as model_config
 from distillspec_jax.planning import compiled_program
 from distillspec_jax.planning import compiler
 from distillspec_jax.planning import config as config_lib
 from distillspec_jax.planning import lowering
 
-_REMAT = ('none', 'dots', 'full')
 _DOUBLINGS = 6  # of the micro-batches, at most
 _COMPILED = 3  # candidates at most: each takes a minute or two
 _MARGIN = 0.95  # of the memory: what is added up is a little wrong
@@ -63,7 +63,7 @@ def candidates(
   chips, remat = config.topology.chips, config.remat
   remats, doublings = (remat,), range(1)
   if config.train:
-    remats = _REMAT[_REMAT.index(remat) :]
+    remats = model_config.REMAT[model_config.REMAT.index(remat) :]
     doublings = range(_DOUBLINGS + 1)
   changed = [
       _changed(config, remat, fsdp, tensor, config.micro_batches * 2**doubling)
@@ -109,7 +109,7 @@ def _distance(
   """How many things are changed, and by how many steps."""
   mine, its = config.training.mesh, other.training.mesh
   steps = (
-      abs(_REMAT.index(other.remat) - _REMAT.index(config.remat)),
+      abs(model_config.REMAT.index(other.remat) - model_config.REMAT.index(config.remat)),
       math.log2(other.micro_batches / config.micro_batches),
       # Sharding over the chips of other rows costs less than sharding layers.
       abs(math.log2(its.fsdp / mine.fsdp))

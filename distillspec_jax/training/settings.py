@@ -43,8 +43,9 @@ class Start:
       `distributed.layouts.rules`.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32
       in any case. Default: as configured.
-    remat: what the backward pass recomputes to save memory: 'none', 'dots' (all
-      but matrix products) or 'full'. Default: as configured.
+    remat: what the backward pass recomputes to save memory: 'none', 'attention'
+      (its weights alone), 'dots' (all but matrix products) or 'full'. Default:
+      as configured.
     scan_layers: whether layers are stacked and scanned, which compiles in the
       same time for any depth, or unrolled, which runs faster. Default: as
       configured.

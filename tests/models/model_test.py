@@ -299,7 +299,7 @@ def loss_and_gradient(model, batch, key):
 
 @pytest.mark.parametrize(
     'name, remat',
-    [('decoder_only', 'full'), ('scanned', 'dots')],
+    [('decoder_only', 'full'), ('scanned', 'dots'), ('scanned', 'attention')],
 )
 def test_rematerialisation_changes_no_gradient(name, remat):
   model = make(name, dropout_rate=0.1)
@@ -313,6 +313,37 @@ def test_rematerialisation_changes_no_gradient(name, remat):
       gradient,
       gradient_again,
   )
+
+
+@pytest.mark.parametrize('name', ['unequal_depths', 'scanned'])
+def test_attention_alone_can_be_recomputed(name):
+  rows, heads, length = 3, 2, 37  # a length that no other axis has
+
+  def kept(remat):
+    """The arrays that the backward pass reads."""
+    model = make(name, remat=remat)
+    tokens = jnp.ones((rows, length), jnp.int32)
+
+    def backward(model):
+      loss = lambda model: jnp.sum(
+          model.logits(types.Prompt(tokens, tokens), tokens, tokens)
+      )
+      return jax.vjp(loss, model)[1]
+
+    return jax.tree.leaves(jax.eval_shape(backward, model))
+
+  def weights(arrays):
+    return [x for x in arrays if x.shape[-3:] == (heads, length, length)]
+
+  def rest(arrays):
+    return sum(x.size for x in arrays if x.shape[-2:] != (length, length))
+
+  plain, attention = kept('none'), kept('attention')
+  layers_each = 3 if name == 'unequal_depths' else 1  # scanned: in one array
+  assert len(weights(plain)) > 3 * layers_each
+  assert all(x.shape[-4] == 1 for x in weights(attention))  # the bias
+  # Nor are matrix products recomputed.
+  assert 0.9 * rest(plain) < rest(attention) < 1.2 * rest(plain)
 
 
 @pytest.mark.parametrize('name', ['encoder_decoder', 'decoder_only'])

@@ -53,7 +53,7 @@ def test_scanned_layers_begin_different_and_name_their_axis():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-@pytest.mark.parametrize('remat', ['full', 'dots'])
+@pytest.mark.parametrize('remat', ['full', 'dots', 'attention'])
 def test_parameters_keep_their_names_under_rematerialisation(name, remat):
   assert network(name, remat=remat).abstract() == network(name).abstract()
 

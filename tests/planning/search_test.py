@@ -23,7 +23,7 @@ def test_near_ones_come_first(asked):
   assert distances == sorted(distances)
   # One doubling, one step of the remat policy, one of the mesh.
   assert [each.micro_batches for each in candidates[:3]].count(2) == 1
-  assert {each.remat for each in candidates[:3]} == {'none', 'dots'}
+  assert {each.remat for each in candidates[:3]} == {'none', 'attention'}
   assert asked not in candidates
 
 
