@@ -37,7 +37,7 @@ from distillspec_jax.distributed import locks
 FORMATS = ('distillspec', 'hugging_face', 't5x')
 _DTYPES = ('float32', 'bfloat16', 'float16')
 # Fields of the configuration that change how a model is run, not what it is.
-_RUN_FIELDS = ('dropout_rate', 'dtype', 'remat', 'scan_layers')
+_RUN_FIELDS = ('attention', 'dropout_rate', 'dtype', 'remat', 'scan_layers')
 
 
 @dataclasses.dataclass(frozen=True)

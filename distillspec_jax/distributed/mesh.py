@@ -203,6 +203,16 @@ def automatic() -> dict[str, int]:
   }
 
 
+def platform() -> str:
+  """What programs are compiled for: 'cpu', 'tpu', 'gpu'.
+
+  That of the current mesh, whose devices need not be there; without one, of
+  JAX's default.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def dividing(
     size: int, sizes: Mapping[str, int], axes: Sequence[str]
 ) -> tuple[str, ...]:

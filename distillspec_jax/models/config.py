@@ -23,6 +23,7 @@ EOS = 1  # seqio's, in every vocabulary
 _MAX_SIZE, _MAX_LAYERS, _MAX_BRANCHES = 2**24, 2**12, 16
 _ACTIVATIONS = ('gelu', 'gelu_exact', 'linear', 'relu', 'silu')
 REMAT = ('none', 'attention', 'dots', 'full')
+_ATTENTION = (None, 'fused', 'xla')
 _KINDS: dict[str, Any] = {  # annotation -> what is accepted for it
     'bool': bool,
     'float': numbers.Real,
@@ -58,6 +59,9 @@ class T5Config:
     remat: what the backward pass recomputes: 'none', 'attention' (scores and
       weights, which grow with the square of the length), 'dots' (all but
       matrix products, scores being such) or 'full' (whole layers).
+    attention: 'fused', a TPU kernel that keeps no weights for the backward
+      pass (see `models.attention_kernel`), or 'xla'; None: the kernel on TPUs
+      where it is faster. Steps of decoding never use it.
     scan_layers: layers are stacked and scanned: compiles in constant time.
     relative_buckets: buckets of relative distance.
     relative_max_distance: distances from here on share the last bucket.
@@ -93,6 +97,7 @@ class T5Config:
   dropout_rate: float = 0.0
   dtype: str = 'float32'
   remat: str = 'none'
+  attention: str | None = None
   scan_layers: bool = False
   relative_buckets: int = 32
   relative_max_distance: int = 128
@@ -137,6 +142,7 @@ class T5Config:
     )
     check.one_of(('float32', 'bfloat16'), owner='T5Config', dtype=self.dtype)
     check.one_of(REMAT, owner='T5Config', remat=self.remat)
+    check.one_of(_ATTENTION, owner='T5Config', attention=self.attention)
     check.one_of(int8.KINDS, owner='T5Config', weights=self.weights)
     if not 1 <= len(self.mlp_activations) <= _MAX_BRANCHES:
       raise errors.UserError(

@@ -16,13 +16,19 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from distillspec_jax.core import errors
 from distillspec_jax.core import randomness
 from distillspec_jax.distributed import layouts
+from distillspec_jax.distributed import mesh
+from distillspec_jax.models import attention_kernel
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
 
 _MASKED = -1e10
 _TPU_ROWS = 8  # of a register; fewer queries are few
+=======
+_TPU_ROWS = 8  # of a register
+_FUSED = 128  # queries and keys from which on the kernel is faster
 _ACTIVATION: dict[str, Any] = {
     'gelu': nn.gelu,
     'gelu_exact': functools.partial(nn.gelu, approximate=False),
@@ -173,6 +179,9 @@ class Attention(nn.Module):
       mixed = jax.lax.platform_dependent(
           *read, cpu=mix_by_query, tpu=mix_padded, default=plain
       )
+    elif _is_fused(self.config, x.shape[1], keys.shape[2], dropout):
+      layout = tuple(nn.get_logical_axis_rules())
+      mixed = attention_kernel.attend(*read, formula=plain, layout=layout)
     else:
       if self.config.remat == 'attention':
         prevent_cse = not self.config.scan_layers
@@ -215,7 +224,7 @@ def _mix(
   """`mix` from the products of queries and keys, float32[B, H, N, L]."""
   if bias is not None:
     scores = scores + bias.astype(jnp.float32)
-  scores = jnp.where(visible[:, None], scores, _MASKED)
+  scores = jnp.where(visible[:, None], scores, attention_kernel.MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
   weights = dropout(weights, 'weights', broadcast_axis=-2)
   return jnp.einsum('bhnl,bhlk->bhnk', weights, values)
@@ -267,6 +276,30 @@ def mix_padded(
   bias = None if bias is None else pad(bias, 2)
   read = (pad(queries, 2), keys, values, pad(visible, 1), bias)
   return mix(*read, Dropout(0.0, None))[:, :, :few]
+
+
+def _is_fused(
+    config: config_lib.T5Config, queries: int, keys: int, dropout: Dropout
+) -> bool:
+  """Whether the kernel takes the place of `mix`.
+
+  Raises:
+    UserError: it was asked for, and cannot.
+  """
+  is_dropped = dropout.key is not None and dropout.rate > 0.0
+  fits = keys <= attention_kernel.MAX_KEYS
+  if config.attention == 'fused':
+    if is_dropped or not fits:
+      found = f'dropout_rate is {dropout.rate}' if fits else f'{keys} tokens'
+      raise errors.UserError(
+          f"T5Config.attention is 'fused', but {found}: the kernel drops no"
+          f' weights, and takes at most {attention_kernel.MAX_KEYS} tokens. Set'
+          ' attention = None, which uses it where it can.'
+      )
+    return True
+  is_long = min(queries, keys) >= _FUSED
+  is_possible = is_long and fits and not is_dropped
+  return config.attention is None and is_possible and mesh.platform() == 'tpu'
 
 
 class FeedForward(nn.Module):
