@@ -142,7 +142,7 @@ def _forward(interpret, queries, keys, values, visible, bias):
       in_specs=specs,
       out_specs=specs[0],
       out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype),
-      cost_estimate=_cost(2, heads, operands, [out]),
+      cost_estimate=_cost(sizes, 2, heads, operands, [out]),
       **_parameters(interpret),
   )(*operands)
   return _split(mixed, queries)
@@ -176,7 +176,7 @@ def _backward(interpret, gradient, queries, keys, values, visible, bias):
       in_specs=[specs[0], *specs],
       out_specs=result_specs,
       out_shape=results,
-      cost_estimate=_cost(5, heads, operands, results),
+      cost_estimate=_cost(sizes, 5, heads, operands, results),
       **_parameters(interpret),
   )(*operands)
   dk, dv = (
@@ -196,9 +196,7 @@ def _parameters(interpret: bool) -> dict[str, Any]:
   # added up in place.
   semantics = 'parallel', 'parallel', 'arbitrary'
   return {
-      'compiler_params': pltpu.CompilerParams(
-          dimension_semantics=semantics, fuse_transposed_lhs_in_matmul=True
-      )
+      'compiler_params': pltpu.CompilerParams(dimension_semantics=semantics)
   }
 
 
@@ -272,12 +270,12 @@ def _heads_of_a_step(heads: int, size: int) -> int:
   return heads if _LANES % size or heads % group else group
 
 
-def _cost(products, heads, operands, results) -> pl.CostEstimate:
-  """What the compiler should expect of a kernel with so many products."""
+def _cost(sizes, products, heads, operands, results) -> pl.CostEstimate:
+  """What a kernel with so many products does, those with zeros included."""
   rows, length, joined = operands[0].shape
   scores = rows * length * operands[-1].shape[-1]
   return pl.CostEstimate(
-      flops=2 * products * scores * joined,
+      flops=2 * products * scores * joined * sizes.group,
       transcendentals=scores * heads,
       bytes_accessed=sum(
           math.prod(x.shape) * x.dtype.itemsize for x in (*operands, *results)

@@ -109,7 +109,10 @@ def _distance(
   """How many things are changed, and by how many steps."""
   mine, its = config.training.mesh, other.training.mesh
   steps = (
-      abs(model_config.REMAT.index(other.remat) - model_config.REMAT.index(config.remat)),
+      abs(
+          model_config.REMAT.index(other.remat)
+          - model_config.REMAT.index(config.remat)
+      ),
       math.log2(other.micro_batches / config.micro_batches),
       # Sharding over the chips of other rows costs less than sharding layers.
       abs(math.log2(its.fsdp / mine.fsdp))

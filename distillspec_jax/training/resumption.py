@@ -117,7 +117,7 @@ def check(
       name: (str(known[name]), str(value))
       for name, value in config.to_dict().items()
       # How it is computed may change between starts.
-      if name not in ('dtype', 'remat') and known[name] != value
+      if name not in ('attention', 'dtype', 'remat') and known[name] != value
   }
   if differences:
     raise errors.UserError(

@@ -46,6 +46,7 @@ class Start:
     remat: what the backward pass recomputes to save memory: 'none', 'attention'
       (its weights alone), 'dots' (all but matrix products) or 'full'. Default:
       as configured.
+    attention: 'fused' or 'xla', see `T5Config`. Default: as configured.
     scan_layers: whether layers are stacked and scanned, which compiles in the
       same time for any depth, or unrolled, which runs faster. Default: as
       configured.
@@ -58,6 +59,7 @@ class Start:
   layout: str | tuple = 'sharded'
   dtype: str | None = None
   remat: str | None = None
+  attention: str | None = None
   scan_layers: bool | None = None
 
   def check(self) -> None:
@@ -74,7 +76,7 @@ class Start:
 
   def configure(self, config: config_lib.T5Config) -> config_lib.T5Config:
     """The configuration with what is set here."""
-    names = 'dtype', 'remat', 'scan_layers'
+    names = 'dtype', 'remat', 'attention', 'scan_layers'
     return _with_fields(config, {name: getattr(self, name) for name in names})
 
 

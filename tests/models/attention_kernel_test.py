@@ -157,11 +157,21 @@ def encode(length, rows=2, dropout_key=None, **changes):
   return run, model.params
 
 
+def one_device(platform):
+  """A context with a mesh of a device that need not be there."""
+  kind = {'tpu': 'TPU v5 lite', 'cpu': 'cpu'}[platform]
+  device = jax.sharding.AbstractDevice(kind, 1, platform=platform)
+  mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
+  return jax.sharding.use_abstract_mesh(mesh)
+
+
 def test_a_model_with_the_kernel_has_the_same_gradients_elsewhere():
   run, params = encode(12, attention='fused')
   plain, _ = encode(12)
   gradients = (jax.jit(jax.grad(f))(params) for f in (run, plain))
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), *gradients)
+  jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-5), *gradients
+  )
   kept = jax.eval_shape(lambda params: jax.vjp(run, params)[1], params)
   assert (2, 2, 12, 12) not in [x.shape for x in jax.tree.leaves(kept)]
 
@@ -178,16 +188,22 @@ def test_a_model_with_the_kernel_has_the_same_gradients_elsewhere():
     ],
 )
 def test_the_kernel_is_taken_where_it_is_faster(
-    monkeypatch, platform, length, changes, is_fused
+    platform, length, changes, is_fused
 ):
-  monkeypatch.setattr(mesh_lib, 'platform', lambda: platform)
   run, params = encode(
       length, rows=1, dropout_key=jax.random.key(0), num_decoder_layers=1,
       **changes,
   )  # fmt: skip
-  traced = jax.jit(jax.grad(run)).trace(params)
-  # Forward and backward; a TPU's program can be made anywhere.
-  text = traced.lower(lowering_platforms=('tpu',)).as_text()
+  with one_device(platform):
+    lowered = (
+        jax.jit(jax.grad(run))
+        .trace(params)
+        .lower(
+            lowering_platforms=('tpu',)  # a TPU's program can be made anywhere
+        )
+    )
+  text = lowered.as_text()
+  # Forward and backward.
   assert text.count('custom_call @tpu_custom_call') == 2 * is_fused
 
 
@@ -208,7 +224,5 @@ def test_what_the_kernel_cannot_do_is_refused(length, changes, message):
 
 def test_the_platform_is_that_of_the_mesh():
   assert mesh_lib.platform() == 'cpu'
-  device = jax.sharding.AbstractDevice('TPU v5 lite', 1, platform='tpu')
-  mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
-  with jax.sharding.use_abstract_mesh(mesh):
+  with one_device('tpu'):
     assert mesh_lib.platform() == 'tpu'
