@@ -24,10 +24,7 @@ from distillspec_jax.models import attention_kernel
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import int8
 
-_MASKED = -1e10
 _TPU_ROWS = 8  # of a register; fewer queries are few
-=======
-_TPU_ROWS = 8  # of a register
 _FUSED = 128  # queries and keys from which on the kernel is faster
 _ACTIVATION: dict[str, Any] = {
     'gelu': nn.gelu,
