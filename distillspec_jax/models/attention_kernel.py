@@ -194,9 +194,10 @@ def _parameters(interpret: bool) -> dict[str, Any]:
     return {'interpret': True}
   # The batch comes last: a bias that rows share is read once and its gradient
   # added up in place.
-  semantics = 'parallel', 'parallel', 'arbitrary'
   return {
-      'compiler_params': pltpu.CompilerParams(dimension_semantics=semantics)
+      'compiler_params': pltpu.CompilerParams(
+          dimension_semantics=('parallel', 'parallel', 'arbitrary')
+      )
   }
 
 

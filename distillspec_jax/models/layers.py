@@ -171,7 +171,7 @@ class Attention(nn.Module):
       dropout: applied to the weights.
     """
     read = (self._heads(self.query(x)), keys, values, visible, bias)
-    plain = functools.partial(mix, dropout=dropout)
+    plain: Any = functools.partial(mix, dropout=dropout)
     if x.shape[1] < _TPU_ROWS and dropout.key is None:
       mixed = jax.lax.platform_dependent(
           *read, cpu=mix_by_query, tpu=mix_padded, default=plain
