@@ -47,6 +47,24 @@ class DecodeState(flax.struct.PyTreeNode):
   cross: Any
   input_mask: jax.Array
 
+  def carried(self) -> DecodeState:
+    """The state as a loop over single tokens should carry it.
+
+    A cache of one row loses the axis of rows: with it, XLA would copy the whole
+    cache for every token on a CPU. `restored` brings it back.
+    """
+    return self.replace(
+        cache=jax.tree.map(
+            lambda x: x[0] if x.ndim == 4 and len(x) == 1 else x, self.cache
+        )
+    )
+
+  def restored(self) -> DecodeState:
+    """The state of which this is the `carried` one."""
+    return self.replace(
+        cache=jax.tree.map(lambda x: x[None] if x.ndim == 3 else x, self.cache)
+    )
+
 
 class Context(NamedTuple):
   """The tokens that an output continues: start token, prompt and prefix."""

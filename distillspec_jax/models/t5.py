@@ -153,6 +153,8 @@ def append_slices(
   def row(cache, new, start):
     return jax.lax.dynamic_update_slice(cache, new, (0, start, 0))
 
+  if cache.shape[0] == 1:
+    return row(cache[0], new[0], start[0])[None]
   return jax.vmap(row)(cache, new, start)
 
 
