@@ -81,7 +81,7 @@ def _generate(model, stop, prompt, keys, controls, decoding, vocabulary_size):
     return ~jnp.all(carry.done)
 
   def next_token(carry: _Carry) -> _Carry:
-    hidden, state = model.extend(carry.state, carry.last)
+    hidden, state = model.extend(carry.state.restored(), carry.last)
     own_logits = vocabulary.trim(model.unembed(hidden))
     position = jnp.broadcast_to(carry.step, (batch, 1))
     logits = controls.forbid_early_eos(
@@ -118,7 +118,7 @@ def _generate(model, stop, prompt, keys, controls, decoding, vocabulary_size):
         nonfinite_at=jnp.where(
             ~carry.done & ~is_finite, carry.step, carry.nonfinite_at
         ),
-        state=state,
+        state=state.carried(),
     )
 
   out = jax.lax.while_loop(
@@ -133,7 +133,7 @@ def _generate(model, stop, prompt, keys, controls, decoding, vocabulary_size):
           log_probs=jnp.zeros((batch, length)) if decoding.log_probs else None,
           stop_state=stopping.start(stop, controls.stop_state, batch),
           nonfinite_at=jnp.full(batch, -1),
-          state=state,
+          state=state.carried(),
       ),
   )
   is_real = jnp.arange(length)[None] < out.lengths[:, None]

@@ -215,11 +215,12 @@ def _draft_block(
       return grows if adaptive is None else grows & jnp.any(carry.is_open)
 
     def next_token(carry: _Carry) -> _Carry:
-      hidden, state = draft.extend(carry.state, carry.token, branches)
+      state = carry.state.restored()
+      hidden, state = draft.extend(state, carry.token, branches)
       new = choose(carry.depth, logits_of(carry.depth, hidden))
       return _Carry(
           depth=carry.depth + 1,
-          state=state,
+          state=state.carried(),
           drafted=carry.drafted.at[carry.depth].set(new.token),
           proposed=None
           if is_greedy
@@ -238,7 +239,7 @@ def _draft_block(
       proposed = proposed.at[0].set(first.logits)
     carry = _Carry(
         depth=jnp.int32(1),
-        state=draft.rollback(after, total),
+        state=draft.rollback(after, total).carried(),
         drafted=drafted,
         proposed=proposed,
         token=first.token,
@@ -251,7 +252,8 @@ def _draft_block(
     drafted, proposed = jax.tree.map(
         lambda array: jnp.swapaxes(array, 0, 1), (carry.drafted, carry.proposed)
     )  # [G, B, ...] -> [B, G, ...]
-    return carry.state, drafted, proposed, carry.lengths, carry.is_finite
+    after = carry.state.restored()
+    return after, drafted, proposed, carry.lengths, carry.is_finite
 
   is_parallel = decoding.drafting.parallel
   state, drafted, proposed, lengths, is_finite = (

@@ -135,8 +135,8 @@ def _generate(target, draft, stop, prompt, keys, controls, decoding):
       total=context.length,
       done=jnp.zeros(batch, bool),
       stop_state=stopping.start(stop, controls.stop_state, batch),
-      target=target_state,
-      draft=draft_state,
+      target=target_state.carried(),
+      draft=draft_state.carried(),
       statistics=samples_lib.Statistics.zeros(batch, size),
       nonfinite_at=jnp.full((batch, 2), -1),
   )
@@ -145,13 +145,13 @@ def _generate(target, draft, stop, prompt, keys, controls, decoding):
     block_keys = randomness.events(keys, state.step)
     position = state.total - context.length
     draft_state, block = drafting.draft_block(
-        draft, state.draft, state.tokens, state.total, position, state.done,
+        draft, state.draft.restored(), state.tokens, state.total, position, state.done,
         block_keys, decoding, controls, vocabulary_size,
     )  # fmt: skip
     last = rows.window(state.tokens, state.total - 1, 1)
     branches = drafting.slots_of_paths(state.total, decoding.drafting)
     hidden, target_state = target.extend(
-        target.rollback(state.target, state.total - 1),
+        target.rollback(state.target.restored(), state.total - 1),
         jnp.concatenate([last, block.tokens.reshape(batch, -1)], axis=1),
         branches,
     )
@@ -168,7 +168,9 @@ def _generate(target, draft, stop, prompt, keys, controls, decoding):
       draft_state = draft.keep_path(draft_state, branches, path, size - 1)
       block = block.along_path(path)
       own_logits = multi_path.along_path(own_logits, path, branches.paths)
-    state = state.replace(target=target_state, draft=draft_state)
+    state = state.replace(
+        target=target_state.carried(), draft=draft_state.carried()
+    )
     return commit(
         state, context.length, block, verdict, own_logits, decoding, controls,
         stop,
