@@ -19,6 +19,7 @@ import os
 import pathlib
 import platform
 import re
+import sys
 from typing import Any
 
 from distillspec_jax.core import results
@@ -26,6 +27,9 @@ from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / 'benchmarks'))
+import plan_anchors  # noqa: E402  a script beside this one
+
 RESULTS = ROOT / 'benchmarks' / 'results'
 _KINDS = ('acceptance', 'task_quality', 'latency')
 _LENGTH = 5  # the block length that is shown
@@ -197,6 +201,8 @@ def _experiments() -> str:
 
 
 def _minutes(content: dict[str, Any]) -> str:
+  if content['seconds'] is None:
+    return 'not timed'
   minutes, seconds = divmod(content['seconds'], 60)
   return f'{minutes} min {seconds} s'
 
@@ -277,6 +283,33 @@ def _training_temperature() -> str:
   )
 
 
+def _plan_anchors() -> str:
+  """The plan beside published speed-ups."""
+  content = _load('plan_anchors')
+  if content is None:
+    return 'Not planned by the present code.\n'
+  rows = []
+  for row in plan_anchors.compared(content):
+    limit = '–' if row.limit is None else f'{row.limit:.2f}'
+    difference = f'{100 * row.difference:+.0f} %'
+    if row.is_missed:
+      difference += ', missed'
+    rows.append(
+        [
+            row.what, row.draft, f'{row.measured:.1f}', limit,
+            f'{row.planned:.2f}', difference,
+        ]
+    )  # fmt: skip
+  header = [
+      'what', 'draft', 'published', 'block efficiency', 'planned', 'difference'
+  ]  # fmt: skip
+  absent = plan_anchors.absent(content)
+  codes = {line['provenance']['git'] for line in content['lines']}
+  note = f'\nCompiled from the code of commit {", ".join(sorted(codes))}.'
+  note += f' Not compiled: {"; ".join(absent)}.\n' if absent else '\n'
+  return _table(header, rows) + note
+
+
 def _header(name: str) -> Callable[[], str]:
   """The record in the header of an experiment's gin file."""
 
@@ -310,6 +343,7 @@ _VIEWS: dict[str, Callable[[], str]] = {
     'commands': _commands,
     'decoding': _decoding,
     'training_temperature': _training_temperature,
+    'plan_anchors': _plan_anchors,
     **{f'header_{name}': _header(name) for name in _EXPERIMENTS},
 }
 
