@@ -5,7 +5,7 @@ import json
 import plan_anchors
 import pytest
 
-# The paper's own formula, with the c that it measured, expects 2.5 and 2.0 here,
+# The paper's formula, with the c that it measured, expects 2.5 and 2.0 here,
 # where 1.7 and 1.4 were measured.
 MISSED = {
     ('En-De, greedy, blocks of 7', 'large'),
