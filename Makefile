@@ -17,7 +17,8 @@ LOCK := requirements/lock-$(VERSION).txt
 STAMP := $(VENV)/.installed
 
 .PHONY: help install quickstart test test-fast test-recovery mutants lint \
-  format lock docs wheel clean check-hugging-face benchmark-peers benchmark-t5x
+  format lock docs wheel clean check-hugging-face benchmark-peers benchmark-t5x \
+  benchmark-ctranslate2
 
 help:
 	@sed -n '1,3s/^# \{0,1\}//p' Makefile
@@ -29,6 +30,8 @@ help:
 	  'transformers, into runs/peers'
 	@echo 'make benchmark-t5x: decoding and fine-tuning beside t5x, likewise;' \
 	  'T5X_PYTHON= names a python that has it'
+	@echo 'make benchmark-ctranslate2: decoding beside CTranslate2, float32' \
+	  'and int8, likewise'
 
 install: $(STAMP)
 
@@ -153,6 +156,19 @@ endif
 	    --peer=$(T5X_PYTHON) --run=runs/peers || exit 1; \
 	done
 	$(BIN)/python benchmarks/draw.py --run=runs/peers
+
+# CTranslate2, in an environment of its own.
+CT2 := .venv-ctranslate2
+CT2_STAMP := $(CT2)/.installed
+
+$(CT2_STAMP): benchmarks/ctranslate2/requirements.txt
+	$(RUNS) -m venv --clear $(CT2)
+	$(CT2)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+benchmark-ctranslate2: install $(CT2_STAMP)
+	$(BIN)/python benchmarks/decoding.py --library=ctranslate2 \
+	  --peer=$(CT2)/bin/python --weights=float32,int8 --run=runs/ctranslate2
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info

@@ -109,7 +109,7 @@ def save(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   checkpoint = checkpoint_of(model)
-  if library == 'transformers':
+  if library != 't5x':
     hugging_face.write(
         epath.Path(folder), checkpoint.config, checkpoint.tensors
     )

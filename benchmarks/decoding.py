@@ -9,7 +9,8 @@ transformers' caches the faster one is used, in eager mode.
         --run=runs/peers [--sizes=small,base] [--batches=1,8] [--rounds=5]
 
 With --library=t5x the peer is t5x's own decoder, in an environment that has it
-(see t5x/requirements.txt).
+(see t5x/requirements.txt), with --library=ctranslate2 CTranslate2's, on CPUs;
+with --weights=float32,int8 both sides have these weights in turn.
 """
 
 import sys
@@ -23,15 +24,22 @@ import numpy as np
 from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
+from distillspec_jax.models import int8
 from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 
-CACHES = {'transformers': (None, 'static'), 't5x': (None,)}
+CACHES = {
+    'transformers': (None, 'static'),
+    't5x': (None,),
+    'ctranslate2': (None,),
+}
 SERVERS = {
     'transformers': 'hugging_face/decode_server.py',
     't5x': 't5x/decode_server.py',
+    'ctranslate2': 'ctranslate2/decode_server.py',
 }
+WEIGHTS = {'float32': 'float', 'int8': 'int8'}  # theirs -> ours
 
 
 def read_bandwidth() -> float:
@@ -97,6 +105,7 @@ def compare(peer, model: model_lib.Model, size: str, batch: int, options):
     tokens['theirs'].append(np.array(answer['tokens']))
     return answer['seconds']
 
+  size = int8.named(size, model.config.weights)
   sides = comparison.both(call_ours, call_theirs, options, f'{size}, {batch}')
   rows = batch * rounds
   same = sum(
@@ -106,7 +115,7 @@ def compare(peer, model: model_lib.Model, size: str, batch: int, options):
   speed, other = batch * length / sides.ours, batch * length / sides.theirs
   share = bytes_per_token(model) * speed / batch / options.bandwidth
   print(
-      f'{size:6} batch {batch}: {speed:7.1f} tokens/s, {library}'
+      f'{size:12} batch {batch}: {speed:7.1f} tokens/s, {library}'
       f' {other:7.1f} ({cache or "its own"} cache), ratio {sides.ratio},'
       f' {share:.0%} of the bandwidth, {same} of {rows} rows the same'
   )
@@ -131,6 +140,7 @@ def main() -> None:
   parser.add_argument(
       '--library', choices=tuple(SERVERS), default='transformers'
   )
+  parser.add_argument('--weights', default='float32', help='float32, int8')
   parser.add_argument('--sizes', default='small,base')
   parser.add_argument('--batches', type=comparison.numbers(int), default=(1, 8))
   parser.add_argument('--max_new_tokens', type=int, default=64)
@@ -145,12 +155,15 @@ def main() -> None:
         folder = comparison.save(
             name, comparison.random_model(config), options.library
         )
-        model = comparison.load(folder)
-        answer = peer.ask(model=name, config=config.to_dict())
-      if number == 0:
-        comparison.print_sides(answer)
-      for batch in options.batches:
-        compare(peer, model, size, batch, options)
+        for weights in options.weights.split(','):
+          model = comparison.load(folder, weights=WEIGHTS[weights])
+          answer = peer.ask(
+              model=name, config=config.to_dict(), weights=weights
+          )
+          if number == 0 and weights == 'float32':
+            comparison.print_sides(answer)
+          for batch in options.batches:
+            compare(peer, model, size, batch, options)
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ import sys
 from typing import Any
 
 from distillspec_jax.core import results
+from distillspec_jax.reporting import cards
 from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
 
@@ -149,8 +150,8 @@ def _quickstart() -> str:
       for draft in drafts
   ]
   text = ''
-  for card in headlines.cards(study):
-    if card.what.startswith('Speed'):
+  for card in cards.cards(study):
+    if 'faster' in card.what:
       text = (
           'Best speed-up of speculative over plain decoding with the same'
           f' target, on this machine: {card.number} ({card.badge}).\n\n'
@@ -225,33 +226,37 @@ def _commands() -> str:
   return _table(['results', 'command', 'time', 'machine', 'date'], rows)
 
 
-def _decoding() -> str:
-  """Greedy decoding beside transformers, one row for each size and batch."""
-  content = _load('decoding')
-  if content is None:
-    return 'Not measured by the present code.\n'
-  rows = []
-  for line in content['lines']:
-    metrics = {name: one['value'] for name, one in line['metrics'].items()}
-    ratio, lowest, highest = (
-        metrics[f'ratio_to_transformers{end}']
-        for end in ('', '_lowest', '_highest')
+def _decoding(name: str, library: str) -> Callable[[], str]:
+  """Greedy decoding beside a library, one row for each size and batch."""
+
+  def text() -> str:
+    content = _load(name)
+    if content is None:
+      return 'Not measured by the present code.\n'
+    rows = []
+    for line in content['lines']:
+      metrics = {name: one['value'] for name, one in line['metrics'].items()}
+      ratio, lowest, highest = (
+          metrics[f'ratio_to_{library}{end}']
+          for end in ('', '_lowest', '_highest')
+      )
+      rows.append(
+          [
+              line['target'],
+              str(line['decoding']['batch_size']),
+              f'{metrics["tokens_per_second"]:.0f}',
+              f'{metrics[f"{library}_tokens_per_second"]:.0f}',
+              f'{ratio:.2f} ({lowest:.2f} to {highest:.2f})',
+          ]
+      )
+    header = ['size', 'batch', 'tokens/s', library, 'ratio (range)']
+    return _table(header, rows) + (
+        '\nAutoregressive, float32 unless stated, random weights, inputs of 64'
+        f' tokens; {content["machine"]}. Calls take turns; the ratio is the'
+        ' median of neighbouring calls.\n'
     )
-    rows.append(
-        [
-            line['target'],
-            str(line['decoding']['batch_size']),
-            f'{metrics["tokens_per_second"]:.0f}',
-            f'{metrics["transformers_tokens_per_second"]:.0f}',
-            f'{ratio:.2f} ({lowest:.2f} to {highest:.2f})',
-        ]
-    )
-  header = ['size', 'batch', 'tokens/s', 'transformers', 'ratio (range)']
-  return _table(header, rows) + (
-      '\nAutoregressive, float32, random weights, inputs of 64 tokens;'
-      f' {content["machine"]}. Calls take turns; the ratio is the median of'
-      ' neighbouring calls.\n'
-  )
+
+  return text
 
 
 def _training_temperature() -> str:
@@ -341,7 +346,8 @@ _VIEWS: dict[str, Callable[[], str]] = {
     'quickstart': _quickstart,
     'experiments': _experiments,
     'commands': _commands,
-    'decoding': _decoding,
+    'decoding': _decoding('decoding', 'transformers'),
+    'ctranslate2': _decoding('ctranslate2', 'ctranslate2'),
     'training_temperature': _training_temperature,
     'plan_anchors': _plan_anchors,
     **{f'header_{name}': _header(name) for name in _EXPERIMENTS},

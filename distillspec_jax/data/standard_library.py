@@ -91,6 +91,16 @@ def docstrings(split: str) -> Iterator[tuple[str, str]]:
       yield f'{module}: {head}', ' '.join(text.split('\n\n')[0].split())
 
 
+def file_of(split: str, text: str) -> str | None:
+  """The first module of a split that contains the text, if there is one."""
+  root = pathlib.Path(sysconfig.get_paths()['stdlib'])
+  for path in modules(split):
+    lines = [line.rstrip() for line in _read(path).split('\n')]
+    if text.strip() and text in '\n'.join(lines):
+      return path.relative_to(root).as_posix()
+  return None
+
+
 def _read(path: pathlib.Path) -> str:
   return path.read_text(encoding='utf-8', errors='replace')
 

@@ -302,6 +302,10 @@ class standard_library_code(Task):
         int(self.label_length * characters),
     )
 
+  def source_file(self, split: str, text: str) -> str | None:
+    """The module that an input comes from, as far as that can be found."""
+    return standard_library.file_of(split, text)
+
 
 @_settings
 class _FileTask(Task):

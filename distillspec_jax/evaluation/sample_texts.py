@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 import itertools
 import os
+import re
 from typing import Any
 
 import jax
@@ -23,6 +24,9 @@ _SOURCES = {
     samples_lib.Origin.CORRECTED: 'corrected',
     samples_lib.Origin.BONUS: 'bonus',
 }
+
+# Two characters or more, but no indentation.
+_LOOP = re.compile(r'(\S.{1,40}?)\1\1', re.DOTALL)
 
 
 def collect(
@@ -74,20 +78,51 @@ def collect(
               ),
               'blocks': int(out.statistics.blocks[i]),
               'emitted': int(out.statistics.emitted[i]),
+              'top_token_share': _top_share(out.tokens[i, :length]),
           }
       )
   return outputs
 
 
+def choose(
+    candidates: Sequence[Sequence[dict[str, Any]]],
+    files: Sequence[Hashable],
+    count: int,
+) -> list[int]:
+  """The places of `count` candidates that are worth reading.
+
+  The first that are no loops, of each file one; if these are too few, others of
+  the same files, and loops last.
+
+  Args:
+    candidates: each has the outputs for one input.
+    files: that the inputs come from.
+    count: how many; fewer if there are no more.
+  """
+  loops = [is_repetitive(outputs) for outputs in candidates]
+  order = sorted(range(len(candidates)), key=loops.__getitem__)
+  first = {files[i]: i for i in reversed(order)}
+  order.sort(key=lambda i: (loops[i], first[files[i]] != i))
+  return order[:count]
+
+
 def is_repetitive(outputs: Iterable[dict[str, Any]]) -> bool:
-  """Whether the second half of one of the texts repeats a shorter stretch."""
-  for output in outputs:
-    text = ''.join(piece['text'] for piece in output['pieces'])
-    half = len(text) // 2
-    for period in range(1, half // 2 + 1):
-      if text[half:] == text[half - period : len(text) - period]:
-        return True
-  return False
+  """Whether one of the texts is a loop.
+
+  It repeats a stretch of text three times in a row, or more than a third of its
+  tokens are the same.
+  """
+  return any(
+      output['top_token_share'] > 1 / 3
+      or _LOOP.search(''.join(piece['text'] for piece in output['pieces']))
+      for output in outputs
+  )
+
+
+def _top_share(tokens: np.ndarray) -> float:
+  """The share of the most frequent token."""
+  counts = np.unique(tokens, return_counts=True)[1]
+  return float(counts.max() / len(tokens)) if len(tokens) else 1.0
 
 
 def _pieces(

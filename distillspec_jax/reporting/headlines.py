@@ -1,4 +1,4 @@
-"""What to read first: the wall clock, and the gain from distillation.
+"""The findings in words: the wall clock, and the gain from distillation.
 
 The gain is that over the control, the draft fine-tuned for as many more steps,
 where there is one: the additional steps alone gain something, too.
@@ -6,7 +6,7 @@ where there is one: the additional steps alone gain something, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import math
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from distillspec_jax.reporting import runs
 
 BEFORE, AFTER, CONTROL = 'fine-tuned', 'distilled', 'fine-tuned longer'
 PRETRAINED = 'pretrained'  # a draft as it was published
-_UNCLEAR, _NONE = 'no clear difference', 'no speed-up'
+UNCLEAR, NO_SPEEDUP = 'no clear difference', 'no speed-up'
 _PAIRS = 3 / 4  # of the runs are slower: slower, whatever the spread
 
 
@@ -56,35 +56,17 @@ class Gain(NamedTuple):
     return f'95 % interval {low:+.1f} to {high:+.1f} %'
 
 
-class Card(NamedTuple):
-  """A number to read first.
-
-  Attributes:
-    what: its name.
-    number: itself.
-    badge: the gain, or what the number means in two words.
-    tone: 'good', 'bad' or 'even': the colour of the badge.
-    detail: below it.
-  """
-
-  what: str
-  number: str
-  badge: str
-  tone: str
-  detail: str
-
-
 def acceptance(study: measurements.Study) -> list[measurements.Measurement]:
   """The measurements of acceptance that figures and headlines show."""
   return measurements.comparable(
-      _speculative(study, 'acceptance'), ('temperature', 'block_length')
+      speculative(study, 'acceptance'), ('temperature', 'block_length')
   )
 
 
 def latency(study: measurements.Study) -> list[measurements.Measurement]:
   """The measurements of speculative decoding's speed that figures show."""
   return measurements.comparable(
-      _speculative(study, 'latency', 'measured_speedup'),
+      speculative(study, 'latency', 'measured_speedup'),
       ('temperature', 'block_length', 'batch_size'),
   )
 
@@ -154,51 +136,10 @@ def _ratio_of_examples(before, after, seed, metric):
   return ratio + (new - ratio * old) / old.mean()
 
 
-def cards(study: measurements.Study) -> list[Card]:
-  """The best speed-up, and block efficiency before and after distillation."""
-  shown = []
-  speedups, best = _lossless(study)
-  if best is not None:
-    value = best.metrics['measured_speedup']
-    detail = (
-        f'{value.text(2)}: the best of {len(speedups)} settings measured on'
-        f' this machine ({_setting(best)}){_slower_pairs(best)}'
-    )
-    what, number = 'Speed-up over plain decoding', f'{value.value:.2f} ×'
-    shown.append(Card(what, number, *_verdict(best), detail))
-  for sampling, settings, here in _block_efficiency(study):
-    what = f'Block efficiency, {sampling}'
-    detail = f'tokens per target call at {settings}'
-    values = {
-        name: one.metrics['block_efficiency'] for name, one in here.items()
-    }
-    name = baseline(here)
-    change = gain(here.get(name), here.get(AFTER), 'block_efficiency')
-    if change is None:
-      for draft, value in values.items():
-        text = f'{detail}: {value.text(2)}'
-        shown.append(Card(what, f'{value.value:.2f}', draft, 'even', text))
-      continue
-    first, last = values[name], values[AFTER]
-    number = f'{first.value:.2f} → {last.value:.2f}'
-    detail += (
-        f': {name} {first.text(2)}, {AFTER} {last.text(2)};'
-        f' {change.interval_text()}'
-    )
-    start = baseline(here, control=False)
-    total = gain(here.get(start), here.get(AFTER), 'block_efficiency')
-    if start != name and total is not None:
-      detail += f'. Over the {start} draft: {total.text()}'
-    tone = 'good' if change.percent > 0 else 'bad'
-    tone = tone if change.is_clear else 'even'
-    shown.append(Card(what, number, change.text(), tone, detail))
-  return shown
-
-
 def sentences(study: measurements.Study) -> list[str]:
   """The findings in words, disappointing ones included."""
   texts = _wall_clock(study)
-  drafts = {name for *_, here in _block_efficiency(study) for name in here}
+  drafts = {name for *_, here in block_efficiency(study) for name in here}
   if AFTER not in drafts or baseline(drafts) is None:
     return texts
   if CONTROL in drafts:
@@ -235,7 +176,7 @@ def baseline(drafts: Iterable[str], control: bool = True) -> str | None:
 def _changes(study, before, after):
   """The gain in block efficiency for each temperature, in words."""
   changes = []
-  for sampling, settings, here in _block_efficiency(study):
+  for sampling, settings, here in block_efficiency(study):
     change = gain(here.get(before), here.get(after), 'block_efficiency')
     if change is not None:
       chance = '' if change.is_clear else ', which may be chance'
@@ -264,7 +205,9 @@ def _compute(study):
   ]
 
 
-def _block_efficiency(study):
+def block_efficiency(
+    study: measurements.Study,
+) -> Iterator[tuple[str, str, dict[str, measurements.Measurement]]]:
   """(name of the sampling, settings, draft -> measurement) of headlines."""
   measured = acceptance(study)
   length = block_length(measured)
@@ -287,7 +230,7 @@ def _block_efficiency(study):
 
 
 def _wall_clock(study):
-  measured, best = _lossless(study)
+  measured, best = lossless_speedups(study)
   if best is None:
     return []
   value = best.metrics['measured_speedup']
@@ -298,26 +241,26 @@ def _wall_clock(study):
   )
   several = len(measured) > 1
   best_of = f'the best of {len(measured)} settings' if several else 'it'
-  verdict, _ = _verdict(best)
-  words = {_UNCLEAR: 'not measurably faster', _NONE: 'not faster'}
+  word, _ = verdict(best)
+  words = {UNCLEAR: 'not measurably faster', NO_SPEEDUP: 'not faster'}
   text = (
       f'On this machine ({device}), speculative decoding is'
-      f' {words.get(verdict, verdict)} than plain, autoregressive decoding with'
+      f' {words.get(word, word)} than plain, autoregressive decoding with'
       f' the same target: {best_of} reaches {value.text(2)} times its speed'
-      f' ({_setting(best)}).'
+      f' ({setting(best)}).'
   )
   if several:
-    intervals = [_speed(one) for one in measured]
+    intervals = [speedup(one) for one in measured]
     slower = sum(one.excludes(1.0) and one.value < 1 for one in intervals)
     faster = sum(one.excludes(1.0) and one.value > 1 for one in intervals)
     text += (
         f' 95 % intervals are above 1 for {faster} of {len(measured)} and below'
         f' 1 for {slower}.'
     )
-  return [text + _costs(best, verdict)]
+  return [text + _costs(best, word)]
 
 
-def _costs(best, verdict):
+def _costs(best, word):
   """How the measured costs explain the speed-up."""
   c, v = best.value('cost_ratio'), best.value('verify_ratio')
   if c is None:
@@ -331,7 +274,7 @@ def _costs(best, verdict):
         f' {v.value:.2f} times as long as one on a single token (ideally 1)'
     )
   text += '.'
-  if verdict != 'faster':
+  if word != 'faster':
     text += (
         ' Block efficiency is a property of the two models and the task and'
         ' carries over to other machines; these costs do not.'
@@ -339,7 +282,10 @@ def _costs(best, verdict):
   return text
 
 
-def _speculative(study, kind, metric=None):
+def speculative(
+    study: measurements.Study, kind: str, metric: str | None = None
+) -> list[measurements.Measurement]:
+  """Measurements of speculative decoding that have the metric."""
   return [
       one
       for one in study.measurements(kind)
@@ -348,43 +294,40 @@ def _speculative(study, kind, metric=None):
   ]
 
 
-def _lossless(study):
+def lossless_speedups(
+    study: measurements.Study,
+) -> tuple[list[measurements.Measurement], measurements.Measurement | None]:
   """Speed-ups that leave the output distribution unchanged, and the best."""
   measured = [
       one
-      for one in _speculative(study, 'latency', 'measured_speedup')
+      for one in speculative(study, 'latency', 'measured_speedup')
       if not measurements.is_lossy(one.decoding)
   ]
-  speedup = lambda one: one.metrics['measured_speedup'].value
-  return measured, max(measured, key=speedup, default=None)
+  value = lambda one: one.metrics['measured_speedup'].value
+  return measured, max(measured, key=value, default=None)
 
 
-def _verdict(one):
+def verdict(one: measurements.Measurement) -> tuple[str, str]:
   """(in words, tone) of a speed-up."""
-  speed = _speed(one)
+  speed = speedup(one)
   if speed.excludes(1.0) and speed.value > 1:
     return 'faster', 'good'
   slower = sum(gain < 1 for gain in one.pairs)
   if speed.value < 1:
     if speed.excludes(1.0) or slower >= _PAIRS * (len(one.pairs) or math.inf):
       return 'slower', 'bad'
-    return _NONE, 'bad'
-  return _UNCLEAR, 'even'
+    return NO_SPEEDUP, 'bad'
+  return UNCLEAR, 'even'
 
 
-def _speed(one):
+def speedup(one: measurements.Measurement) -> statistics.Inference:
+  """The measured speed-up, over pairs of runs."""
   value = one.metrics['measured_speedup']
   number = len(one.pairs) or value.count
   degrees = number - 1 if number > 1 else None
   return statistics.Inference(value.value, value.error, degrees)
 
 
-def _slower_pairs(one):
-  if not one.pairs:
-    return ''
-  slower = sum(gain < 1 for gain in one.pairs)
-  return f'; {slower} of {len(one.pairs)} pairs of runs are slower'
-
-
-def _setting(one):
+def setting(one: measurements.Measurement) -> str:
+  """The draft and the decoding, in words."""
   return f'{one.draft} draft, {measurements.describe(one.decoding)}'

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import html
 import re
 
+from distillspec_jax.reporting import cards
 from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import page
@@ -23,9 +24,13 @@ def render(
   parts = [f'# DistillSpec report: {_escaped(name)}', provenance.errors(lines)]
   for study in studies:
     parts.append(f'## {_escaped(study.heading)}')
-    for card in headlines.cards(study):
-      text = f'{card.number} ({card.badge}); {card.detail}.'
-      parts.append(f'- **{_escaped(card.what)}**: {_escaped(text)}')
+    for card in cards.cards(study):
+      text = f'{card.number} ({card.badge}). {card.detail}'
+      parts.append(f'**{_escaped(card.what)}** {_escaped(text)}')
+      if card.table is not None:
+        parts.append(_table(card.table))
+      if card.command:
+        parts.append(f'Command: {_escaped(card.command)}')
     parts += map(_escaped, headlines.sentences(study))
     for table in tables.tables(study):
       parts += [f'### {table.title}', _table(table), _list(table.definitions)]

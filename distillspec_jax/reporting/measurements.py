@@ -129,13 +129,20 @@ def studies(lines: Sequence[Line]) -> list[Study]:
   """
   lines = _with_different_names(lines)
   groups: dict[tuple[str, str, str], list[Line]] = {}
+  certificates: dict[tuple[str, str, str], list[Line]] = {}
   training: dict[str, list[Line]] = {}
   for line in lines:
     if line['kind'] in ('training', 'run'):
       training.setdefault(line['task'], []).append(line)
     else:
       key = (line['task'], line['split'], _without_seed(line['target']))
-      groups.setdefault(key, []).append(line)
+      made = certificates if line['kind'] == 'certificate' else groups
+      made.setdefault(key, []).append(line)
+  for key, checks in certificates.items():
+    # They hold for a pair, whatever the task.
+    owners = [lines for other, lines in groups.items() if other[2] == key[2]]
+    for lines in owners or [groups.setdefault(key, [])]:
+      lines += checks
   targets = collections.defaultdict(set)
   for task, _, target in groups:
     targets[task].add(target)
@@ -278,7 +285,9 @@ def values_of(measured: Iterable[Measurement], name: str) -> list[Any]:
 def draft_names(measured: Iterable[Measurement]) -> list[str]:
   """The drafts' names; those of the standard experiment first."""
   names = dict.fromkeys(one.draft for one in measured if one.draft is not None)
-  first = ('pretrained', 'fine-tuned', 'fine-tuned longer', 'distilled')
+  first = (
+      'pretrained', 'fine-tuned', 'fine-tuned longer', 'distilled', 'parallel',
+  )  # fmt: skip
   place = {name: i for i, name in enumerate(first)}
   return sorted(names, key=lambda name: place.get(name, len(place)))
 
@@ -332,8 +341,23 @@ def _with_different_names(lines: Sequence[Line]) -> list[Line]:
       if decoding.get('model') == line['draft']:
         decoding = {**decoding, 'model': name}
       line = {**line, 'draft': name, 'decoding': decoding}
-    renamed.append(line)
+    renamed.append(_named_by_drafting(line))
   return renamed
+
+
+def _named_by_drafting(line: Line) -> Line:
+  """The line, whose draft's name says how it drafts, if that is unusual."""
+  decoding, name = line['decoding'] or {}, line['draft']
+  if 'parallel' not in decoding or line['kind'] == 'run':
+    return line
+  line = {**line, 'decoding': dict(decoding)}
+  parallel = line['decoding'].pop('parallel')
+  if name and decoding.get('block_length') is not None:
+    if parallel and 'parallel' not in name:
+      line['draft'] = f'{name} (parallel)'
+    elif not parallel and name == 'parallel':
+      line['draft'] = f'{name} (token by token)'
+  return line
 
 
 def _setting(line: Line) -> tuple[Any, ...]:

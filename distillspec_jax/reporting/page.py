@@ -8,6 +8,7 @@ import re
 
 import jinja2
 
+from distillspec_jax.reporting import cards
 from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import figures
 from distillspec_jax.reporting import headlines
@@ -49,12 +50,13 @@ def render(
   return template.render(
       name=name,
       style=drawing.STYLE,
-      cards=headlines.cards,
+      cards=cards.cards,
       sentences=headlines.sentences,
       tables=tables.tables,
       tied=_tied,
       studies=drawn,
       samples=samples,
+      rule=sample_texts.RULE,
       errors=provenance.errors(lines),
       missing=missing(lines, bool(samples)),
       provenance=provenance.entries(lines),

@@ -10,6 +10,11 @@ from distillspec_jax.core import errors
 from distillspec_jax.reporting import measurements
 
 SOURCES = ('accepted', 'corrected', 'bonus')
+RULE = (
+    'the inputs at random, takes at most one from each source file, and passes'
+    ' over outputs that repeat a stretch of text three times in a row, or of'
+    ' whose tokens more than a third are the same, while there are others.'
+)
 
 
 class Piece(NamedTuple):
@@ -32,6 +37,7 @@ class Sample(NamedTuple):
   """An input and the texts generated for it; `note` compares them."""
 
   input: str
+  file: str | None
   texts: list[Text]
   note: str
 
@@ -49,7 +55,12 @@ def read(path: pathlib.Path) -> list[Sample]:
     for entry in json.loads(path.read_bytes()):
       groups.setdefault(entry['input'], []).append(entry)
     return [
-        Sample(text, [_text(entry) for entry in group], _note(group))
+        Sample(
+            text,
+            group[0].get('file'),
+            [_text(entry) for entry in group],
+            _note(group),
+        )
         for text, group in groups.items()
     ]
   # JSON's errors are ValueErrors; the others come from missing entries.

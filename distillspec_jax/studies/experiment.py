@@ -204,8 +204,7 @@ def _write_samples(
 ) -> None:
   """Writes samples.json: the same inputs with either draft, greedy.
 
-  They are drawn from the whole split, and those whose outputs end in a loop are
-  taken last.
+  They are drawn from the whole split; `sample_texts.choose` has the rule.
   """
   model = loading.load(target)
   task = task.with_vocabulary(model.vocabulary, target)
@@ -230,6 +229,11 @@ def _write_samples(
       )
       for name in ('fine-tuned', 'distilled')
   ]
-  pairs = sorted(zip(*outputs), key=sample_texts.is_repetitive)[:count]
-  texts = [output for each in zip(*pairs) for output in each]
+  pairs = list(zip(*outputs))
+  # Only a task of several files knows which one an input comes from.
+  find = getattr(task, 'source_file', lambda split, text: None)
+  files = [find(split, pair[0]['input']) for pair in pairs]
+  distinct = [file or number for number, file in enumerate(files)]
+  chosen = sample_texts.choose(pairs, distinct, count)
+  texts = [{**each[i], 'file': files[i]} for each in outputs for i in chosen]
   (folder / 'samples.json').write_text(json.dumps(texts, indent=1))

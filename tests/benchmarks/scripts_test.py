@@ -117,6 +117,24 @@ def test_decoding_beside_a_peer(monkeypatch, tmp_path, library):
   assert len(draw.rows(lines)) == 2
 
 
+def test_decoding_with_either_weights_beside_ctranslate2(monkeypatch, tmp_path):
+  monkeypatch.setattr(decoding, 'read_bandwidth', lambda: 1e9)
+  lines = run(
+      monkeypatch, tmp_path, decoding, '--peer=python', '--sizes=small',
+      '--batches=1', '--max_new_tokens=4', '--library=ctranslate2',
+      '--weights=float32,int8',
+  )  # fmt: skip
+  assert Peer.servers == ['ctranslate2/decode_server.py']
+  names = [line['target'] for line in lines]
+  assert names == ['t5_1_1_small', 't5_1_1_small (int8)']
+  assert all('ratio_to_ctranslate2' in line['metrics'] for line in lines)
+  shares = [line['metrics']['share_of_bandwidth']['value'] for line in lines]
+  speeds = [line['metrics']['tokens_per_second']['value'] for line in lines]
+  # A token reads a quarter of the bytes, and some that are not quantised.
+  float_bytes, int8_bytes = (a / b for a, b in zip(shares, speeds))
+  assert 0.2 < int8_bytes / float_bytes < 0.4
+
+
 def test_speculation_beside_a_peer(monkeypatch, tmp_path):
   lines = run(
       monkeypatch, tmp_path, speculation, '--peer=python', '--batch=2',

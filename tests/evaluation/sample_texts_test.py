@@ -81,6 +81,8 @@ def test_collected_outputs_are_the_models(vocabulary):
     assert sample['draft'] == 'distilled'
     assert sample['decoding']['block_length'] == 3
     assert 1 <= sample['blocks'] <= sample['emitted'] <= 16
+    share = sample['emitted'] * sample['top_token_share']
+    assert 1 <= share == pytest.approx(round(share))
     sources = {piece['source'] for piece in sample['pieces']}
     assert sources <= {'accepted', 'corrected', 'bonus'}
   # The third output is the first row of the second batch, the fifth of all.
@@ -117,10 +119,31 @@ def test_no_more_than_there_are(vocabulary):
         ('ab', False),
         ('', False),
         ('def first(values):\n  return values[0]\n', False),
-        ('aaaaaaaaaa and then something else', False),
+        ('aaaaaaaaaa and then something else', True),
+        ('f(self, key, key, key, key', True),
+        ('  def f():\n    """One."""\n        x = 1', False),
     ],
 )
-def test_a_text_that_ends_in_a_loop_is_repetitive(text, expected):
-  other = {'pieces': [{'text': 'import os'}]}
-  pieces = [{'text': text[:5]}, {'text': text[5:]}]
-  assert sample_texts.is_repetitive([other, {'pieces': pieces}]) == expected
+def test_a_text_with_a_loop_is_repetitive(text, expected):
+  outputs = [output('import os'), output(text[:5], text[5:])]
+  assert sample_texts.is_repetitive(outputs) == expected
+
+
+def output(*texts, share=0.1):
+  pieces = [{'text': text} for text in texts]
+  return {'pieces': pieces, 'top_token_share': share}
+
+
+def test_a_text_of_one_token_above_all_is_repetitive():
+  assert not sample_texts.is_repetitive([output('ab', share=1 / 3)])
+  assert sample_texts.is_repetitive([output('ab', share=0.34)])
+
+
+def test_chosen_are_texts_without_loops_from_different_files():
+  good, loop = [output('a b c')], [output('ab' * 9)]
+  candidates = [loop, good, good, good, loop]
+  files = ['x', 'y', 'y', 'z', 'w']
+  choose = sample_texts.choose
+  assert choose(candidates, files, 2) == [1, 3]
+  assert choose(candidates, files, 4) == [1, 3, 2, 0]
+  assert choose(candidates, files, 9) == [1, 3, 2, 0, 4]

@@ -83,6 +83,12 @@ def test_the_page_loads_nothing(reported):
   assert not page.all('script') and not page.all('link')
 
 
+def test_cells_have_labels_for_narrow_screens(reported):
+  cells = Page(text_of(reported)).all('td')
+  labels = {cell['data-label'] for cell in cells}
+  assert 'tokens per target call' in labels and '' not in labels
+
+
 def test_texts_are_escaped_and_keep_their_whitespace(reported):
   text = text_of(reported)
   assert '(0 &lt; 1):' in text and '(0 < 1)' not in text
@@ -108,7 +114,8 @@ def test_markdown_has_the_tables_and_their_definitions(reported):
   text = (reported / 'report.md').read_text(encoding='utf-8')
   assert '| draft | sampling | block length |' in text
   assert '- tokens per target call: block efficiency, measured' in text
-  assert '**Block efficiency, greedy**' in text
+  assert '**Block efficiency, greedy** ' in text
+  assert '| setting | decoding | tokens/s |' in text
   rows = [
       line
       for line in text.splitlines()
@@ -250,7 +257,7 @@ def test_names_are_text_in_both_reports(tmp_path, made_up, name):
   assert name not in text
   rows = [line for line in text.splitlines() if line.startswith('|')]
   columns = {len(re.findall(r'(?<!\\)\|', row)) for row in rows}
-  assert len(columns) == 2  # of the two tables
+  assert len(columns) == 3  # of the two tables, and of a card's
 
 
 @pytest.mark.parametrize('value', [1e300, -1e300, 1e-300, float('inf')])
