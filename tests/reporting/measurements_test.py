@@ -268,3 +268,21 @@ def test_drafts_of_one_name_and_seed_are_not_repetitions(made_up):
   (study,) = measurements.studies(lines)
   measured = study.measurements('acceptance')
   assert [one.draft for one in measured] == ['a', 'b']
+
+
+def test_a_name_tells_how_an_adapted_draft_drafts(made_up):
+  lines = []
+  for draft in ('distilled', 'parallel'):
+    for parallel in (True, None):
+      for line in made_up['latency'](['distilled']):
+        line['decoding']['parallel'] = parallel
+        if line['draft']:
+          line |= {'draft': draft, 'draft_folder': f'runs/{draft}'}
+        lines.append(line)
+  (study,) = measurements.studies(lines)
+  measured = study.measurements('latency')
+  assert measurements.draft_names(measured) == [
+      'distilled', 'parallel', 'distilled (parallel)',
+      'parallel (token by token)',
+  ]  # fmt: skip
+  assert all('parallel' not in one.decoding for one in measured)
