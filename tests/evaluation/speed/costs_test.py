@@ -100,13 +100,10 @@ def test_its_step_reads_two_blocks_and_chooses_one(loops, temperature):
   slots = jax.tree.leaves(state.cache)[0].shape[2]
   lengths = [int(run(steps)[0].length.max()) for steps in range(1, L + 1)]
   assert max(lengths) == slots - 6  # so that the block fits
-  # Each of the three that are chosen matters.
-  hidden, _ = model.extend(
-      costs.prefilled(model, prompt(), slots)[0], first * 0
-  )
-  if not temperature:
+  if not temperature:  # each of the three that are chosen matters
+    state, _ = costs.prefilled(model, prompt(), slots)
+    hidden, _ = model.extend(state, 0 * first)
     tokens = np.argmax(model.unembed(hidden[:, -3:]), axis=-1)
-    assert len(set(tokens[0])) > 1
     np.testing.assert_array_equal(first[:, 0], tokens.sum(axis=1) % tiny.V)
 
 
