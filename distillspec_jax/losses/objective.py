@@ -34,17 +34,18 @@ from distillspec_jax.distributed import mesh
 from distillspec_jax.losses import divergences
 
 LogitsFn = Callable[[jax.Array], jax.Array]
+Axes = int | tuple[int, ...]
 
 
 def masked_sum(
-    values: jax.Array, mask: jax.Array, axis: int | None = None
+    values: jax.Array, mask: jax.Array, axis: Axes = (0, 1)
 ) -> types.Mean:
   """Sums values float32[B, T] where mask bool[B, T] is true.
 
   Args:
     values: float32[B, T].
     mask: bool[B, T].
-    axis: that is summed over; None: both.
+    axis: that is summed over; (): none, one mean for each position.
   """
   shapes.bind_shapes(values=(values, 'B T'), mask=(mask, 'B T'))
   # `where`, not a product: 0 * inf is nan. The gradient still sees inf, so
@@ -53,8 +54,7 @@ def masked_sum(
   return types.Mean(total, count=jnp.sum(mask, axis, dtype=jnp.float32))
 
 
-# [B, T] -> [B]
-_row_sums = functools.partial(masked_sum, axis=1)
+_positions = functools.partial(masked_sum, axis=())
 
 
 def distillation(
@@ -67,7 +67,7 @@ def distillation(
     divergence: divergences.Divergence,
     chunk: int = 8,
     vocabulary: trimmed_vocabulary.TrimmedVocabulary | None = None,
-    by_row: bool = False,
+    axis: Axes = (0, 1),
 ) -> dict[str, types.Mean]:
   """The divergence of the draft from the target over the tokens under the mask.
 
@@ -92,7 +92,8 @@ def distillation(
     chunk: positions of T at a time.
     vocabulary: of `q_logits_fn`, where it is trimmed; the divergence must be
       finite for q = 0, as `divergences.covered_forward_kl` is.
-    by_row: one mean for each row, total and count float32[B].
+    axis: of [B, T] that is summed over: 1 gives one mean for each row, whose
+      total and count are float32[B]; () one for each position.
 
   Returns:
     Means over tokens: 'loss' (the divergence), 'expected_acceptance' (chance
@@ -124,22 +125,22 @@ def distillation(
     known_labels, known, shares = _known(vocabulary, labels, mask)
     cross_entropy = divergences.cross_entropy(q_logits, known_labels)
     return {
-        'loss': _row_sums(loss, mask),
-        'expected_acceptance': _row_sums(divergences.acceptance(p, q), mask),
-        'cross_entropy': _row_sums(cross_entropy, known),
-        'target_cross_entropy': _row_sums(
+        'loss': _positions(loss, mask),
+        'expected_acceptance': _positions(divergences.acceptance(p, q), mask),
+        'cross_entropy': _positions(cross_entropy, known),
+        'target_cross_entropy': _positions(
             divergences.cross_entropy(p_logits, labels), mask
         ),
-        'agreement': _row_sums(p_best == q_best, mask),
+        'agreement': _positions(p_best == q_best, mask),
         **shares,
     }
 
   p_hidden = jax.lax.stop_gradient(p_hidden)
   functions = _tree(p_logits_fn), _tree(q_logits_fn)
-  sums = _sum_over_chunks(
+  means = _by_chunks(
       measure, functions, chunk, mask, p_hidden, q_hidden, labels
   )
-  return sums if by_row else jax.tree.map(jnp.sum, sums)
+  return sum_over(means, axis)
 
 
 def supervised(
@@ -151,7 +152,7 @@ def supervised(
     label_smoothing: float = 0.0,
     chunk: int = 8,
     vocabulary: trimmed_vocabulary.TrimmedVocabulary | None = None,
-    by_row: bool = False,
+    axis: Axes = (0, 1),
 ) -> dict[str, types.Mean]:
   """The cross-entropy on given labels over the tokens under the mask.
 
@@ -164,7 +165,7 @@ def supervised(
     label_smoothing: see `divergences.cross_entropy`.
     chunk: positions of T at a time.
     vocabulary: of `q_logits_fn`, where it is trimmed.
-    by_row: see `distillation`.
+    axis: see `distillation`.
 
   Returns:
     Means over tokens: 'loss' (with the options), 'cross_entropy' (without),
@@ -185,15 +186,20 @@ def supervised(
     cross_entropy = divergences.cross_entropy(logits, labels)
     right = (jnp.argmax(logits, -1) == labels) & known
     return {
-        'loss': _row_sums(loss, known),
-        'cross_entropy': _row_sums(cross_entropy, known),
-        'accuracy': _row_sums(right, mask),
+        'loss': _positions(loss, known),
+        'cross_entropy': _positions(cross_entropy, known),
+        'accuracy': _positions(right, mask),
         **shares,
     }
 
   functions = (_tree(q_logits_fn),)
-  sums = _sum_over_chunks(measure, functions, chunk, mask, q_hidden, labels)
-  return sums if by_row else jax.tree.map(jnp.sum, sums)
+  means = _by_chunks(measure, functions, chunk, mask, q_hidden, labels)
+  return sum_over(means, axis)
+
+
+def sum_over(means: dict[str, types.Mean], axis: Axes) -> dict[str, types.Mean]:
+  """The means with their totals and counts summed over an axis, or several."""
+  return jax.tree.map(lambda x: jnp.sum(x, axis), means)
 
 
 def _tree(function: LogitsFn) -> jax.tree_util.Partial:
@@ -218,7 +224,7 @@ def _known(vocabulary, labels, mask):
   if vocabulary is None or vocabulary.is_full:
     return labels, mask, {}
   index, is_kept = vocabulary.to_indices(labels)
-  return index, mask & is_kept, {'uncovered': _row_sums(~is_kept, mask)}
+  return index, mask & is_kept, {'uncovered': _positions(~is_kept, mask)}
 
 
 def _with_rest(q_logits):
@@ -234,17 +240,18 @@ def _logits(logits_fn, hidden, mask):
   return jnp.where(mask[..., None], logits_fn(zeroed), 0)
 
 
-def _sum_over_chunks(
+def _by_chunks(
     measure: Callable[..., dict[str, types.Mean]],
     functions: tuple[LogitsFn, ...],
     chunk: int,
     mask: jax.Array,
     *arrays: Any,
 ) -> dict[str, types.Mean]:
-  """Adds up measure(functions, mask, *arrays), by row, over chunks of axis 1.
+  """measure(functions, mask, *arrays), computed chunk by chunk of axis 1.
 
   Args:
-    measure: of the functions and [B, chunk, ...] of each array.
+    measure: of the functions and [B, chunk, ...] of each array: means by
+      position, float32[B, chunk].
     functions: that make logits.
     chunk: size of a chunk.
     mask: bool[B, T].
@@ -266,17 +273,22 @@ def _sum_over_chunks(
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(_, first):
       # The last chunk starts early rather than run over the end; what the chunk
-      # before it has counted is masked. T = 5, chunk = 2: 01 23 (3)4.
+      # before it has computed is left out below. T = 5, chunk = 2: 01 23 (3)4.
       start = jnp.minimum(first, length - chunk)
-      fresh = start + jnp.arange(chunk) >= first
-      mask, *others = (
+      parts = (
           jax.lax.dynamic_slice_in_dim(array, start, chunk, axis=1)
           for array in arrays
       )
-      return None, measure(functions, mask & fresh[None], *others)
+      return None, measure(functions, *parts)
 
-    _, sums = jax.lax.scan(body, None, jnp.arange(0, length, chunk))
-    return jax.tree.map(lambda parts: jnp.sum(parts, axis=0), sums)
+    starts = jnp.arange(0, length, chunk)
+    _, chunks = jax.lax.scan(body, None, starts)
+    last = length - (len(starts) - 1) * chunk
+
+    def join(parts):  # [chunks, B, chunk] -> [B, T]
+      return jnp.concatenate([*parts[:-1], parts[-1][:, chunk - last :]], 1)
+
+    return jax.tree.map(join, chunks)
 
   # The gradient of what the functions hold is added up over devices here, once,
   # and not chunk by chunk.

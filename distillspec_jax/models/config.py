@@ -246,6 +246,16 @@ class T5Config:
           ' without `weights`.'
       )
 
+  def require_mask_token(self) -> int:
+    """The mask token; raises UserError if the model has none."""
+    if self.mask_token is None:
+      raise errors.UserError(
+          'The model has no mask token (T5Config.mask_token is None): it has'
+          ' not been trained to draft a block in one call. Train it with'
+          ' Method.parallel, or let it draft token by token.'
+      )
+    return self.mask_token
+
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> T5Config:
     known = {field.name for field in dataclasses.fields(cls)}

@@ -26,6 +26,7 @@ from distillspec_jax.core import shapes
 from distillspec_jax.core import trimmed_vocabulary
 from distillspec_jax.core import types
 from distillspec_jax.models import config as config_lib
+from distillspec_jax.models import mask_chains
 from distillspec_jax.models import path_slots
 from distillspec_jax.models import t5
 from distillspec_jax.models import transformer
@@ -178,6 +179,7 @@ class Model(flax.struct.PyTreeNode):
       decoder_inputs: jax.Array,
       segments: jax.Array,
       dropout_key: jax.Array | None = None,
+      chains: mask_chains.MaskChains | None = None,
   ) -> jax.Array:
     """Hidden states float[B, T, D], from which `unembed` computes logits.
 
@@ -186,11 +188,15 @@ class Model(flax.struct.PyTreeNode):
       decoder_inputs: int32[B, T], labels shifted right (see `shift_right`).
       segments: int32[B, T] of the labels, 0 is padding.
       dropout_key: switches dropout on.
+      chains: masks to read as well, whose hidden states come after the others,
+        float[B, T + M, D]; anchors are places in `decoder_inputs`.
 
     Raises:
       UserError: the model shares an encoder, and `prompt.encoded` is missing or
-        has another width.
+        has another width; or there are chains, and it has no mask token.
     """
+    if chains is not None:
+      self.config.require_mask_token()
     shapes.bind_shapes(
         tokens=(prompt.tokens, 'B S'),
         prompt_segments=(prompt.segments, 'B S'),
@@ -202,7 +208,7 @@ class Model(flax.struct.PyTreeNode):
       cross_input = self._cross_input(prompt, dropout_key)
       return decode(
           self.params, decoder_inputs, segments, cross_input, prompt.segments,
-          dropout_key,
+          dropout_key, chains,
       )  # fmt: skip
     length = prompt.tokens.shape[1]
     if length:
@@ -219,10 +225,13 @@ class Model(flax.struct.PyTreeNode):
       segments = jnp.concatenate(
           [is_real.astype(segments.dtype), segments[:, 1:]], axis=1
       )
+      if chains is not None:
+        chains = chains._replace(anchors=chains.anchors + length)
     no_inputs = jnp.zeros((decoder_inputs.shape[0], 0), jnp.int32)
     hidden = decode(
-        self.params, decoder_inputs, segments, None, no_inputs, dropout_key
-    )
+        self.params, decoder_inputs, segments, None, no_inputs, dropout_key,
+        chains,
+    )  # fmt: skip
     return hidden[:, length:]
 
   def unembed(self, hidden: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from distillspec_jax.distributed import layouts
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import layers
+from distillspec_jax.models import mask_chains
 from distillspec_jax.models import path_slots
 from distillspec_jax.models import relative_position
 
@@ -303,16 +304,18 @@ class T5(nn.Module):
       encoded: jax.Array | None,
       input_segments: jax.Array,
       dropout_key: jax.Array | None = None,
+      chains: mask_chains.MaskChains | None = None,
   ) -> jax.Array:
-    """Hidden states float[B, T, D] after tokens int32[B, T], all at once."""
+    """Hidden states float[B, T, D] after tokens int32[B, T], all at once.
+
+    With chains: float[B, T + M, D], those at the masks last.
+    """
     config = self.config
     length = tokens.shape[1]
     tokens, segments, input_segments = layers.constrain_rows(
         tokens, segments, input_segments
     )
-    dropout = layers.Dropout(config.dropout_rate, dropout_key)
-    x = dropout(self.token_embedder(tokens), 'decoder_in', broadcast_axis=-2)
-    buckets = relative_position.square(
+    buckets: Any = relative_position.square(
         length,
         length,
         False,
@@ -320,6 +323,26 @@ class T5(nn.Module):
         config.relative_max_distance,
     )
     causal = jnp.tril(jnp.ones((1, length, length), bool))
+    if chains is not None:
+      positions = chains.positions()
+      masks = jnp.full_like(positions, config.mask_token)
+      tokens = jnp.concatenate([tokens, masks], axis=1)
+      of_masks = jnp.take_along_axis(segments, chains.anchors, 1)
+      of_masks = of_masks[:, chains.chains]
+      segments = jnp.concatenate([segments, of_masks], axis=1)
+      text = jnp.broadcast_to(jnp.arange(length), (len(tokens), length))
+      positions = jnp.concatenate([text, positions], axis=1)
+      buckets = relative_position.from_positions(
+          positions,
+          positions,
+          config.relative_buckets,
+          config.relative_max_distance,
+      )
+      causal = jnp.pad(causal, ((0, 0), (0, 0), (0, masks.shape[1])))
+      causal = jnp.broadcast_to(causal, (len(tokens), *causal.shape[1:]))
+      causal = jnp.concatenate([causal, chains.visible(length)], axis=1)
+    dropout = layers.Dropout(config.dropout_rate, dropout_key)
+    x = dropout(self.token_embedder(tokens), 'decoder_in', broadcast_axis=-2)
     common = StackInputs(
         visible=_same_segment(segments, segments) & causal,
         buckets=buckets,

@@ -81,8 +81,9 @@ class PlanConfig:
 
   @property
   def draft_network(self) -> transformer.Transformer:
-    start = self.training.start
-    return _network(start.configure(self.draft), layouts.rules(start.layout))
+    training = self.training
+    layout = layouts.rules(training.start.layout)
+    return _network(training.configure(self.draft), layout)
 
   @property
   def target_network(self) -> transformer.Transformer | None:

@@ -219,9 +219,15 @@ class Run:
   def _saved_bytes(self, rows: int) -> int:
     config, network = self.config, self.config.draft_network
     loss = step_lib.make_loss(config.training.method, network)
+    parallel = config.training.method.parallel
 
     def backward(params, target, batch):
-      value = lambda params: loss(params, target, batch, batch.prompt, None)
+      cuts = None
+      if parallel:
+        cuts = parallel.draw(jax.random.key(0), batch.segments)
+      value = lambda params: loss(
+          params, target, batch, batch.prompt, None, cuts
+      )
       return jax.vjp(value, params, has_aux=True)[1]
 
     without_shardings = lambda tree: jax.tree.map(

@@ -79,6 +79,8 @@ def train(
   training.check()
   check.seed(seed=seed)
   resumption.check_place(folder, training)
+  if training.method.parallel:
+    training.method.parallel.sizes(task.label_length)  # checks block_length
   start, steps = training.start, training.steps
   transform = training.optimizer.build(steps.num_steps)
   learning_rate = training.optimizer.schedule(steps.num_steps)
@@ -86,7 +88,7 @@ def train(
   mesh_lib.check_batch(mesh, steps.batch_size // steps.micro_batches)
   target = _load_target(training.target, mesh)
   stored = resumption.stored_vocabulary(folder)
-  trained, task = _model_to_train(start, target, task, stored, seed, mesh)
+  trained, task = _model_to_train(training, target, task, stored, seed, mesh)
   resumption.check_vocabulary(folder, trained.vocabulary, stored)
   if target is not None:
     loading.check_pair(target, trained)
@@ -243,7 +245,7 @@ def _load_target(
 
 
 def _model_to_train(
-    start: settings_lib.Start,
+    training: settings_lib.Training,
     target: loading.Loaded | None,
     task: tasks.Task,
     stored: Any | None,
@@ -254,8 +256,9 @@ def _model_to_train(
 
   One that is stored in the run is not trained anew.
   """
+  start = training.start
   if start.checkpoint is not None:
-    return _from_checkpoint(start, target, task, mesh)
+    return _from_checkpoint(training, target, task, mesh)
   if target is not None:
     task = task.with_vocabulary(target.vocabulary, target.name)
   elif stored is not None:
@@ -274,7 +277,7 @@ def _model_to_train(
   if start.shared_encoder:
     config = shared_encoder.config(config, target.config)
   network = transformer_lib.Transformer(
-      start.configure(config), layouts.rules(start.layout)
+      training.configure(config), layouts.rules(start.layout)
   )
   key = randomness.stream(jax.random.key(seed), 'init')
   model = model_lib.Model(network.init(key, mesh), network)
@@ -282,13 +285,13 @@ def _model_to_train(
 
 
 def _from_checkpoint(
-    start: settings_lib.Start,
+    training: settings_lib.Training,
     target: loading.Loaded | None,
     task: tasks.Task,
     mesh: jax.sharding.Mesh,
 ) -> tuple[loading.Loaded, tasks.Task]:
   """The model of a checkpoint, and the task with its vocabulary."""
-  layout = layouts.rules(start.layout)
+  start, layout = training.start, layouts.rules(training.start.layout)
   trained = loading.load(
       start.checkpoint,
       param_dtype='float32',
@@ -296,7 +299,8 @@ def _from_checkpoint(
       mesh=mesh,
       layout=layout,
   )
-  network = transformer_lib.Transformer(start.configure(trained.config), layout)
+  config = training.configure(trained.config)
+  network = transformer_lib.Transformer(config, layout)
   trained = dataclasses.replace(
       trained, model=trained.model.replace(network=network)
   )

@@ -20,6 +20,7 @@ from distillspec_jax.core import errors
 from distillspec_jax.losses import divergences
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.sampling import decoding as decoding_lib
+from distillspec_jax.training import parallel as parallel_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Method:
     reduction: 'mean' over the tokens of a batch; 'sequence_mean', which first
       averages over the tokens of each sequence, as the paper does; or the
       'sum' over tokens, as in t5x.
+    parallel: trains a draft that can also propose a block in one call; None: an
+      ordinary one.
   """
 
   divergence: str | divergences.Divergence = 'cross_entropy'
@@ -59,6 +62,7 @@ class Method:
   z_loss: float = 0.0
   label_smoothing: float = 0.0
   reduction: str = 'mean'
+  parallel: parallel_lib.Parallel | None = None
 
   def __post_init__(self):
     check.in_interval(
@@ -80,6 +84,11 @@ class Method:
         ('mean', 'sequence_mean', 'sum'), owner='Method',
         reduction=self.reduction,
     )  # fmt: skip
+    if not isinstance(self.parallel, parallel_lib.Parallel | None):
+      raise errors.UserError(
+          f'Method.parallel is {check.shown(self.parallel)}; give a Parallel,'
+          ' or None.'
+      )
     if self.is_distillation:
       self.divergence_function()
       if self.z_loss or self.label_smoothing:
@@ -114,7 +123,12 @@ class Method:
     rate = self.dropout_rate
     if rate is None:
       rate = 0.0 if self.needs_target else config.dropout_rate
-    return dataclasses.replace(config, dropout_rate=rate)
+    config = dataclasses.replace(config, dropout_rate=rate)
+    return self.with_mask_token(config)
+
+  def with_mask_token(self, config: config_lib.T5Config) -> config_lib.T5Config:
+    """The configuration of the trained model, which the run saves."""
+    return self.parallel.configure(config) if self.parallel else config
 
   @property
   def divergence_name(self) -> str:
@@ -124,10 +138,13 @@ class Method:
 
   def describe(self) -> str:
     """The method in one line."""
-    return (
+    text = (
         f'{self.divergence_name}, fixed_fraction {self.fixed_fraction},'
         f' draft_fraction {self.draft_fraction}'
     )
+    if self.parallel:
+      text += f', parallel blocks of {self.parallel.block_length}'
+    return text
 
   @property
   def is_distillation(self) -> bool:

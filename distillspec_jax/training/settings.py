@@ -238,6 +238,10 @@ class Training:
     if isinstance(self.target, str):
       object.__setattr__(self, 'target', Target(checkpoint=self.target))
 
+  def configure(self, config: config_lib.T5Config) -> config_lib.T5Config:
+    """The configuration of the model that is trained."""
+    return self.method.with_mask_token(self.start.configure(config))
+
   def check(self) -> None:
     """Raises UserError where the groups do not fit together."""
     self.start.check()
@@ -272,6 +276,11 @@ class Training:
       raise errors.UserError(
           'Steps.pack is True, but the method samples tokens (fixed_fraction is'
           f' {method.fixed_fraction}), one example in a row. Set pack = False.'
+      )
+    if self.steps.pack and method.parallel:
+      raise errors.UserError(
+          'Steps.pack is True, but Method.parallel needs one sequence in a row.'
+          ' Set pack = False.'
       )
     for name in ('build', 'schedule'):
       if not callable(getattr(self.optimizer, name, None)):

@@ -21,6 +21,7 @@ from distillspec_jax.core import randomness
 from distillspec_jax.core import types
 from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.losses import objective
+from distillspec_jax.models import mask_chains
 from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import transformer
 from distillspec_jax.training import method as method_lib
@@ -91,17 +92,21 @@ def abstract_state(
 def make_loss(
     method: method_lib.Method, network: transformer.Transformer
 ) -> Callable[..., tuple[jax.Array, Metrics]]:
-  """(params, target, batch, prompt, dropout_key) -> (summed loss, metrics).
+  """(params, target, batch, prompt, dropout_key, cuts) -> (loss, metrics).
 
   The loss is the sum over tokens in nats, or, with the reduction
   'sequence_mean', over sequences of the mean over their tokens; its count is
-  metrics['loss'].count.
+  metrics['loss'].count. With `cuts`, from `Parallel.draw`, the loss of a
+  parallel draft's masks is added; metrics['loss'] is without it.
   """
   row_metrics = make_row_metrics(method, network)
 
   def loss(*arguments):
-    metrics = jax.tree.map(jnp.sum, row_metrics(*arguments))
-    return metrics['loss'].total, metrics
+    metrics = objective.sum_over(row_metrics(*arguments), 0)
+    total = metrics['loss'].total
+    if 'parallel_loss' in metrics:
+      total += method.parallel.weight * metrics['parallel_loss'].total
+    return total, metrics
 
   return loss
 
@@ -111,7 +116,7 @@ def make_row_metrics(
 ) -> Callable[..., Metrics]:
   """As `make_loss`, but metrics alone, and of each row: Means of float32[B]."""
 
-  def row_metrics(params, target, batch, prompt, dropout_key):
+  def row_metrics(params, target, batch, prompt, dropout_key, cuts=None):
     draft = model_lib.Model(params, network)
     if target is not None:
       prompt = model_lib.with_shared_encoding(prompt, target, draft)
@@ -121,22 +126,28 @@ def make_row_metrics(
         batch.segments,
     )
     own = model_lib.own_prompt(prompt, draft)
-    q_hidden = draft.hidden(own, *read[1:], dropout_key)
+    length, chains = batch.labels.shape[1], None
+    if cuts is not None:
+      chains = mask_chains.MaskChains(cuts, method.parallel.sizes(length))
+    q_hidden = draft.hidden(own, *read[1:], dropout_key, chains)
+    labels, mask = (
+        _with_masks(array, chains) for array in (batch.labels, batch.mask)
+    )
     if not method.is_distillation:
-      metrics = objective.supervised(
+      by_position = objective.supervised(
           jax.tree_util.Partial(model_lib.Model.unembed, draft.head()),
           q_hidden,
-          batch.labels,
-          batch.mask,
+          labels,
+          mask,
           z_loss=method.z_loss,
           label_smoothing=method.label_smoothing,
           vocabulary=draft.trimmed_vocabulary(),
-          by_row=True,
+          axis=(),
       )
     else:
       size = model_lib.common_vocabulary(target, draft)
       vocabulary = draft.trimmed_vocabulary(size)
-      metrics = objective.distillation(
+      by_position = objective.distillation(
           # Partials are pytrees of the heads' parameters, as shard_map needs.
           jax.tree_util.Partial(
               functools.partial(model_lib.Model.all_logits, size=size),
@@ -146,20 +157,42 @@ def make_row_metrics(
               functools.partial(model_lib.Model.trimmed_logits, size=size),
               draft.head(),
           ),
-          target.hidden(*read),
+          _with_masks(target.hidden(*read), chains),
           q_hidden,
-          batch.labels,
-          batch.mask,
+          labels,
+          mask,
           method.divergence_function(covered=not vocabulary.is_full),
           vocabulary=vocabulary,
-          by_row=True,
+          axis=(),
+      )
+    of_tokens, of_masks = (
+        jax.tree.map(lambda x, part=part: x[:, part], by_position)
+        for part in (slice(length), slice(length, None))
+    )
+    metrics = objective.sum_over(of_tokens, 1)
+    if chains is not None:
+      metrics |= method.parallel.loss(
+          of_tokens, of_masks, chains, batch.segments
       )
     if method.reduction == 'sequence_mean':
       mean = metrics['loss']
       metrics['loss'] = types.Mean(mean.value(), jnp.minimum(mean.count, 1.0))
+      if chains is not None:
+        metrics['parallel_loss'] = jax.tree.map(
+            lambda x: x / jnp.maximum(mean.count, 1.0), metrics['parallel_loss']
+        )
     return metrics
 
   return row_metrics
+
+
+def _with_masks(
+    array: jax.Array, chains: mask_chains.MaskChains | None
+) -> jax.Array:
+  """[B, T + M, ...]: what an array [B, T, ...] holds, and that at the masks."""
+  if chains is None:
+    return array
+  return jnp.concatenate([array, chains.at_masks(array)], axis=1)
 
 
 def make_step(
@@ -202,14 +235,17 @@ def make_step(
     dropout_key = randomness.stream(key, 'dropout')
     if network.config.dropout_rate == 0.0:
       dropout_key = None
+    cuts = None
+    if method.parallel is not None:
+      cuts = method.parallel.draw(key, batch.segments)
 
     if micro_batches == 1:
       gradients, metrics = gradient(
-          state.params, target, batch, prompt, dropout_key
+          state.params, target, batch, prompt, dropout_key, cuts
       )
     else:
       gradients, metrics = _accumulate(
-          gradient, state.params, target, batch, prompt, dropout_key,
+          gradient, state.params, target, (batch, prompt, cuts), dropout_key,
           micro_batches,
       )  # fmt: skip
     if method.reduction != 'sum':
@@ -238,9 +274,7 @@ def make_step(
   return step
 
 
-def _accumulate(
-    gradient, params, target, batch, prompt, dropout_key, micro_batches
-):
+def _accumulate(gradient, params, target, batched, dropout_key, micro_batches):
   """Gradients and metrics summed over the parts of the batch."""
 
   # Part i takes every i-th row, so that each part is spread over the mesh as
@@ -251,19 +285,22 @@ def _accumulate(
           0,
           1,
       ),
-      (batch, prompt),
+      batched,
   )
 
+  def gradient_of(part, key):
+    batch, prompt, cuts = part
+    return gradient(params, target, batch, prompt, key, cuts)
+
   def add(sums, numbered):
-    number, (batch, prompt) = numbered
+    number, part = numbered
     key = dropout_key
     if key is not None:
       key = jax.random.fold_in(key, number)
-    new = gradient(params, target, batch, prompt, key)
-    return jax.tree.map(jnp.add, sums, new), None
+    return jax.tree.map(jnp.add, sums, gradient_of(part, key)), None
 
   first = jax.tree.map(lambda x: x[0], parts)
-  shapes = jax.eval_shape(gradient, params, target, *first, dropout_key)
+  shapes = jax.eval_shape(gradient_of, first, dropout_key)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   sums, _ = jax.lax.scan(add, zeros, (jnp.arange(micro_batches), parts))
   return sums

@@ -223,8 +223,8 @@ LOSSES = [
     Mutant(
         'positions that two chunks share count twice',
         OBJECTIVE,
-        'measure(functions, mask & fresh[None], *others)',
-        'measure(functions, mask, *others)',
+        'parts[-1][:, chunk - last :]',
+        'parts[-1]',
         'tests/losses/objective_test.py -k "plain_value or supervised_means"',
     ),
     Mutant(
