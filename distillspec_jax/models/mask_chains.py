@@ -42,11 +42,11 @@ class MaskChains(NamedTuple):
 
   def positions(self) -> jax.Array:
     """int32[B, M]: positions in the text at which the masks stand."""
-    return self.anchors[:, self.chains] + self.depths
+    return self.anchors[:, self.chains] + self.depths[None]
 
   def visible(self, length: int) -> jax.Array:
     """bool[B, M, T + M]: what the masks may attend to, text and masks."""
-    text = jnp.arange(length) <= self.anchors[:, self.chains, None]
+    text = jnp.arange(length)[None, None] <= self.anchors[:, self.chains, None]
     chains, depths = self.chains, self.depths
     own = chains[:, None] == chains
     masks = own & (depths <= depths[:, None])  # [M, M]

@@ -151,7 +151,7 @@ class Parallel:
     reach = self._reach(means, of_masks, chains)
     cuts = _cuts(segments)[:, None].astype(jnp.float32)
     sizes = jnp.array(chains.sizes, jnp.float32)[chains.depths - 1]
-    weights = reach * jnp.maximum(cuts / sizes, 1.0)
+    weights = reach * jnp.maximum(cuts / sizes[None], 1.0)
     weights = jax.lax.stop_gradient(weights * of_masks['loss'].count)
     names = {
         'parallel_loss': 'loss',

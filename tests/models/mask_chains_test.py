@@ -45,10 +45,10 @@ def together(model, prompt):
 def alone(model, prompt, anchors):
   """float[B, G, D]: hidden states at the anchor of each row and its masks."""
   tokens = jnp.pad(ragged()[1], ((0, 0), (0, len(SIZES))))
-  place = jnp.arange(tokens.shape[1])
+  place = jnp.arange(tokens.shape[1])[None]
   tokens = jnp.where(place <= anchors[:, None], tokens, MASK)
   hidden = model.hidden(prompt, tokens, jnp.ones_like(tokens))
-  at = anchors[:, None] + jnp.arange(len(SIZES) + 1)
+  at = anchors[:, None] + jnp.arange(len(SIZES) + 1)[None]
   return jnp.take_along_axis(hidden, at[..., None], axis=1)
 
 

@@ -31,6 +31,7 @@ from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import parallel
 from distillspec_jax.training import recorder
 from distillspec_jax.training import settings
 from distillspec_jax.training import tensorboard
@@ -39,6 +40,9 @@ from tests import tiny
 MODEL = tiny.config(tiny.BYTES)
 NEW = settings.Start(model=MODEL)
 ON_POLICY = method_lib.Method(divergence='forward_kl', fixed_fraction=0.0)
+PARALLEL = dataclasses.replace(
+    ON_POLICY, parallel=parallel.Parallel(block_length=3, chains=2)
+)
 FAST = optimizers.Optimizer(name='adamw', learning_rate=3e-3, warmup_steps=1)
 VALIDATION = settings.Validation(
     every=3,
@@ -121,7 +125,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(
 ):
   changes = {'start': NEW}
   if distil:
-    changes = {'start': target, 'target': target, 'method': ON_POLICY}
+    changes = {'start': target, 'target': target, 'method': PARALLEL}
   train(tmp_path / 'whole', task, **changes)
 
   # Stopped hard: in the first step, when only step 0 is recorded and nothing
@@ -158,6 +162,8 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(
   jax.tree.map(np.testing.assert_array_equal, whole, stopped)
   best = [params(tmp_path / name) for name in ('whole', 'stopped')]
   jax.tree.map(np.testing.assert_array_equal, *best)
+  mask_token = loading.load(tmp_path / 'whole').config.mask_token
+  assert mask_token == (2 if distil else None)
 
 
 def test_a_run_leaves_its_files(tmp_path, task):

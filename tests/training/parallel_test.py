@@ -73,7 +73,7 @@ def directly(method, draft):
   ordinary = jnp.sum(losses(p_all, q_all, labels), where=counts)
   masked = jnp.zeros(())
   total_weight = jnp.zeros(())
-  place = jnp.arange(T + G)
+  place = jnp.arange(T + G)[None]
   for cut in range(T - 1):
     block = slice(cut, cut + G)
     q = measured(draft, jnp.where(place <= cut, inputs, MASK), block)

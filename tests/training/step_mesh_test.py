@@ -14,6 +14,7 @@ from distillspec_jax.models import transformer
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import parallel
 from distillspec_jax.training import step as step_lib
 from distillspec_jax.training import validation
 from tests import meshes
@@ -22,7 +23,11 @@ from tests import tiny
 V, B, S, T = 1024, 8, 6, 10
 METHODS = {
     'fine-tuning': method_lib.Method(z_loss=1e-3, label_smoothing=0.1),
-    'on-policy': method_lib.Method(divergence='jsd', fixed_fraction=0.0),
+    'on-policy': method_lib.Method(
+        divergence='jsd',
+        fixed_fraction=0.0,
+        parallel=parallel.Parallel(block_length=3, chains=4, keep=0.5),
+    ),
 }
 # Updates are as large as gradients, so that they can be compared.
 OPTIMIZER = optax.sgd(1.0)
