@@ -108,6 +108,7 @@ class Recorder:
         'loss': 'nats/token',
         'cross_entropy': 'nats/token',
         'target_cross_entropy': 'nats/token',
+        'parallel_loss': 'nats/token',
         'tokens_per_second': 'tokens/s',
     }
     self._write(

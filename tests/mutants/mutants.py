@@ -287,6 +287,20 @@ TRAINING = [
         'tests/training/step_test.py -k weigh_alike',
     ),
     Mutant(
+        'masks weigh alike, however rarely they are drawn',
+        'training/parallel.py',
+        'weights = reach * jnp.maximum(cuts / sizes[None], 1.0)',
+        'weights = reach',
+        'tests/training/parallel_test.py -k estimates',
+    ),
+    Mutant(
+        "masks see other chains' masks",
+        'models/mask_chains.py',
+        'masks = own & (depths <= depths[:, None])',
+        'masks = depths <= depths[:, None]',
+        'tests/models/mask_chains_test.py -k own_prefix',
+    ),
+    Mutant(
         'a draft is distilled with its dropout',
         'training/method.py',
         'rate = 0.0 if self.needs_target else config.dropout_rate',
