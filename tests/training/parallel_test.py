@@ -24,12 +24,8 @@ G, T, MASK = 4, 7, 2
 ALL = parallel.Parallel(block_length=G, chains=T, min_reach=0.01, weight=0.7)
 KL = method_lib.Method(divergence='forward_kl', parallel=ALL)
 BATCH = tiny.batch(6, empty=1, labels=T, seed=3)
+TARGET = tiny.model(gain=2.0, num_decoder_layers=2, seed=1)
 FALSE_ALARM = 1e-6
-
-
-@functools.cache
-def target():
-  return tiny.model(gain=2.0, num_decoder_layers=2, seed=1)
 
 
 def with_reach(reach, **changes):
@@ -43,7 +39,7 @@ def with_reach(reach, **changes):
 def metrics_of(method, draft, batch=BATCH, key=0):
   loss = step_lib.make_loss(method, draft.network)
   cuts = method.parallel.draw(jax.random.key(key), batch.segments)
-  return loss(draft.params, target(), batch, batch.prompt, None, cuts)
+  return loss(draft.params, TARGET, batch, batch.prompt, None, cuts)
 
 
 def directly(method, draft):
@@ -53,7 +49,7 @@ def directly(method, draft):
   inputs = jnp.pad(inputs, ((0, 0), (0, G)))
   labels = jnp.pad(jnp.asarray(batch.labels), ((0, 0), (0, G)))
   counts = jnp.pad(jnp.asarray(batch.mask), ((0, 0), (0, G)))
-  prompt = model_lib.with_shared_encoding(batch.prompt, target(), draft)
+  prompt = model_lib.with_shared_encoding(batch.prompt, TARGET, draft)
 
   def measured(model, inputs, at=slice(None)):
     prompt_of = prompt if model is draft else batch.prompt
@@ -62,7 +58,7 @@ def directly(method, draft):
   def nats(logits, labels):
     return divergences.cross_entropy(logits, labels)
 
-  p_all = jax.lax.stop_gradient(measured(target(), inputs))
+  p_all = jax.lax.stop_gradient(measured(TARGET, inputs))
   q_all = measured(draft, inputs)
 
   def losses(p, q, labels):
@@ -219,7 +215,7 @@ def one_step(method, micro_batches=1):
   draft, optimizer = tiny.model(mask_token=MASK), optax.sgd(1.0)
   state = step_lib.initial_state(draft.params, optimizer, jax.random.key(4))
   step = step_lib.make_step(method, optimizer, draft.network, micro_batches)
-  return jax.jit(step)(state, target(), BATCH)
+  return jax.jit(step)(state, TARGET, BATCH)
 
 
 def assert_same_params(actual, expected):
@@ -262,7 +258,7 @@ def train(draft, method, steps=30):
   state = step_lib.initial_state(draft.params, optimizer, jax.random.key(4))
   history = []
   for _ in range(steps):
-    state, metrics = step(state, target(), BATCH)
+    state, metrics = step(state, TARGET, BATCH)
     history.append(metrics)
   return history
 
