@@ -3,6 +3,7 @@
   target      fine-tuned on the task
   draft       fine-tuned on the task: the baseline of speculative decoding
   distilled   the draft, distilled from the target
+  parallel    the distilled draft, trained to propose a block in one call
   evaluation  acceptance and block efficiency with each draft
   benchmark   wall-clock time with each draft, and without one
 
@@ -38,7 +39,29 @@ from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import loop
 from distillspec_jax.training import settings
 
-_LONGER = 'fine-tuned_longer'
+_LONGER, _PARALLEL = 'fine-tuned_longer', 'parallel'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelDraft:
+  """A draft that proposes a block in one call, made of the distilled one.
+
+  Attributes:
+    training: the training run, whose method has `Method.parallel`.
+    evaluate: as in `run_experiment`, with decodings for it.
+    benchmark: likewise.
+  """
+
+  training: settings.Training
+  evaluate: Callable[..., Any]
+  benchmark: Callable[..., Any] | None = None
+
+  def __post_init__(self):
+    if self.training.method.parallel is None:
+      raise errors.UserError(
+          'Method.parallel is None in the training of the parallel draft; set'
+          ' it to a Parallel, or leave the draft out of the experiment.'
+      )
 
 
 def run_experiment(
@@ -51,7 +74,7 @@ def run_experiment(
     evaluate: Callable[..., Any],
     benchmark: Callable[..., Any] | None = None,
     control: settings.Training | None = None,
-    shared_encoder: bool = False,
+    parallel: ParallelDraft | None = None,
     seeds: Sequence[int] = (0,),
     samples: int = 3,
     show: Callable[[str, list[Any]], None] | None = None,
@@ -65,14 +88,15 @@ def run_experiment(
     run: the experiment's folder; created if it is absent.
     task: what the models are trained and measured on.
     fine_tune_target: the training run of the target.
-    fine_tune_draft: that of the draft.
+    fine_tune_draft: that of the draft; with `Start.shared_encoder` all drafts
+      read the target's encoder output and have no encoder.
     distil: that of the distilled draft; starts from the fine-tuned one.
     evaluate: `evaluation.acceptance.evaluate`, with its settings.
     benchmark: `evaluation.speed.latency.benchmark`, likewise; None: none.
     control: fine-tunes the draft for longer instead, which shows what the
       additional steps alone gain; None: no control.
-    shared_encoder: all drafts read the target's encoder output and have no
-      encoder; otherwise those whose `Start.shared_encoder` is set.
+    parallel: trains the distilled draft further, to propose blocks in one call,
+      and measures it; None: no such draft.
     seeds: of the drafts.
     samples: number of sample texts on the page.
     show: gets titles and measurements of evaluate and benchmark, for tables.
@@ -90,7 +114,7 @@ def run_experiment(
   drafts = {
       seed: _drafts(
           folder / f'seed_{seed}', target, fine_tune_draft, distil, control,
-          shared_encoder,
+          None if parallel is None else parallel.training,
       )
       for seed in seeds
   }  # fmt: skip
@@ -102,10 +126,13 @@ def run_experiment(
       for draft, training in drafts[seed].items():
         loop.train(run=str(draft), task=task, training=training, seed=seed)
       for draft in drafts[seed]:
-        stages = {f'evaluation_{draft.name}': evaluate}
+        measures = evaluate, benchmark
+        if draft.name == _PARALLEL:
+          measures = parallel.evaluate, parallel.benchmark
+        stages = {f'evaluation_{draft.name}': measures[0]}
         is_timed = seed == seeds[0] and draft.name != _LONGER
-        if benchmark is not None and is_timed:
-          stages[f'benchmark_{draft.name}'] = benchmark
+        if measures[1] is not None and is_timed:
+          stages[f'benchmark_{draft.name}'] = measures[1]
         for name, stage in stages.items():
           _once(
               draft.parent / name, stage, target=target, draft=str(draft),
@@ -127,7 +154,7 @@ def _drafts(
     fine_tune: settings.Training,
     distil: settings.Training,
     control: settings.Training | None,
-    shared_encoder: bool,
+    parallel: settings.Training | None,
 ) -> dict[pathlib.Path, settings.Training]:
   """Folder of a draft -> how it is trained, in order.
 
@@ -144,7 +171,7 @@ def _drafts(
           f'The checkpoint {given} would not be used: an experiment trains its'
           ' own target and draft. Leave it out, or use `train`.'
       )
-    if shared_encoder:
+    if fine_tune.start.shared_encoder:
       start['shared_encoder'] = True
     start = dataclasses.replace(training.start, **start)
     training = dataclasses.replace(training, start=start)
@@ -162,6 +189,10 @@ def _drafts(
   drafts[folder / 'distilled'] = complete(
       distil, has_target=True, checkpoint=str(fine_tuned)
   )
+  if parallel is not None:
+    drafts[folder / _PARALLEL] = complete(
+        parallel, has_target=True, checkpoint=str(folder / 'distilled')
+    )
   return drafts
 
 

@@ -122,11 +122,21 @@ def test_counterparts_of_the_names_of_t5x(configure):
     'binding',
     [
         'distil/settings.Start.shared_encoder=True',
-        'experiment.run_experiment.shared_encoder=True',
+        'draft/settings.Start.shared_encoder=True',
     ],
 )
 def test_the_encoder_may_be_shared_in_an_experiment(binding, configure):
   configure('quickstart', '--run=x', f'--gin.{binding}')
+
+
+def test_a_parallel_draft_may_be_added_to_an_experiment(configure):
+  function = configure(
+      'quickstart', '--run=x', '--gin_file=runs/experiment_parallel.gin',
+      '--gin.parallel/settings.Steps.num_steps=5',
+      '--gin.evaluate/decoding.grid.block_lengths=(4,)',
+      '--gin.parallel.Parallel.block_length=4',
+  )  # fmt: skip
+  print(function)
 
 
 def test_a_task_and_a_metric_may_be_of_another_module(

@@ -1,6 +1,7 @@
 """The whole story, end to end, as a user runs it: a file, a folder, a page."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -15,6 +16,7 @@ from distillspec_jax.commands import main
 from distillspec_jax.core import results
 from distillspec_jax.studies import experiment as experiment_lib
 from distillspec_jax.training import method
+from distillspec_jax.training import parallel as parallel_lib
 from distillspec_jax.training import settings
 from tests import tiny
 
@@ -168,14 +170,15 @@ class Stages:
     training.check()
     self.trained[pathlib.Path(run).name, seed] = training
 
-  def measure(self, *, run, draft_name, seed, **others):
+  def measure(self, *, run, draft_name, seed, kind=None, **others):
     assert set(others) <= {'target', 'draft', 'task', 'show'}
-    self.measured.append((pathlib.Path(run).name, draft_name, seed))
+    self.measured.append((kind or pathlib.Path(run).name, draft_name, seed))
 
 
 FINE_TUNE = settings.Training(
     start=settings.Start(model='test'), steps=settings.Steps(num_steps=1)
 )
+PARALLEL = parallel_lib.Parallel(block_length=2)
 DISTIL = settings.Training(
     start=settings.Start(),
     target=settings.Target(dtype='bfloat16'),
@@ -232,6 +235,27 @@ def test_drafts_start_from_each_other_and_the_target_is_shared(
   ]
 
 
+def test_a_parallel_draft_is_made_of_the_distilled_one(tmp_path, monkeypatch):
+  stages = Stages(monkeypatch)
+  changes = {'method': method.Method(divergence='jsd', parallel=PARALLEL)}
+  parallel = experiment_lib.ParallelDraft(
+      training=dataclasses.replace(DISTIL, **changes),
+      evaluate=functools.partial(stages.measure, kind='parallel'),
+  )
+  run_stages(stages, tmp_path, parallel=parallel, control=None)
+  folder = tmp_path / 'run' / 'seed_0'
+  trained = stages.trained['parallel', 0]
+  assert trained.start.checkpoint == str(folder / 'distilled')
+  assert trained.target.checkpoint == str(tmp_path / 'run' / 'target')
+  assert stages.measured[-3:] == [
+      ('evaluation_distilled', 'distilled', 0),
+      ('benchmark_distilled', 'distilled', 0),
+      ('parallel', 'parallel', 0),
+  ]
+  with pytest.raises(ds.UserError, match='Method.parallel is None'):
+    dataclasses.replace(parallel, training=DISTIL)
+
+
 def test_a_model_that_has_changed_is_measured_again(
     tmp_path, monkeypatch, capfd
 ):
@@ -255,10 +279,14 @@ def test_all_drafts_share_the_encoder_or_those_that_are_set_so(
     tmp_path, monkeypatch, of_all
 ):
   stages = Stages(monkeypatch)
-  shared = dataclasses.replace(
-      DISTIL, start=settings.Start(shared_encoder=not of_all)
+  sharing = lambda training: dataclasses.replace(
+      training,
+      start=dataclasses.replace(training.start, shared_encoder=True),
   )
-  run_stages(stages, tmp_path, distil=shared, shared_encoder=of_all)
+  changes = {'distil': sharing(DISTIL)}
+  if of_all:
+    changes = {'fine_tune_draft': sharing(FINE_TUNE)}
+  run_stages(stages, tmp_path, **changes)
   trained = {name: training for (name, _), training in stages.trained.items()}
   target = settings.Target(checkpoint=str(tmp_path / 'run' / 'target'))
   for name in ('fine-tuned', 'fine-tuned_longer'):
