@@ -315,6 +315,36 @@ def _plan_anchors() -> str:
   return _table(header, rows) + note
 
 
+def _parallel_drafts() -> str:
+  """A parallel draft beside a sequential one of the same size and time."""
+  content = _load('parallel_drafts')
+  if content is None:
+    return 'Not measured by the present code.\n'
+  study = _study('parallel_drafts')
+  seeds = {line['provenance']['seed'] for line in study.lines}
+  rows, texts = [], []
+  for name in ('sequential', 'parallel', 'token by token'):
+    cells = [
+        _of(study, name, t).metrics['block_efficiency'] for t in (0.0, 1.0)
+    ]
+    rows.append([name, *(cell.text(2) for cell in cells)])
+  rows[1][0] = 'parallel draft, in one call'
+  rows[2][0] = 'parallel draft, token by token'
+  rows[0][0] = 'sequential draft'
+  for title, temperature in (('greedy', 0.0), ('at temperature 1', 1.0)):
+    sequential, parallel = (
+        _of(study, name, temperature) for name in ('sequential', 'parallel')
+    )
+    gain = headlines.gain(sequential, parallel, 'block_efficiency')
+    texts.append(f'{title} {gain.text()} ({gain.interval_text()})')
+  header = ['', 'tokens per target call, greedy', 'temperature 1']
+  return _table(header, rows) + (
+      f'\nForward KL, {len(seeds)} seeds, {_examples(study)} inputs, block'
+      f' length {_LENGTH}, equal training time. In one call against sequential:'
+      f' {", ".join(texts)}. {_minutes(content)}, {content["machine"]}.\n'
+  )
+
+
 def _header(name: str) -> Callable[[], str]:
   """The record in the header of an experiment's gin file."""
 
@@ -350,6 +380,7 @@ _VIEWS: dict[str, Callable[[], str]] = {
     'ctranslate2': _decoding('ctranslate2', 'ctranslate2'),
     'training_temperature': _training_temperature,
     'plan_anchors': _plan_anchors,
+    'parallel_drafts': _parallel_drafts,
     **{f'header_{name}': _header(name) for name in _EXPERIMENTS},
 }
 
