@@ -332,7 +332,9 @@ def _judge(
     judge = functools.partial(validation_lib.loss, training.method, model)
     measure = 'loss on the labels'
   else:
-    decoding = validation.decoding_for(task.label_length)
+    decoding = validation.decoding_for(
+        task.label_length, training.method.parallel
+    )
     measure = f'block efficiency, {decoding.label()}'
     judge = functools.partial(
         validation_lib.block_efficiency, target.model, decoding=decoding

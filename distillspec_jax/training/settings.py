@@ -22,6 +22,7 @@ from distillspec_jax.models import int8
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import method as method_lib
 from distillspec_jax.training import optimizers
+from distillspec_jax.training import parallel as parallel_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,8 @@ class Validation:
       what the method minimises, on the labels. Default: block efficiency as
       `decoding` says, and without a target the loss.
     decoding: with which block efficiency is measured, if there is a target;
-      default: greedy, in blocks of up to five tokens.
+      default: greedy, in blocks of up to five tokens; of a parallel draft in
+      one call, in blocks of the length that it is trained for.
     keep: 'best': the latest step that is not worse than the best score by more
       than the standard error of their difference; or 'last'.
   """
@@ -194,14 +196,19 @@ class Validation:
     )  # fmt: skip
     check.one_of(('best', 'last'), owner='Validation', keep=self.keep)
 
-  def decoding_for(self, label_length: int) -> decoding_lib.Decoding:
-    """The decoding for outputs of this length.
+  def decoding_for(
+      self, label_length: int, parallel: parallel_lib.Parallel | None = None
+  ) -> decoding_lib.Decoding:
+    """The decoding for outputs of this length, and a draft trained like this.
 
     Raises:
       UserError: its blocks are longer.
     """
+    length = parallel.block_length if parallel else min(5, label_length)
     decoding = self.decoding or decoding_lib.Decoding(
-        drafting=decoding_lib.Drafting(length=min(5, label_length))
+        drafting=decoding_lib.Drafting(
+            length=length, parallel=parallel is not None
+        )
     )
     temperature = {'greedy': 0.0, 'sampled': 1.0}.get(self.measure or '')
     if temperature is not None:

@@ -7,6 +7,7 @@ import pytest
 from distillspec_jax.core import errors
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.training import method as method_lib
+from distillspec_jax.training import parallel
 from distillspec_jax.training import settings
 from tests import tiny
 
@@ -138,6 +139,16 @@ def test_drafts_are_judged_greedily_in_blocks_of_up_to_five(
   assert decoding == decoding_lib.Decoding(
       drafting=decoding_lib.Drafting(length=length),
       max_new_tokens=label_length,
+  )
+
+
+def test_parallel_drafts_are_judged_in_one_call():
+  method = parallel.Parallel(block_length=7)
+  decoding = settings.Validation().decoding_for(12, method)
+  assert decoding.drafting == decoding_lib.Drafting(length=7, parallel=True)
+  own = settings.Validation(decoding=decoding.replace(parallel=False, length=2))
+  assert own.decoding_for(12, method).drafting == decoding_lib.Drafting(
+      length=2
   )
 
 
