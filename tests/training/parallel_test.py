@@ -278,7 +278,8 @@ def test_steps_lower_the_loss_at_the_masks_of_a_trimmed_vocabulary():
   history = train(draft, method)
   losses = [float(metrics['parallel_loss'].value()) for metrics in history]
   assert np.isfinite(losses).all()
-  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+  # The mass of the tokens that it lacks remains.
+  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
 # Settings.
