@@ -310,6 +310,7 @@ _SMALL_SCALE = {
     'micro': (128, 4, 32, 256, 2, 2),
     'tiny': (192, 4, 48, 512, 4, 4),
     'mini': (256, 4, 64, 768, 4, 4),
+    'midi': (384, 6, 64, 1024, 1, 6),
 }
 
 
@@ -321,7 +322,8 @@ def published(name: str, vocab_size: int = 32128, **changes: Any) -> T5Config:
 
   Args:
     name: 't5_1_1_SIZE' or 't5_1_0_SIZE' with SIZE small, base, large, xl or
-      xxl, or one of the sizes for a laptop: test, nano, micro, tiny, mini.
+      xxl, or one of the sizes for a laptop: test, nano, micro, tiny, mini,
+      midi.
     vocab_size: rows of the embedding; 32,128 in the published checkpoints.
     **changes: fields of `T5Config` to set otherwise; with `encoded_dim` there
       is no encoder.
