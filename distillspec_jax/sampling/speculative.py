@@ -145,8 +145,8 @@ def _generate(target, draft, stop, prompt, keys, controls, decoding):
     block_keys = randomness.events(keys, state.step)
     position = state.total - context.length
     draft_state, block = drafting.draft_block(
-        draft, state.draft.restored(), state.tokens, state.total, position, state.done,
-        block_keys, decoding, controls, vocabulary_size,
+        draft, state.draft.restored(), state.tokens, state.total, position,
+        state.done, block_keys, decoding, controls, vocabulary_size,
     )  # fmt: skip
     last = rows.window(state.tokens, state.total - 1, 1)
     branches = drafting.slots_of_paths(state.total, decoding.drafting)

@@ -1,8 +1,11 @@
 """Autoregressive generation: the model's own distribution, a call per token."""
 
+import re
+
 import numpy as np
 import pytest
 
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import autoregressive
 from tests.sampling import enumeration
 from tests.sampling import pairs
@@ -62,3 +65,20 @@ def test_tokens_beyond_a_vocabulary_size_are_never_emitted():
   ).tokens  # fmt: skip
   assert np.asarray(generate(pairs.SAMPLED).tokens).max() >= pairs.V // 2
   assert np.asarray(tokens).max() < pairs.V // 2
+
+
+def test_a_loop_over_one_row_copies_no_cache(monkeypatch):
+  model = pairs.make('decoder_only')
+  read = pairs.prompt(1), pairs.keys_of(1), pairs.SAMPLED
+
+  def copies():
+    autoregressive.generate.clear_cache()
+    text = autoregressive.generate.lower(model, *read).compile().as_text()
+    autoregressive.generate.clear_cache()
+    cache = rf'f32\[1,{model.config.num_heads},\d+,{model.config.head_dim}\]'
+    bodies = [part for part in text.split('\n\n') if 'while/body' in part]
+    return sum(len(re.findall(cache + r'\S* copy\(', part)) for part in bodies)
+
+  assert copies() == 0
+  monkeypatch.setattr(model_lib.DecodeState, 'carried', lambda state: state)
+  assert copies() > 0
