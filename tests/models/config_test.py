@@ -43,7 +43,9 @@ def test_scanning_does_not_change_the_number_of_parameters():
   assert count(config) == PARAMETERS['t5_1_1_small']
 
 
-@pytest.mark.parametrize('name', ['test', 'nano', 'micro', 'tiny', 'mini'])
+@pytest.mark.parametrize(
+    'name', ['test', 'nano', 'micro', 'tiny', 'mini', 'midi']
+)
 def test_laptop_sizes_take_vocabulary_and_changes(name):
   config = config_lib.published(name, 260, num_encoder_layers=0)
   assert config.vocab_size == 260

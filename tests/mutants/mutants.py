@@ -82,7 +82,8 @@ SAMPLING = [
         "the target's cache is rolled back one token too far",
         SPECULATIVE,
         'target.rollback(state.target.restored(), state.total - 1)',
-        'target.rollback(state.target.restored(), jnp.maximum(state.total - 2, 0))',
+        'target.rollback(state.target.restored(), '
+        'jnp.maximum(state.total - 2, 0))',
         'tests/sampling/speculative_test.py -k greedy_tokens_are_the_targets',
         'token verification',
     ),
