@@ -375,6 +375,7 @@ def _both_logits(
   tokens = samples.tokens
   ones, length = jnp.ones_like(tokens), tokens.shape[1]
   forced = model.logits(prompt, model_lib.shift_right(tokens, ones), ones)
+  model = model.for_decoding()  # as the samplers hold it
   state, context = model.prefill(prompt, length)
   last = rows_lib.window(context.tokens, context.length - 1, 1)
 

@@ -63,6 +63,7 @@ class T5Config:
       pass (see `models.attention_kernel`), or 'xla'; None: the kernel on TPUs
       where it is faster. Steps of decoding never use it.
     scan_layers: layers are stacked and scanned: compiles in constant time.
+      Loops over tokens unroll those of the decoder all the same.
     relative_buckets: buckets of relative distance.
     relative_max_distance: distances from here on share the last bucket.
     relative_bias_per_layer: every layer has a bias of its own (umT5, t5x's

@@ -14,6 +14,7 @@ taking tokens back is setting a length (`rollback`).
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any, cast, NamedTuple
 
 import flax.struct
@@ -103,7 +104,9 @@ class Model(flax.struct.PyTreeNode):
     """The model as a loop over tokens should hold it, for the loop's length.
 
     Nothing stays sharded over the axis fsdp, whose shards would be gathered
-    again for every token, and kernels have the dtype of the computation.
+    again for every token, and kernels have the dtype of the computation. The
+    decoder's layers are not scanned: every token would copy each one's weights
+    and cache out of the stacks.
     """
     dtype = self.network.compute_dtype()
 
@@ -122,7 +125,16 @@ class Model(flax.struct.PyTreeNode):
           params,
           self.network.logical_axes(),
       )
-    return self.replace(params=params)
+    if not self.network.scans_decoder:
+      return self.replace(params=params)
+    decoder = dict(params['decoder'])
+    stacked = decoder.pop('layers')
+    for i in range(self.config.num_decoder_layers):
+      decoder[f'layers_{i}'] = jax.tree.map(operator.itemgetter(i), stacked)
+    return Model(
+        {**params, 'decoder': decoder},
+        transformer.Transformer(self.config, self.network.layout, False),
+    )
 
   # Teacher forcing.
 
@@ -279,11 +291,11 @@ class Model(flax.struct.PyTreeNode):
     """The state before the first new token, and the tokens before it.
 
     The cache holds all of the context but its last token, which is the first
-    that `extend` should get.
+    that `extend` should get; the last new token it need not hold.
 
     Args:
       prompt: not packed.
-      max_new_tokens: slots to keep for tokens after the context.
+      max_new_tokens: how many tokens `extend` may get.
       prefix: tokens int32[B, P] that each output begins with.
     """
     if prefix is None:
@@ -306,7 +318,7 @@ class Model(flax.struct.PyTreeNode):
     # The start token comes first.
     tokens, length = jnp.pad(tokens, ((0, 0), (1, 0))), length + 1
     state = DecodeState(
-        cache=self._empty_cache(rows, tokens.shape[1] + max_new_tokens),
+        cache=self._empty_cache(rows, tokens.shape[1] - 1 + max_new_tokens),
         length=jnp.zeros(rows, jnp.int32),
         cross=cross,
         input_mask=input_mask,
@@ -314,7 +326,7 @@ class Model(flax.struct.PyTreeNode):
     if tokens.shape[1] > 1:
       # All rows feed the whole width; what they feed beyond their own length is
       # forgotten by the roll-back.
-      _, state = self.extend(state, tokens[:, :-1])
+      _, state = self.extend(state, tokens[:, :-1], slot=jnp.int32(0))
     return self.rollback(state, length - 1), Context(tokens, length)
 
   def extend(
@@ -322,6 +334,7 @@ class Model(flax.struct.PyTreeNode):
       state: DecodeState,
       tokens: jax.Array,
       paths: path_slots.PathSlots | None = None,
+      slot: jax.Array | None = None,
   ) -> tuple[jax.Array, DecodeState]:
     """Hidden states float[B, N, D] of tokens int32[B, N], and the new state.
 
@@ -330,6 +343,8 @@ class Model(flax.struct.PyTreeNode):
       tokens: appended to each row at its own length.
       paths: from slot `paths.start` on the paths take turns; None: each token
         follows the one before it.
+      slot: int32[] the length of all rows, if it is known to be the same: the
+        cache is then updated at once.
 
     Raises:
       ValueError: the cache has no room for the tokens. While a program is
@@ -339,7 +354,7 @@ class Model(flax.struct.PyTreeNode):
     _check_room(state, tokens.shape[1])
     hidden, cache = self.network.apply(
         self.params, tokens, state.length, state.cache, state.cross,
-        state.input_mask, paths, method='extend',
+        state.input_mask, paths, slot, method='extend',
     )  # fmt: skip
     length = state.length + tokens.shape[1]
     return hidden, state.replace(cache=cache, length=length)
@@ -365,7 +380,7 @@ class Model(flax.struct.PyTreeNode):
       kept = jnp.take_along_axis(cache, slots[:, None, :, None], axis=2)
       return t5.append(cache, kept, paths.start)
 
-    if self.config.scan_layers:
+    if self.network.scans_decoder:
       move = jax.vmap(move)
     cache = jax.tree.map(move, state.cache)
     return state.replace(cache=cache, length=paths.start + size)
@@ -373,14 +388,14 @@ class Model(flax.struct.PyTreeNode):
   def batch_axes(self) -> DecodeState:
     """Which axis of each array of a state is that of the rows."""
     # Scanned layers are stacked along axis 0.
-    axis: Any = int(self.config.scan_layers)
+    axis: Any = int(self.network.scans_decoder)
     return DecodeState(axis, cast(Any, 0), axis, cast(Any, 0))
 
   def _empty_cache(self, rows: int, slots: int) -> Any:
     config = self.config
     shape: tuple[int, ...] = (rows, config.num_heads, slots, config.head_dim)
     names: tuple[str, ...] = ('batch', 'heads', 'length', 'kv')
-    if config.scan_layers:
+    if self.network.scans_decoder:
       shape, names = (config.num_decoder_layers, *shape), ('layers', *names)
       return self._zeros(shape, names), self._zeros(shape, names)
     return [
@@ -397,7 +412,7 @@ class Model(flax.struct.PyTreeNode):
     layer = t5.DecoderLayer(self.config)
     project = functools.partial(layer.apply, method='project_cross')
     decoder = self.params['decoder']
-    if self.config.scan_layers:
+    if self.network.scans_decoder:
       return jax.vmap(lambda layer: project({'params': layer}, encoded))(
           decoder['layers']
       )

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from distillspec_jax.distributed import layouts
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import layers
 from distillspec_jax.models import mask_chains
@@ -25,7 +26,6 @@ from distillspec_jax.models import path_slots
 from distillspec_jax.models import relative_position
 
 _RESIDUAL = ('batch', 'length', 'embed_activation')
-_SELECTED = 16  # tokens at most that `append_selected` is for
 
 # (keys, values), each float[B, H, L, K].
 KeysValues = tuple[jax.Array, jax.Array]
@@ -46,7 +46,7 @@ class StackInputs(NamedTuple):
   buckets: Any  # int32[B or 1, N, L] of relative position
   bias: jax.Array | None = None  # float[B or 1, H, N, L], unless a layer's own
   dropout_key: jax.Array | None = None
-  start: jax.Array | None = None  # int32[B] cache slot of the first token
+  start: jax.Array | None = None  # int32[B] or [], slot of the first token
   encoded: jax.Array | None = None  # float[B, S, D]
   cross_visible: jax.Array | None = None  # bool[B, N, S]
 
@@ -136,20 +136,22 @@ def append(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
   Args:
     cache: float[B, H, L, K].
     new: float[B, H, N, K].
-    start: int32[B]; start + N <= L, the caller sizes the cache so.
+    start: int32[B], or int32[] if it is that of all rows; start + N <= L, the
+      caller sizes the cache so.
   """
   new = new.astype(cache.dtype)
-  if new.shape[2] > _SELECTED:
-    return append_slices(cache, new, start)
+  if not start.ndim and len(cache) > 1:
+    return jax.lax.dynamic_update_slice(cache, new, (0, 0, start, 0))
+  start = jnp.atleast_1d(start)
   return jax.lax.platform_dependent(
-      cache, new, start, tpu=append_selected, default=append_slices
+      cache, new, start, tpu=append_one_by_one, default=append_slices
   )
 
 
 def append_slices(
     cache: jax.Array, new: jax.Array, start: jax.Array
 ) -> jax.Array:
-  """`append`, row by row: reads and writes the new slots alone."""
+  """`append` as one batched update: reads and writes the new slots alone."""
 
   def row(cache, new, start):
     return jax.lax.dynamic_update_slice(cache, new, (0, start, 0))
@@ -159,15 +161,24 @@ def append_slices(
   return jax.vmap(row)(cache, new, start)
 
 
-def append_selected(
+def append_one_by_one(
     cache: jax.Array, new: jax.Array, start: jax.Array
 ) -> jax.Array:
-  """`append`, all rows at once: a TPU goes through slices one after another."""
-  slots = jnp.arange(cache.shape[2])[None] - start[:, None]  # [B, L]
-  for i in range(new.shape[2]):
-    is_here = (slots == i)[:, None, :, None]
-    cache = jnp.where(is_here, new[:, :, i : i + 1], cache)
-  return cache
+  """`append` as an update for each row, of which TPUs do many at a time.
+
+  They make a loop of a batched one. A selection among old and new slots would
+  write the whole cache.
+  """
+
+  def rows(_, batched):
+    cache, new, start = batched
+    for row in range(cache.shape[0]):
+      place = row, 0, start[row], 0
+      cache = jax.lax.dynamic_update_slice(cache, new[row : row + 1], place)
+    return cache
+
+  # Each device updates its own rows.
+  return mesh_lib.shard_over_batch(rows, None, (cache, new, start))
 
 
 class Stack(nn.Module):
@@ -175,6 +186,7 @@ class Stack(nn.Module):
 
   config: config_lib.T5Config
   is_decoder: bool
+  is_scanned: bool
 
   def setup(self):
     config = self.config
@@ -183,8 +195,8 @@ class Stack(nn.Module):
       policy = None
       if config.remat == 'dots':
         policy = jax.checkpoint_policies.checkpoint_dots
-      layer = nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers)
-    if config.scan_layers:
+      layer = nn.remat(layer, policy=policy, prevent_cse=not self.is_scanned)
+    if self.is_scanned:
       self.layers = nn.scan(
           layer,
           variable_axes={'params': 0},
@@ -230,7 +242,7 @@ class Stack(nn.Module):
     if not self.config.relative_bias_per_layer:
       bias = relative_position.bias(self.relpos_bias(), common.buckets)
       common = common._replace(bias=bias)
-    if self.config.scan_layers:
+    if self.is_scanned:
       layer_inputs = LayerInputs(jnp.arange(self.depth), cache, cross)
       x, new_cache = self.layers(x, layer_inputs, common)
     else:
@@ -248,15 +260,19 @@ class Stack(nn.Module):
 
 
 class T5(nn.Module):
-  """Embedding, encoder (or what reads another model's) and decoder."""
+  """Embedding, encoder (or what reads another model's) and decoder.
+
+  The decoder's layers are scanned only where both say so.
+  """
 
   config: config_lib.T5Config
+  scans_decoder: bool = True
 
   def setup(self):
     self.token_embedder = layers.Embedding(self.config)
     config = self.config
     if config.num_encoder_layers:
-      self.encoder = Stack(config, is_decoder=False)
+      self.encoder = Stack(config, False, config.scan_layers)
     if config.shares_encoder:
       self.encoder_projection = layers.Dense(
           config.emb_dim,
@@ -264,7 +280,8 @@ class T5(nn.Module):
           config.encoded_dim**-0.5,
           config,
       )
-    self.decoder = Stack(self.config, is_decoder=True)
+    is_scanned = config.scan_layers and self.scans_decoder
+    self.decoder = Stack(config, True, is_scanned)
 
   def encode(
       self,
@@ -361,6 +378,7 @@ class T5(nn.Module):
       cross: Any,
       input_mask: jax.Array,
       paths: path_slots.PathSlots | None = None,
+      slot: jax.Array | None = None,
   ) -> tuple[jax.Array, Any]:
     """Hidden states float[B, N, D] of a block appended at `start` int32[B].
 
@@ -371,6 +389,7 @@ class T5(nn.Module):
       cross: keys and values of the encoder's output, likewise, or None.
       input_mask: bool[B, S].
       paths: where slots hold several paths; None: each row is one path.
+      slot: int32[] `start` of all rows, if it is the same.
     """
     rows, length = tokens.shape
     tokens, start, input_mask = layers.constrain_rows(tokens, start, input_mask)
@@ -391,7 +410,7 @@ class T5(nn.Module):
     common = StackInputs(
         visible=visible,
         buckets=buckets,
-        start=start,
+        start=start if slot is None else slot,
         cross_visible=jnp.broadcast_to(
             input_mask[:, None], (rows, length, input_mask.shape[1])
         ),

@@ -30,12 +30,22 @@ class Transformer:
   """
 
   def __init__(
-      self, config: config_lib.T5Config, layout: layouts.Rules = layouts.SHARDED
+      self,
+      config: config_lib.T5Config,
+      layout: layouts.Rules = layouts.SHARDED,
+      scans_decoder: bool = True,
   ):
-    """Takes the sizes, and the rules that lay its arrays out on a mesh."""
+    """Takes the sizes, and the rules that lay its arrays out on a mesh.
+
+    Args:
+      config: sizes and options.
+      layout: from `layouts.rules`.
+      scans_decoder: whether `config.scan_layers` holds for the decoder, too.
+    """
     self.config = config
     self.layout = layout
-    self._module = t5.T5(config)
+    self.scans_decoder = config.scan_layers and scans_decoder
+    self._module = t5.T5(config, self.scans_decoder)
 
   def __eq__(self, other: Any) -> bool:
     return isinstance(other, Transformer) and self._key() == other._key()
@@ -43,8 +53,8 @@ class Transformer:
   def __hash__(self) -> int:
     return hash(self._key())
 
-  def _key(self) -> tuple[config_lib.T5Config, layouts.Rules]:
-    return self.config, self.layout
+  def _key(self) -> tuple[config_lib.T5Config, layouts.Rules, bool]:
+    return self.config, self.layout, self.scans_decoder
 
   def init(
       self, key: jax.Array, mesh: jax.sharding.Mesh | None = None

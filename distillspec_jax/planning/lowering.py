@@ -201,7 +201,7 @@ class Run:
     rows, heads = jax.sharding.NamedSharding(self.mesh, spec).shard_shape(
         (batch, config.num_heads)
     )
-    slots += 1 + self.config.input_length  # the start token is in the cache
+    slots += self.config.input_length
     numbers = 2 * config.num_decoder_layers * rows * slots * heads
     itemsize = jnp.dtype(network.compute_dtype()).itemsize
     return numbers * config.head_dim * itemsize

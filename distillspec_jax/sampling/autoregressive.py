@@ -73,6 +73,7 @@ def _generate(model, stop, prompt, keys, controls, decoding, vocabulary_size):
   """`generate` for the rows of one device."""
   batch, length = keys.shape[0], decoding.output_length
   state, context = model.prefill(prompt, length, controls.prefix)
+  in_step = context.tokens.shape[1] == 1  # all begin with the start token
   is_greedy = controls.is_greedy(decoding)
   vocabulary = model.trimmed_vocabulary(vocabulary_size)
   limit = jnp.broadcast_to(controls.limit(decoding), (batch,))
@@ -81,7 +82,9 @@ def _generate(model, stop, prompt, keys, controls, decoding, vocabulary_size):
     return ~jnp.all(carry.done)
 
   def next_token(carry: _Carry) -> _Carry:
-    hidden, state = model.extend(carry.state.restored(), carry.last)
+    slot = carry.step if in_step else None
+    state = carry.state.restored()
+    hidden, state = model.extend(state, carry.last, slot=slot)
     own_logits = vocabulary.trim(model.unembed(hidden))
     position = jnp.broadcast_to(carry.step, (batch, 1))
     logits = controls.forbid_early_eos(

@@ -412,7 +412,7 @@ def test_a_block_without_room_is_refused(name):
   prompt, *_ = ragged_batch(8)
   begin = functools.partial(model.prefill, max_new_tokens=3)
   state, context = jax.eval_shape(begin, prompt)
-  slots = context.tokens.shape[1] + 3
+  slots = context.tokens.shape[1] - 1 + 3
   state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
   state = state.replace(length=jnp.full(B, slots - 4).at[2].set(slots - 3))
 
@@ -469,6 +469,23 @@ def test_kernels_are_held_in_the_dtype_of_the_computation():
     assert leaf.dtype == (jnp.bfloat16 if is_cast else jnp.float32), path
   same = make('decoder_only').for_decoding()
   jax.tree.map(np.testing.assert_array_equal, same, make('decoder_only'))
+
+
+@pytest.mark.parametrize('changes', [{}, {'relative_bias_per_layer': True}])
+def test_a_loop_over_tokens_does_not_scan_layers(changes):
+  model = make('scanned', **changes)
+  decoding = model.for_decoding()
+  prompt, labels, segments = ragged_batch(8)
+  expected = teacher_forced(model, prompt, labels, segments)
+  logits, state = incremental(decoding, prompt, labels, (1, 3))
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+  assert len(state.cache) == len(state.cross) == 2  # one a layer
+  assert decoding.network != model.network
+  # The encoder, which runs once, compiles as fast as before.
+  assert set(decoding.params['encoder']) == set(model.params['encoder'])
+  # It has the network's own names and axes.
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  assert shapes(decoding.params) == shapes(decoding.network.abstract())
 
 
 # A pytree of parameters; the rest is static.

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from distillspec_jax.core import types
+from distillspec_jax.distributed import mesh as mesh_lib
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import model as model_lib
 from distillspec_jax.models import t5
 from distillspec_jax.models import transformer
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
+from tests import meshes
 
 NAMES = ['t5v11_tiny', 't5v11_mid']
 compute_logits = jax.jit(lambda model, *batch: model.logits(*batch))
@@ -175,7 +177,7 @@ def test_gradients_are_those_of_t5x(shared):
 
 
 @pytest.mark.parametrize('new', [1, 4])
-def test_appending_by_selection_is_appending(new):
+def test_appending_row_by_row_is_appending(new):
   rng = np.random.default_rng(new)
   cache = rng.standard_normal((3, 2, 9, 4)).astype(np.float32)
   block = rng.standard_normal((3, 2, new, 4)).astype(np.float32)
@@ -183,5 +185,30 @@ def test_appending_by_selection_is_appending(new):
   expected = cache.copy()
   for row, place in enumerate(start):
     expected[row, :, place : place + new] = block[row]
-  for append in (t5.append, t5.append_slices, t5.append_selected):
+  for append in (t5.append, t5.append_slices, t5.append_one_by_one):
     np.testing.assert_array_equal(append(cache, block, start), expected)
+  # Rows in step are updated at once.
+  np.testing.assert_array_equal(
+      t5.append(cache, block, jnp.int32(2)),
+      t5.append_slices(cache, block, np.full(3, 2, np.int32)),
+  )
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 4), (1, 4, 2)])
+def test_each_device_appends_to_its_own_rows(shape):
+  mesh = meshes.make(shape)
+  rng = np.random.default_rng(0)
+  cache = rng.standard_normal((8, 4, 9, 4)).astype(np.float32)
+  block = rng.standard_normal((8, 4, 2, 4)).astype(np.float32)
+  start = rng.integers(0, 7, 8).astype(np.int32)
+  heads = jax.sharding.PartitionSpec(mesh_lib.ROWS, 'tensor')
+  placed = *(
+      jax.device_put(x, jax.sharding.NamedSharding(mesh, heads))
+      for x in (cache, block)
+  ), meshes.put(mesh, start)
+  with jax.set_mesh(mesh):
+    program = jax.jit(t5.append_one_by_one).lower(*placed).compile()
+  assert not meshes.exchanges(program)
+  np.testing.assert_array_equal(
+      program(*placed), t5.append_slices(cache, block, start)
+  )

@@ -80,6 +80,8 @@ def measure(
   Raises:
     RuntimeError: the machine is too busy to time steps.
   """
+  # As the samplers hold them.
+  target, draft = target.for_decoding(), draft.for_decoding()
   prompt = model_lib.with_shared_encoding(prompt, target, draft)
   longest = max(decodings, key=lambda decoding: decoding.drafting.length)
   size = model_lib.common_vocabulary(target, draft)

@@ -105,6 +105,8 @@ def measure(
         ' draft length, whose blocks have no fixed parts; break down one'
         ' without.'
     )
+  # As the samplers hold them.
+  target, draft = target.for_decoding(), draft.for_decoding()
   prompt = model_lib.with_shared_encoding(prompt, target, draft)
   size, rows = decoding.drafting.length, prompt.tokens.shape[0]
   vocabulary_size = model_lib.common_vocabulary(target, draft)
