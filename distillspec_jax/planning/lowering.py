@@ -164,7 +164,7 @@ class Run:
     return size
 
   def _block_slots(self) -> int:
-    """Tokens after the start token that the samplers' caches have room for."""
+    """Slots of a row in the samplers' caches."""
     decoding = self.config.decoding
     drafting = decoding.drafting
     # As in `speculative.generate`: a block of all paths is written in full.
