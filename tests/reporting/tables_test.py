@@ -91,7 +91,6 @@ def test_the_gain_of_a_verifier_is_shown(made_up):
         ('verifier', 'block'),
         ('paths', 4),
         ('adaptive', 'confidence(0.4)'),
-        ('parallel', True),
         ('max new tokens', 32),
     ],
 )
