@@ -21,11 +21,12 @@ _COMMAND = (sys.executable, '-m', 'distillspec_jax')
 # As in gin_configs/experiments/quickstart.gin.
 _TRAINING = (
     '--gin_file=methods/on_policy_gkd.gin',
+    '--gin.settings.Steps.batch_size=16',
     '--gin.settings.Steps.checkpoint_every=200',
     '--gin.settings.Validation.every=200',
     "--gin.settings.Validation.keep='last'",
     "--gin.optimizers.Optimizer.name='adamw'",
-    '--gin.optimizers.Optimizer.learning_rate=3e-3',
+    '--gin.optimizers.Optimizer.learning_rate=2e-3',
     '--gin.optimizers.Optimizer.warmup_steps=40',
 )
 _MEASURING = (

@@ -14,7 +14,6 @@ import subprocess
 import sys
 
 _COMMAND = (sys.executable, '-m', 'distillspec_jax')
-# As in gin_configs/experiments/quickstart.gin.
 _TRAINING = (
     '--gin_file=methods/on_policy_gkd.gin',
     '--gin_file=runs/distil.gin',
