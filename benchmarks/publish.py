@@ -301,7 +301,8 @@ def _training_temperature() -> str:
       f'\nForward KL, {len(seeds)} seeds, {_examples(study)} inputs, block'
       f' length {_LENGTH}. {names[0].removeprefix("T = ")} against'
       f' {names[1].removeprefix("T = ")}: {", ".join(texts)}. Measured with the'
-      ' pair that the quickstart trained before, a micro target and a nano draft.\n'
+      ' pair that the quickstart trained before, a micro target and a nano'
+      ' draft.\n'
   )
 
 
