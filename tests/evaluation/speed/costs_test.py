@@ -48,7 +48,7 @@ def test_a_block_is_read_and_judged_anew_in_every_step(loops, temperature):
     assert first[2].shape == (2, 3, tiny.V)
     assert not np.array_equal(first[2], second[2])
   state = second[0]
-  assert jax.tree.leaves(state.cache)[0].shape[2] == 1 + L + 3 + 1
+  assert jax.tree.leaves(state.cache)[0].shape[2] == L + 3 + 1
   np.testing.assert_array_equal(state.length, [2, 2])
 
 
@@ -128,7 +128,7 @@ def test_all_paths_are_read_and_judged(loops):
   state, read, q_logits = run(1)
   assert read.shape == (2, 1 + 2 * 3)
   assert q_logits.shape == (2, 3, 2, tiny.V)
-  assert jax.tree.leaves(state.cache)[0].shape[2] == 1 + L + 2 * 3 + 1
+  assert jax.tree.leaves(state.cache)[0].shape[2] == L + 2 * 3 + 1
 
 
 def test_rows_have_keys_of_their_own():
