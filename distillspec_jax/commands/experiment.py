@@ -33,10 +33,10 @@ def run(options: argparse.Namespace, files: Sequence[str] = ()) -> None:
       experiment.run_experiment, options, files
   )
   with devices.using(options):
-    terminal.print_path(run_experiment(show=_show))
+    terminal.print_path(run_experiment(show=show))
 
 
-def _show(title: str, measured: list[Any]) -> None:
+def show(title: str, measured: list[Any]) -> None:
   """Tables of what either stage measured."""
   from distillspec_jax.evaluation import acceptance
 

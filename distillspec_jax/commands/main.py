@@ -35,6 +35,7 @@ from distillspec_jax.commands import gin_configuration
 from distillspec_jax.commands import plan
 from distillspec_jax.commands import quickstart
 from distillspec_jax.commands import report
+from distillspec_jax.commands import study
 from distillspec_jax.commands import train
 from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
@@ -43,6 +44,7 @@ from distillspec_jax.distributed import hosts
 COMMANDS = {
     'quickstart': quickstart,
     'experiment': experiment,
+    'study': study,
     'train': train,
     'evaluate': evaluate,
     'benchmark': benchmark,

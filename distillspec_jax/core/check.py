@@ -102,6 +102,16 @@ def one_of(
       _refuse(owner, name, value, f'be one of {listed}', hint)
 
 
+def distinct(*, owner: str = '', **values: Collection[Any]) -> None:
+  """Raises UserError unless the items of each collection all differ."""
+  for name, items in values.items():
+    items = list(items)
+    for item in items:
+      if items.count(item) > 1:
+        limit = f'have each item once, {shown(item)} too'
+        _refuse(owner, name, items, limit, '')
+
+
 def shown(value: Any) -> str:
   """The value for a message, cut short where it is long."""
   try:

@@ -44,7 +44,7 @@ def metrics(*names):
     ids=['evaluate', 'benchmark'],
 )
 def test_tables_of_both_stages_are_shown(capsys, measured, column):
-  experiment._show('the title', [measured])
+  experiment.show('the title', [measured])
   error = capsys.readouterr().err
   assert 'the title' in error and column in error
   assert 'greedy, block length 5' in error

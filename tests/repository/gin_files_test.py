@@ -56,8 +56,11 @@ def test_a_part_binds_its_macro_to_a_value_that_can_be_made(name):
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_an_experiment_binds_all_but_the_data(name, configure):
-  data = () if 'quickstart' in name else ('--gin.DATA=folder',)
-  configure('experiment', f'--gin_file={name}', '--run=x', *data)
+  text = (FOLDER / name).read_text()
+  data = () if 'tasks/python.gin' in text else ('--gin.DATA=folder',)
+  command = re.search(r'# +distillspec (\w+) ', text).group(1)
+  assert command in ('experiment', 'study')
+  configure(command, f'--gin_file={name}', '--run=x', *data)
 
 
 def test_a_file_that_reads_a_name_is_named(configure):

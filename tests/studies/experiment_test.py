@@ -14,7 +14,9 @@ import pytest
 import distillspec_jax as ds
 from distillspec_jax.commands import main
 from distillspec_jax.core import results
+from distillspec_jax.studies import builder as builder_lib
 from distillspec_jax.studies import experiment as experiment_lib
+from distillspec_jax.studies import study as study_lib
 from distillspec_jax.training import method
 from distillspec_jax.training import parallel as parallel_lib
 from distillspec_jax.training import settings
@@ -161,9 +163,9 @@ class Stages:
 
   def __init__(self, monkeypatch):
     self.trained, self.measured = {}, []
-    monkeypatch.setattr(experiment_lib.loop, 'train', self.train)
+    monkeypatch.setattr(builder_lib.loop, 'train', self.train)
     monkeypatch.setattr(
-        experiment_lib.report_lib, 'report', lambda run: self.measured
+        study_lib.report_lib, 'report', lambda run: self.measured
     )
 
   def train(self, *, run, task, training, seed):
@@ -191,7 +193,7 @@ def run_stages(stages, tmp_path, **changes):
   experiment_lib.run_experiment(
       run=str(tmp_path / 'run'),
       **{
-          'task': types.SimpleNamespace(with_vocabulary=lambda *_: None),
+          'task': types.SimpleNamespace(name='task', vocabulary=None),
           'fine_tune_target': FINE_TUNE,
           'fine_tune_draft': FINE_TUNE,
           'distil': DISTIL,
