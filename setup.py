@@ -15,6 +15,8 @@ VERSION = re.search(
 # For gs:// paths, unless TensorFlow is installed.
 GCS = ['gcsfs>=2024.2']
 INT8 = ['qwix>=0.1.8,<0.2']
+# Folders of Hugging Face's `datasets`.
+DATASETS = ['pyarrow>=16']
 SEQIO = ['seqio>=0.0.20,<0.1', 'tensorflow-datasets>=4.9,<5']
 TEST = [
     'hypothesis>=6,<7',
@@ -24,6 +26,7 @@ TEST = [
     'pytest-xdist>=3,<4',
     'safetensors>=0.4,<1',
     'scipy>=1.14,<2',
+    *DATASETS,
     *INT8,
     *SEQIO,
 ]
@@ -69,9 +72,11 @@ setuptools.setup(
         'console_scripts': ['distillspec = distillspec_jax.commands.main:run']
     },
     install_requires=[
+        'array-record>=0.8,<0.9',
         'etils[epath]>=1.9,<2',
         'flax>=0.12.8,<0.13',
         'gin-config>=0.5,<0.6',
+        'grain>=0.2.12,<0.3',
         'jax>=0.10.2,<0.13',
         'jinja2>=3.1,<4',
         'matplotlib>=3.9,<4',
@@ -88,6 +93,7 @@ setuptools.setup(
     ],
     extras_require={
         'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
+        'datasets': DATASETS,
         'dev': TEST + DEV,
         'gcs': GCS,
         'hub': ['huggingface-hub>=0.30,<3'],

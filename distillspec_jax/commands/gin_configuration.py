@@ -31,6 +31,8 @@ from distillspec_jax.core import sources
 
 _PACKAGE = 'distillspec_jax.'
 
+_T5X_NAMES = 't5x_names.gin'
+
 # What an experiment itself passes to the functions that it is given.
 _PASSED_BY_EXPERIMENTS = frozenset(
     ('run', 'task', 'seed', 'target', 'draft', 'draft_name')
@@ -237,7 +239,12 @@ def _check_read(
   """
   read = {call.key(gin, a) for call in calls for a in call.bound(gin)}
   unread = [binding for binding in given if binding.key not in read]
-  files = list(gin_files.folder().rglob('*.gin'))
+  # t5x's names are read only where the file that explains them is given.
+  files = [
+      path
+      for path in gin_files.folder().rglob('*.gin')
+      if path.name != _T5X_NAMES
+  ]
   unknown = unread_names.unknown(gin, unread, files)
   if problem:  # which may be why others are not read
     macros = [str(binding) for binding in unknown if binding.is_macro]

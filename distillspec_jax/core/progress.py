@@ -62,14 +62,19 @@ class Progress:
 
   Args:
     name: of the work.
-    total: number of steps.
+    total: number of steps; None where it is not known.
     start: steps that are done already.
     is_brief: leaves nothing on the terminal, and without one prints nothing
       for quick work; otherwise the first and the last update are printed.
   """
 
   def __init__(
-      self, name: str, total: int, start: int = 0, *, is_brief: bool = False
+      self,
+      name: str,
+      total: int | None,
+      start: int = 0,
+      *,
+      is_brief: bool = False,
   ):
     self._name, self._total, self._start = name, total, start
     self._is_brief = is_brief
@@ -112,9 +117,11 @@ class Progress:
     if jax.process_index() or not (is_due or is_last):
       return
     self._printed = now
-    left = (self._total - done) / rate
-    parts = [f'{self._name}: {done}/{self._total}', text, f'{rate:.3g}/s']
-    line = '  '.join([*filter(None, parts), f'{_duration(left)} left'])
+    total = '' if self._total is None else f'/{self._total}'
+    parts = [f'{self._name}: {done}{total}', text, f'{rate:.3g}/s']
+    if self._total is not None:
+      parts.append(f'{_duration((self._total - done) / rate)} left')
+    line = '  '.join(filter(None, parts))
     print(line, file=sys.stderr, flush=True)
 
 

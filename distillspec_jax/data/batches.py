@@ -1,21 +1,22 @@
 """Examples -> batches of fixed shape, in an order that a restart resumes.
 
-The order of an epoch is a permutation drawn from (seed, epoch) alone. Batch
-number n is therefore the same whoever asks for it and whenever, on any number
-of hosts: each host builds its rows of the same global batch.
+The order of an epoch is a permutation drawn from (seed, epoch) alone, and what
+is packed into one row does not change. Batch number n is therefore the same
+whoever asks for it and whenever, on any number of hosts: each host reads and
+builds its rows of the same global batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-import itertools
 from typing import NamedTuple
 
 import numpy as np
 
 from distillspec_jax.core import check
-from distillspec_jax.core import errors
 from distillspec_jax.core import types
+from distillspec_jax.data import examples as examples_lib
+from distillspec_jax.data import reading
 from distillspec_jax.data import tasks
 
 
@@ -56,19 +57,21 @@ def statistics(task: tasks.Task, split: str) -> SplitStatistics:
   Raises:
     UserError: the split is empty.
   """
-  usable = _usable(task, split)
-  inputs = np.array([len(example.inputs) for example in usable])
-  labels = np.array([len(example.labels) for example in usable])
+  examples = examples_lib.of(task, split)
+  lengths = examples.lengths(slice(None))
+  limits = task.input_length, task.label_length
+  truncated = (lengths > limits).sum(0)
+  mean, most = lengths.mean(0, dtype=np.float64), lengths.max(0)
   return SplitStatistics(
-      examples=len(usable),
-      empty=len(task.examples(split)) - len(usable),
-      skipped_lines=task.skipped_lines(split),
-      truncated_inputs=int(np.sum(inputs > task.input_length)),
-      truncated_labels=int(np.sum(labels > task.label_length)),
-      mean_input_tokens=float(inputs.mean()),
-      mean_label_tokens=float(labels.mean()),
-      max_input_tokens=int(inputs.max()),
-      max_label_tokens=int(labels.max()),
+      examples=len(examples),
+      empty=examples.empty,
+      skipped_lines=examples.skipped_lines,
+      truncated_inputs=int(truncated[0]),
+      truncated_labels=int(truncated[1]),
+      mean_input_tokens=float(mean[0]),
+      mean_label_tokens=float(mean[1]),
+      max_input_tokens=int(most[0]),
+      max_label_tokens=int(most[1]),
   )
 
 
@@ -103,95 +106,30 @@ def batches(
   """
   check.at_least(1, max_value=check.MAX_ROWS, batch_size=batch_size)
   # Reading here, not in the generator, raises errors before work starts.
-  examples = [_cut(task, example) for example in _usable(task, split)]
-  ordered = _rows(
-      task, examples, seed, shuffle, pack, num_epochs, batch_size * start
-  )
+  examples = examples_lib.of(task, split)
+  limits = task.input_length, task.label_length
+  packed = reading.Rows(examples, limits, pack)
+  order = reading.Order(len(packed), seed, shuffle, num_epochs)
+
+  def build(numbers: list[int | None]) -> types.Batch:
+    found = [[] if n is None else packed.numbers(n) for n in numbers]
+    flat = iter(examples.many([number for row in found for number in row]))
+    return _batch(limits, [[next(flat) for _ in row] for row in found])
+
   rows = range(batch_size) if rows is None else rows
-  return _batched(task, ordered, batch_size, rows)
+  every = reading.Batches(order, batch_size, rows, build)
+  return reading.ahead(every, start, examples.threads)
 
 
-Row = list[tuple[np.ndarray, np.ndarray]]
-
-
-def _usable(task: tasks.Task, split: str) -> list[tasks.Example]:
-  usable = [e for e in task.examples(split) if len(e.labels) > 1]
-  if not usable:
-    raise errors.UserError(
-        f'No example of split {split!r} of task {task.name!r} has a label'
-        ' token; its labels are all empty.'
-    )
-  return usable
-
-
-def _cut(
-    task: tasks.Task, example: tasks.Example
-) -> tuple[np.ndarray, np.ndarray]:
-  return (
-      example.inputs[: task.input_length],
-      example.labels[: task.label_length],
-  )
-
-
-def _rows(
-    task, examples, seed, shuffle, pack, num_epochs, skip
-) -> Iterator[Row]:
-  """Rows of one or several examples, without the first `skip`."""
-  epoch = 0
-  # How many rows an epoch packs into is known only after packing it, so only
-  # unpacked epochs can be jumped over.
-  if not pack:
-    epoch, skip = divmod(skip, len(examples))
-  while num_epochs is None or epoch < num_epochs:
-    order = np.arange(len(examples))
-    if shuffle:
-      order = np.random.default_rng((seed, epoch)).permutation(order)
-    epoch += 1
-    if not pack:
-      for number in order[skip:]:
-        yield [examples[number]]
-      skip = 0
-      continue
-    for row in _packed(task, (examples[number] for number in order)):
-      if skip:
-        skip -= 1
-      else:
-        yield row
-
-
-def _packed(task, examples) -> Iterator[Row]:
-  """Rows filled in order, each until the next example no longer fits."""
-  row: Row = []
-  inputs = labels = 0
-  for example in examples:
-    if row and (
-        inputs + len(example[0]) > task.input_length
-        or labels + len(example[1]) > task.label_length
-    ):
-      yield row
-      row, inputs, labels = [], 0, 0
-    row.append(example)
-    inputs += len(example[0])
-    labels += len(example[1])
-  if row:
-    yield row
-
-
-def _batched(
-    task, ordered: Iterator[Row], batch_size: int, rows: Sequence[int]
-) -> Iterator[types.Batch]:
-  while group := list(itertools.islice(ordered, batch_size)):
-    group += [[]] * (batch_size - len(group))
-    yield _batch(task, [group[row] for row in rows])
-
-
-def _batch(task: tasks.Task, rows: list[Row]) -> types.Batch:
-  inputs = np.zeros((len(rows), task.input_length), np.int32)
-  labels = np.zeros((len(rows), task.label_length), np.int32)
+def _batch(
+    limits: tuple[int, int], rows: list[list[examples_lib.Example]]
+) -> types.Batch:
+  inputs, labels = (np.zeros((len(rows), size), np.int32) for size in limits)
   input_segments, segments = np.zeros_like(inputs), np.zeros_like(labels)
   for i, row in enumerate(rows):
     at_input = at_label = 0
     for segment, (source, label) in enumerate(row, start=1):
+      source, label = source[: limits[0]], label[: limits[1]]
       span = slice(at_input, at_input + len(source))
       inputs[i, span], input_segments[i, span] = source, segment
       span = slice(at_label, at_label + len(label))

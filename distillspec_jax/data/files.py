@@ -8,9 +8,10 @@ for it instead, so that the caller can count what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import gzip
 import io
+import itertools
 import json
 import os
 from typing import Any, BinaryIO, TypeVar
@@ -77,16 +78,53 @@ def parallel(
 ) -> Iterator[Pair | None]:
   """Line i of one file with line i of the other; empty lines count."""
   left, right = (
-      list(_parsed(_raw_lines(path), path, str, skip, keep_blank=True))
+      _parsed(_raw_lines(path), path, str, skip, keep_blank=True)
       for path in (source, translation)
   )
-  if len(left) != len(right):
-    raise errors.UserError(
-        f'{source} has {len(left)} lines and {translation} has {len(right)};'
-        ' parallel files must have a line for each line.'
-    )
-  for a, b in zip(left, right):
-    yield None if a is None or b is None else (a, b)
+  missing, number = object(), 0
+  for pair in itertools.zip_longest(left, right, fillvalue=missing):
+    if missing in pair:
+      short, long = source, translation
+      if pair[1] is missing:
+        short, long = long, short
+      raise errors.UserError(
+          f'{short} has {number} lines and {long} has more; parallel files must'
+          ' have a line for each line.'
+      )
+    number += 1
+    yield None if None in pair else pair
+
+
+def plain_text(
+    path: Path, skip: bool = False, keep_blank: bool = False
+) -> Iterator[str | None]:
+  """Each line of a file, without empty ones unless `keep_blank`."""
+  return _parsed(_raw_lines(path), path, str, skip, keep_blank)
+
+
+def matching(paths: Path | Sequence[Path]) -> list[str]:
+  """The files that a path, a pattern such as 'train-*.gz', or several name.
+
+  Raises:
+    UserError: no file matches a pattern.
+  """
+  if isinstance(paths, tuple | list):
+    return [file for path in paths for file in matching(path)]
+  text = sources.expanded(paths)
+  if not set('*?[') & set(text) or os.path.exists(text):
+    return [os.fspath(paths)]
+  fixed = text[: min(text.find(c) for c in '*?[' if c in text)]
+  folder, slash, _ = fixed.rpartition('/')
+  folder = folder + slash if slash else '.'
+  pattern = text[len(folder) :] if slash else text
+  try:
+    found = sorted(map(str, epath.Path(folder).glob(pattern)))
+  except Exception as error:  # of many kinds for a bucket
+    reason = ' '.join(str(error).split())[:200]
+    raise errors.UserError(f'{text} cannot be searched: {reason}') from error
+  if not found:
+    raise errors.UserError(f'No file matches {text}.')
+  return found
 
 
 def texts(path: Path, field: str, setting: str = '--field') -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import importlib
 import os
 import sys
 from typing import Any
@@ -17,16 +18,39 @@ def import_seqio() -> Any:
   Raises:
     UserError: it is not installed.
   """
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  return _imported('seqio', "Tasks of seqio's registry need seqio", 'seqio')
+
+
+def import_tfds() -> Any:
+  """TensorFlow Datasets, likewise.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  what = 'Data sets of TFDS need tensorflow_datasets'
+  return _imported('tensorflow_datasets', what, 'seqio')
+
+
+def import_pyarrow() -> Any:
+  """pyarrow.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  what = 'Folders of Hugging Face datasets need pyarrow'
+  return _imported('pyarrow', what, 'datasets')
+
+
+def _imported(name: str, what: str, extra: str) -> Any:
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
     with quiet():
-      import seqio
+      return importlib.import_module(name)
   except ImportError as error:
     raise errors.UserError(
-        f"Tasks of seqio's registry need seqio, which cannot be imported"
-        f" ({error}). In a checkout: pip install -e '.[seqio]'."
+        f'{what}, which cannot be imported ({error}). In a checkout:'
+        f" pip install -e '.[{extra}]'."
     ) from error
-  return seqio
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 from distillspec_jax.core import errors
 from distillspec_jax.core import types
 from distillspec_jax.data import batches as batches_lib
+from distillspec_jax.data import examples as examples_lib
 from distillspec_jax.data import tasks
 from distillspec_jax.distributed import mesh as mesh_lib
 
@@ -52,7 +53,7 @@ def batches(
   local = batches_lib.batches(task, split, batch_size, rows=rows, **order)
   hosts = jax.process_count()
   if hosts > 1:
-    examples = batches_lib.statistics(task, split).examples
+    examples = len(examples_lib.of(task, split))
     if examples < hosts:
       raise errors.UserError(
           f'Split {split!r} of task {task.name!r} has {examples} examples for'

@@ -62,6 +62,10 @@ class Vocabulary(abc.ABC):
   def encode(self, text: str) -> list[int]:
     """The ids of a text, without EOS."""
 
+  def encode_all(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+    """What `encode` makes of each text."""
+    return [self.encode(text) for text in texts]
+
   def decode(self, ids: Iterable[int]) -> str:
     """The text of the ids before the first EOS."""
     kept = []
@@ -77,14 +81,14 @@ class Vocabulary(abc.ABC):
     """The text of ids that all stand for text."""
 
   @abc.abstractmethod
-  def _definition(self) -> Any:
+  def definition(self) -> Any:
     """What decides how text is encoded and decoded."""
 
   def __eq__(self, other: object) -> bool:
     return (
         isinstance(other, Vocabulary)
         and type(self) is type(other)
-        and self._definition() == other._definition()
+        and self.definition() == other.definition()
     )
 
   __hash__ = None
@@ -135,10 +139,13 @@ class SentencePiece(Vocabulary):
   def encode(self, text: str) -> list[int]:
     return self._processor.EncodeAsIds(text)
 
+  def encode_all(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+    return self._processor.EncodeAsIds(list(texts))  # in threads
+
   def _decode(self, ids: Sequence[int]) -> str:
     return self._processor.DecodeIds(ids)
 
-  def _definition(self) -> bytes:
+  def definition(self) -> bytes:
     return self._proto
 
 
@@ -177,7 +184,7 @@ class Bytes(Vocabulary):
     # Sampled bytes may break off inside a character.
     return text.decode(errors='ignore')
 
-  def _definition(self) -> tuple[str, ...]:
+  def definition(self) -> tuple[str, ...]:
     return self.tokens
 
 
@@ -224,10 +231,16 @@ class Tokenizers(Vocabulary):
   def encode(self, text: str) -> list[int]:
     return self._backend.encode(text, add_special_tokens=False).ids
 
+  def encode_all(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+    encoded = self._backend.encode_batch_fast(  # in threads
+        list(texts), add_special_tokens=False
+    )
+    return [each.ids for each in encoded]
+
   def _decode(self, ids: Sequence[int]) -> str:
     return self._backend.decode(ids, skip_special_tokens=False)
 
-  def _definition(self) -> str:
+  def definition(self) -> str:
     return self._backend.to_str()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import itertools
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -69,7 +70,8 @@ class Builder:
     self._tasks: dict[int, tasks.Task] = {}
     self._vocabulary_of: Model | None = None
     if isinstance(setup.task, tasks.Task):  # a metric that fails does so first
-      labels = [label for _, label in setup.task.texts('validation')[:2]]
+      pairs = filter(None, setup.task.stream('validation'))
+      labels = [label for _, label in itertools.islice(pairs, 2)]
       metrics_lib.measure(
           metrics_lib.resolve(setup.task.metrics), labels, labels
       )

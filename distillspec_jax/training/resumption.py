@@ -11,7 +11,6 @@ import dataclasses
 import pathlib
 import sys
 from typing import Any
-import zlib
 
 from etils import epath
 
@@ -23,6 +22,7 @@ from distillspec_jax.checkpoints import tensors
 from distillspec_jax.core import checksums
 from distillspec_jax.core import errors
 from distillspec_jax.core import sources
+from distillspec_jax.data import examples as examples_lib
 from distillspec_jax.data import tasks
 from distillspec_jax.data import vocabularies
 from distillspec_jax.data import vocabulary_kinds
@@ -55,10 +55,9 @@ def describe(
     size = getattr(task, 'vocabulary_size', None)
     values['task.vocabulary_size'] = repr(size)
   for split in ('train', 'validation'):
-    examples, crc = task.examples(split), 0
-    for example in examples:
-      crc = zlib.crc32(example.labels, zlib.crc32(example.inputs, crc))
-    values[f'data.{split}'] = f'{len(examples)} examples (crc {crc:08x})'
+    examples = examples_lib.of(task, split)
+    described = f'{len(examples)} examples ({examples.fingerprint})'
+    values[f'data.{split}'] = described
   return values | {'seed': repr(seed)}
 
 

@@ -160,7 +160,7 @@ def test_parallel_files_have_a_line_for_each_line(tmp_path):
   b.write_text('x\ny\n\n')
   assert list(files.parallel(a, b)) == [('1', 'x'), ('', 'y'), ('3', '')]
   b.write_text('x\n')
-  with pytest.raises(errors.UserError, match='has 3 lines .* has 1'):
+  with pytest.raises(errors.UserError, match='b has 1 lines and .*a has more'):
     list(files.parallel(a, b))
 
 

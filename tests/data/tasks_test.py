@@ -315,7 +315,7 @@ def test_ids_are_those_of_seqio(
     is_decoder_only = decoder_only
 
   task = task_of_pairs(pairs={'train': pairs}, vocabulary=ours)
-  examples = task.examples('train')
+  examples = list(task.tokenised('train'))
   rows = list(dataset.as_numpy_iterator())
   assert len(examples) == len(rows) == len(TEXTS)
   for example, seqio_row in zip(examples, rows):
@@ -335,7 +335,7 @@ def test_a_task_of_seqios_registry(seqio):
   assert len(task.examples('train')) == 2
   words = vocabulary_kinds.Bytes(['one'])
   assert tasks.registered('counting', vocabulary=words).vocabulary is words
-  with pytest.raises(errors.UserError, match="no task 'missing'"):
+  with pytest.raises(errors.UserError, match="no task or mixture 'missing'"):
     tasks.registered('missing', vocabulary='bytes')
 
 

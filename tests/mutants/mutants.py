@@ -338,16 +338,16 @@ TRAINING = [
     ),
     Mutant(
         'the order of the data ignores the epoch',
-        'data/batches.py',
+        'data/reading.py',
         'np.random.default_rng((seed, epoch))',
         'np.random.default_rng((seed, 0))',
         'tests/data/batches_test.py -k "order or continues"',
     ),
     Mutant(
         'a restart begins an epoch anew',
-        'data/batches.py',
-        'epoch, skip = divmod(skip, len(examples))',
-        'epoch, skip = divmod(skip, len(examples))[0], 0',
+        'data/reading.py',
+        'for number in range(start, len(batches))',
+        'for number in range(0 * start, len(batches))',
         'tests/data/batches_test.py -k continues',
     ),
     Mutant(
