@@ -105,6 +105,45 @@ def changed(
   )
 
 
+MASK_DEPTHS = 6
+
+
+def hidden_at_masks(
+    model: model_lib.Model,
+    prompt: types.Prompt,
+    tokens: jax.Array,
+    cut: jax.Array,
+) -> jax.Array:
+  """Hidden states of tokens int32[B, T] up to place `cut`, and masks after it.
+
+  `cut` is int32[B, 1]. No mask is read: for each depth the vocabulary has a
+  token more for every token, whose embedding is that of such a mask.
+  """
+  table = model.params['token_embedder']['embedding']
+  mask, size = table[model.config.mask_token], len(table)
+  tables = [
+      table + jnp.roll(mask, depth)[None] for depth in range(1, MASK_DEPTHS + 1)
+  ]
+  embedder = {'embedding': jnp.concatenate([table, *tables])}
+  spelled = changed(
+      model,
+      {**model.params, 'token_embedder': embedder},
+      vocab_size=size * (1 + MASK_DEPTHS),
+      mask_token=None,
+      trimmed_vocabulary=None,
+  )
+  place = jnp.arange(tokens.shape[1])[None]
+  depth = jnp.clip(place - cut, 0, MASK_DEPTHS)
+  last = jnp.take_along_axis(tokens, cut, axis=1)
+  if model.config.is_decoder_only and prompt.tokens.shape[1]:
+    # The start token is in front of the prompt, not after it.
+    context = jnp.pad(jnp.asarray(prompt.tokens), ((0, 0), (1, 0)))
+    used = jnp.sum(jnp.asarray(prompt.segments) > 0, axis=1, keepdims=True)
+    last = jnp.where(cut == 0, jnp.take_along_axis(context, used, 1), last)
+  tokens = jnp.where(depth > 0, size * depth + last, tokens)
+  return spelled.hidden(prompt, tokens, jnp.ones_like(tokens))
+
+
 def trimmed(model: model_lib.Model, tokens: tuple[int, ...]) -> model_lib.Model:
   """The model with an output layer for `tokens` only."""
   kernel = model.params['decoder']['logits_dense']['kernel']

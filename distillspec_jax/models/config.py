@@ -76,9 +76,9 @@ class T5Config:
       alone reads less in every step (Zhao et al. 2025,
       https://arxiv.org/abs/2502.14856). The output layer is then never the
       embedding.
-    mask_token: the token that stands for each token yet to be predicted when
-      the model drafts a whole block in one call, which it was trained for;
-      None: it drafts token by token.
+    mask_token: the token whose embedding marks the place of each token yet to
+      be predicted when the model drafts a whole block in one call, which it was
+      trained for; None: it drafts token by token.
     weights: what kernels and the embedding are held in: 'float', 'int8' or
       'int8_weight_only', see `models.int8`. Such a model decodes and scores; it
       can be neither trained nor saved.

@@ -1,7 +1,7 @@
 """Chains of masks after several prefixes of one text, for teacher forcing.
 
-A parallel draft reads mask tokens after its prefix and predicts one token at
-each, all in one call. Here a text is cut after several of its tokens (anchors),
+A parallel draft reads masks after its prefix and predicts one token at each, all
+in one call. Here a text is cut after several of its tokens (anchors),
 and one pass over text and masks gives what such calls would give:
 
   token       0  a  b  c  d | m    m    m    m   anchors 1 and 3, two masks each
@@ -52,6 +52,10 @@ class MaskChains(NamedTuple):
     masks = own & (depths <= depths[:, None])  # [M, M]
     masks = jnp.broadcast_to(masks, (*text.shape[:2], len(chains)))
     return jnp.concatenate([text, masks], axis=2)
+
+  def at_anchors(self, array: jax.Array) -> jax.Array:
+    """[B, M]: what [B, T] holds at the anchor of each mask."""
+    return jnp.take_along_axis(array, self.anchors, 1)[:, self.chains]
 
   def at_masks(self, array: jax.Array) -> jax.Array:
     """[B, M, ...]: what [B, T, ...] holds where the masks stand; 0 beyond T."""

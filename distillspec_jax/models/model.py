@@ -335,6 +335,7 @@ class Model(flax.struct.PyTreeNode):
       tokens: jax.Array,
       paths: path_slots.PathSlots | None = None,
       slot: jax.Array | None = None,
+      depths: jax.Array | None = None,
   ) -> tuple[jax.Array, DecodeState]:
     """Hidden states float[B, N, D] of tokens int32[B, N], and the new state.
 
@@ -345,16 +346,21 @@ class Model(flax.struct.PyTreeNode):
         follows the one before it.
       slot: int32[] the length of all rows, if it is known to be the same: the
         cache is then updated at once.
+      depths: int32[B, N]: 0 where a token is read, d where the d-th mask after
+        the text is; tokens then holds the text's last token. None: no masks.
 
     Raises:
+      UserError: masks are read, and the model has no mask token.
       ValueError: the cache has no room for the tokens. While a program is
         traced only their number is known, not how many slots are in use.
     """
     shapes.bind_shapes(tokens=(tokens, 'B N'), length=(state.length, 'B'))
     _check_room(state, tokens.shape[1])
+    if depths is not None:
+      self.config.require_mask_token()
     hidden, cache = self.network.apply(
         self.params, tokens, state.length, state.cache, state.cross,
-        state.input_mask, paths, slot, method='extend',
+        state.input_mask, paths, slot, depths, method='extend',
     )  # fmt: skip
     length = state.length + tokens.shape[1]
     return hidden, state.replace(cache=cache, length=length)

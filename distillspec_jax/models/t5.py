@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distillspec_jax.distributed import layouts
 from distillspec_jax.distributed import mesh as mesh_lib
@@ -328,7 +329,7 @@ class T5(nn.Module):
     With chains: float[B, T + M, D], those at the masks last.
     """
     config = self.config
-    length = tokens.shape[1]
+    length, depths = tokens.shape[1], None
     tokens, segments, input_segments = layers.constrain_rows(
         tokens, segments, input_segments
     )
@@ -342,11 +343,11 @@ class T5(nn.Module):
     causal = jnp.tril(jnp.ones((1, length, length), bool))
     if chains is not None:
       positions = chains.positions()
-      masks = jnp.full_like(positions, config.mask_token)
-      tokens = jnp.concatenate([tokens, masks], axis=1)
-      of_masks = jnp.take_along_axis(segments, chains.anchors, 1)
-      of_masks = of_masks[:, chains.chains]
-      segments = jnp.concatenate([segments, of_masks], axis=1)
+      tokens, segments = (
+          jnp.concatenate([array, chains.at_anchors(array)], axis=1)
+          for array in (tokens, segments)
+      )
+      depths = np.pad(chains.depths, (length, 0))[None]
       text = jnp.broadcast_to(jnp.arange(length), (len(tokens), length))
       positions = jnp.concatenate([text, positions], axis=1)
       buckets = relative_position.from_positions(
@@ -355,11 +356,11 @@ class T5(nn.Module):
           config.relative_buckets,
           config.relative_max_distance,
       )
-      causal = jnp.pad(causal, ((0, 0), (0, 0), (0, masks.shape[1])))
+      causal = jnp.pad(causal, ((0, 0), (0, 0), (0, depths.shape[1] - length)))
       causal = jnp.broadcast_to(causal, (len(tokens), *causal.shape[1:]))
       causal = jnp.concatenate([causal, chains.visible(length)], axis=1)
     dropout = layers.Dropout(config.dropout_rate, dropout_key)
-    x = dropout(self.token_embedder(tokens), 'decoder_in', broadcast_axis=-2)
+    x = dropout(self._embed(tokens, depths), 'decoder_in', broadcast_axis=-2)
     common = StackInputs(
         visible=_same_segment(segments, segments) & causal,
         buckets=buckets,
@@ -379,6 +380,7 @@ class T5(nn.Module):
       input_mask: jax.Array,
       paths: path_slots.PathSlots | None = None,
       slot: jax.Array | None = None,
+      depths: jax.Array | None = None,
   ) -> tuple[jax.Array, Any]:
     """Hidden states float[B, N, D] of a block appended at `start` int32[B].
 
@@ -390,6 +392,7 @@ class T5(nn.Module):
       input_mask: bool[B, S].
       paths: where slots hold several paths; None: each row is one path.
       slot: int32[] `start` of all rows, if it is the same.
+      depths: int32[B, N], where masks are read; see `_embed`.
     """
     rows, length = tokens.shape
     tokens, start, input_mask = layers.constrain_rows(tokens, start, input_mask)
@@ -415,8 +418,24 @@ class T5(nn.Module):
             input_mask[:, None], (rows, length, input_mask.shape[1])
         ),
     )
-    x = self.token_embedder(tokens)
+    x = self._embed(tokens, depths)
     return self.decoder.run(x, common, cache, cross)
+
+  def _embed(self, tokens: jax.Array, depths: Any) -> jax.Array:
+    """Embeddings float[B, N, D] of tokens int32[B, N], masks among them.
+
+    A mask carries the last token of the text before it, and how far it is from
+    there: where `depths` int32[1 or B, N] is d > 0, the input is the token's
+    embedding plus that of the mask token, rolled by d. Rolled, one vector gives
+    as many that are nearly orthogonal, and no parameters are added.
+    """
+    x = self.token_embedder(tokens)
+    if depths is None:
+      return x
+    mask = self.token_embedder(jnp.full((1, 1), self.config.mask_token))[0, 0]
+    size, depths = self.config.emb_dim, jnp.asarray(depths)[..., None]
+    rolled = mask[(jnp.arange(size)[None, None] - depths) % size]
+    return x + jnp.where(depths > 0, rolled, 0)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
     """Logits float32[B, N, V'] of hidden states float[B, N, D]."""

@@ -281,8 +281,11 @@ def _read_with_masks(draft, state, tokens, total, size):
   start = jnp.maximum(total - (size + 1), 0)
   position = start[:, None] + jnp.arange(2 * size)[None]
   read = rows.window(tokens, start, 2 * size)
-  read = jnp.where(position < total[:, None], read, draft.config.mask_token)
-  hidden, state = draft.extend(draft.rollback(state, start), read)
+  depths = jnp.maximum(position - total[:, None] + 1, 0)
+  read = jnp.where(depths > 0, rows.window(tokens, total - 1, 1), read)
+  hidden, state = draft.extend(
+      draft.rollback(state, start), read, depths=depths
+  )
   return rows.window(hidden, total - 1 - start, size), draft.rollback(
       state, total
   )

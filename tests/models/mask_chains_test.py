@@ -45,9 +45,7 @@ def together(model, prompt):
 def alone(model, prompt, anchors):
   """float[B, G, D]: hidden states at the anchor of each row and its masks."""
   tokens = jnp.pad(ragged()[1], ((0, 0), (0, len(SIZES))))
-  place = jnp.arange(tokens.shape[1])[None]
-  tokens = jnp.where(place <= anchors[:, None], tokens, MASK)
-  hidden = model.hidden(prompt, tokens, jnp.ones_like(tokens))
+  hidden = tiny.hidden_at_masks(model, prompt, tokens, anchors[:, None])
   at = anchors[:, None] + jnp.arange(len(SIZES) + 1)[None]
   return jnp.take_along_axis(hidden, at[..., None], axis=1)
 
@@ -108,3 +106,7 @@ def test_packed_texts_see_the_masks_prefix_alone():
 def test_a_model_without_a_mask_token_is_refused():
   with pytest.raises(errors.UserError, match='has no mask token'):
     together(tiny.model(), ragged()[0])
+  state, _ = tiny.model().prefill(ragged()[0], 4)
+  ones = jnp.ones((B, 2), jnp.int32)
+  with pytest.raises(errors.UserError, match='has no mask token'):
+    tiny.model().extend(state, ones, depths=ones)

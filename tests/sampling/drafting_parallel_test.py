@@ -52,9 +52,7 @@ def forced_logits(draft, prompt, tokens, total):
   if draft.config.is_decoder_only:  # the context holds the prompt
     empty = jnp.zeros((B, 0), jnp.int32)
     prompt = types.Prompt(empty, empty)
-  is_text = jnp.arange(tokens.shape[1])[None] < total[:, None]
-  read = jnp.where(is_text, tokens, MASK)
-  hidden = draft.hidden(prompt, read, jnp.ones_like(read))
+  hidden = tiny.hidden_at_masks(draft, prompt, tokens, total[:, None] - 1)
   rows = jnp.arange(B)[:, None]
   at = total[:, None] - 1 + jnp.arange(G)[None]
   return draft.all_logits(hidden[rows, at])

@@ -66,14 +66,14 @@ def directly(method, draft):
     return divergences.forward_kl(p, q)
 
   ordinary = jnp.sum(losses(p_all, q_all, labels), where=counts)
-  place = jnp.arange(T + G)[None]
 
   @jax.vmap
   def after(cut):
     block = functools.partial(
         jax.lax.dynamic_slice_in_dim, start_index=cut, slice_size=G, axis=1
     )
-    q = block(measured(draft, jnp.where(place <= cut, inputs, MASK)))
+    at = jnp.full((len(inputs), 1), cut)
+    q = block(draft.unembed(tiny.hidden_at_masks(draft, prompt, inputs, at)))
     p, of_block = block(p_all), block(labels)
     p_nats, q_nats = nats(p, of_block), nats(q, of_block)
     if method.divergence == 'cross_entropy':
