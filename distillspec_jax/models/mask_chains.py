@@ -1,8 +1,8 @@
 """Chains of masks after several prefixes of one text, for teacher forcing.
 
 A parallel draft reads masks after its prefix and predicts one token at each,
-all in one call. Here a text is cut after several of its tokens (anchors), and one
-pass over text and masks gives what such calls would give:
+all in one call. Here a text is cut after several of its tokens (anchors), and
+one pass over text and masks gives what such calls would give:
 
   token       0  a  b  c  d | m    m    m    m   anchors 1 and 3, two masks each
   position    0  1  2  3  4 | 2    4    3    5
