@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,21 @@ def corpus_metrics(tasks: Sequence[Any]) -> tuple[CorpusMetric, ...]:
   Args:
     tasks: one, or those of a mixture.
   """
-  seqio = lazy_imports.import_seqio()
   first = tasks[0]
-  judged = [_parts(task) for task in tasks]
-  if any(each != judged[0] for each in judged):
+  if any(_parts(task) != _parts(first) for task in tasks):
     return ()
+  seqio = lazy_imports.import_seqio()
   prediction = seqio.metrics.ModelOutputType.PREDICTION
-  return tuple(
-      _function(seqio, first, metric)
-      for metric in first.metric_objs
+  measures = [
+      functools.partial(_of_function, first, function)
+      for function in first.predict_metric_fns
+  ]
+  measures += [
+      functools.partial(_of_object, seqio, first, metric)
+      for metric in first._metric_objs_constructor_args
       if metric.model_output_type == prediction
-  )
+  ]
+  return tuple(_checked(first.name, measure) for measure in measures)
 
 
 def _parts(task: Any) -> tuple[Any, ...]:
@@ -44,30 +49,69 @@ def _parts(task: Any) -> tuple[Any, ...]:
   )
 
 
-def _function(seqio: Any, task: Any, metric: Any) -> CorpusMetric:
-  features = task.output_features
+def _rows(labels: Sequence[str]) -> list[dict[str, bytes]]:
+  """What a metric sees of the examples."""
+  return [{'targets_pretokenized': label.encode()} for label in labels]
 
-  def measure(
+
+def _of_function(
+    task: Any, function: Any, answers: Sequence[str], labels: Sequence[str]
+) -> dict[str, Any]:
+  post = task.postprocess_fn
+  rows = _rows(labels)
+  return function(
+      targets=[
+          post(label, example=row, is_target=True)
+          for label, row in zip(labels, rows)
+      ],
+      predictions=[
+          post(answer, example=row, is_target=False)
+          for answer, row in zip(answers, rows)
+      ],
+  )
+
+
+def _of_object(
+    seqio: Any,
+    task: Any,
+    metric: Any,
+    answers: Sequence[str],
+    labels: Sequence[str],
+) -> dict[str, Any]:
+  rows, features = _rows(labels), task.output_features
+  outputs = np.array([*answers, None], object)[:-1]  # of one dimension
+  instance = metric.from_model_output(rows, outputs, features)
+  if isinstance(instance, seqio.metrics.CollectingMetric):
+    return instance.actual_compute(rows, features)[0]
+  return instance.compute()
+
+
+def _checked(name: str, measure: Callable[..., dict[str, Any]]) -> CorpusMetric:
+  """The numbers of a measure; it is the user's own code, which may want more.
+
+  Args:
+    name: of the task.
+    measure: (answers, labels) -> {name: value}.
+  """
+
+  def numbers(
       answers: Sequence[str], labels: Sequence[str]
   ) -> dict[str, float]:
-    rows = [{'targets_pretokenized': label.encode()} for label in labels]
-    outputs = np.array([*answers, None], object)[:-1]  # of one dimension
     try:
-      instance = metric.from_model_output(rows, outputs, features)
-      if isinstance(instance, seqio.metrics.CollectingMetric):
-        values, _ = instance.actual_compute(rows, features)
-      else:
-        values = instance.compute()
-    except Exception as error:  # the user's own code, and it may want more
+      values = measure(answers, labels)
+    except Exception as error:
       reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
       raise errors.UserError(
-          f'A metric of task {task.name!r} cannot judge texts alone: {reason}'
+          f'A metric of task {name!r} cannot judge texts alone: {reason}'
       ) from error
-    numbers = {n: getattr(x, 'value', x) for n, x in values.items()}
+    values = {key: getattr(x, 'value', x) for key, x in values.items()}
     return {
-        name: float(value)
-        for name, value in numbers.items()
+        key: float(value)
+        for key, value in values.items()
         if np.ndim(value) == 0 and not isinstance(value, str)
     }
 
-  return measure
+  # Who reports on a metric calls it by its function's name.
+  of = measure.args[-1]  # type: ignore[attr-defined]
+  numbers.__name__ = getattr(of, '__name__', type(of).__name__)
+  return numbers
