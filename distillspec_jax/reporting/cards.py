@@ -261,7 +261,7 @@ def _block_efficiency(study):
     for draft, value in values.items():
       if draft not in (name, start, after):
         detail += f'. {draft.capitalize()}: {value.text(2)}'
-    tone = 'good' if change.percent > 0 else 'bad'
+    tone = 'good' if change.value > 0 else 'bad'
     tone = tone if change.is_clear else 'even'
     number = f'{first.value:.2f} → {last.value:.2f}'
     yield Card(what, number, change.text(), tone, detail)

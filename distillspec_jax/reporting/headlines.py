@@ -23,19 +23,21 @@ _PAIRS = 3 / 4  # of the runs are slower: slower, whatever the spread
 
 
 class Gain(NamedTuple):
-  """By how much one number exceeds another, in percent of the other.
+  """By how much one number exceeds another.
 
   Attributes:
-    percent: the mean over seeds.
+    value: the mean over seeds: in percent of the other, or the difference.
     error: its standard error, over examples and seeds; or None.
     interval: that contains the true gain in 95 % of such studies; or None.
-    seeds: number of seeds.
+    seeds: number of seeds that both have.
+    unit: '%', or '' for a difference.
   """
 
-  percent: float
+  value: float
   error: float | None
   interval: tuple[float, float] | None
   seeds: int
+  unit: str = '%'
 
   @property
   def is_clear(self) -> bool:
@@ -44,16 +46,28 @@ class Gain(NamedTuple):
         self.interval[0] <= 0 <= self.interval[1]
     )
 
+  @property
+  def ends(self) -> str:
+    """The interval, or '' without one."""
+    if self.interval is None:
+      return ''
+    return self._tail('{} to {}', *self.interval)
+
   def text(self) -> str:
     if self.error is None:
-      return f'{self.percent:+.1f} %'
-    return f'{self.percent:+.1f} ± {self.error:.1f} %'
+      return self._tail('{}', self.value)
+    return self._tail(f'{{}} ± {self.error:.{self._digits}f}', self.value)
 
   def interval_text(self) -> str:
-    if self.interval is None:
-      return 'no interval'
-    low, high = self.interval
-    return f'95 % interval {low:+.1f} to {high:+.1f} %'
+    return f'95 % interval {self.ends}' if self.ends else 'no interval'
+
+  @property
+  def _digits(self):
+    return 1 if self.unit else 3
+
+  def _tail(self, text, *numbers):
+    text = text.format(*(f'{one:+.{self._digits}f}' for one in numbers))
+    return f'{text} {self.unit}'.rstrip()
 
 
 def acceptance(study: measurements.Study) -> list[measurements.Measurement]:
@@ -82,7 +96,7 @@ def gain(
     after: measurements.Measurement | None,
     metric: str,
 ) -> Gain | None:
-  """The gain of `after` over `before`, paired by seed and by example.
+  """The gain of `after` over `before` in percent, paired by seed and example.
 
   Where single examples were not recorded, the errors of the two are taken to be
   independent. Both drafts answer the same inputs, so this overestimates the
@@ -93,28 +107,63 @@ def gain(
     return None
   seeds = [
       seed
-      for seed, values in after.by_seed.items()
-      if metric in values and metric in before.by_seed.get(seed, {})
+      for seed in _shared(before, after, metric)
       if before.by_seed[seed][metric].value > 0
   ]
-  gains = [
-      _ratio(before.by_seed[seed][metric], after.by_seed[seed][metric])
-      for seed in seeds
-  ]
-  inputs = {one.inputs.get(seed) for one in (before, after) for seed in seeds}
-  examples: list[np.ndarray | None] = [None]
-  if len(inputs) == 1:
-    examples = [
-        _ratio_of_examples(before, after, seed, metric) for seed in seeds
-    ]
-  inference = measurements.infer(gains or [_ratio(first, last)], examples)
+  inference = _paired(before, after, metric, seeds, _ratio, _examples_ratio)
   error, interval = inference.standard_error, inference.interval()
   return Gain(
       100 * (inference.value - 1),
       None if error is None else 100 * error,
       interval and tuple(100 * (end - 1) for end in interval),
-      len(gains) or 1,
+      len(seeds) or 1,
   )
+
+
+def difference(
+    before: measurements.Measurement | None,
+    after: measurements.Measurement | None,
+    metric: str,
+) -> Gain | None:
+  """As `gain`, in the metric's unit: for a quality, which may be 0."""
+  if not all(one and one.value(metric) for one in (before, after)):
+    return None
+  seeds = _shared(before, after, metric)
+  inference = _paired(
+      before, after, metric, seeds, _less, lambda old, new: new - old
+  )
+  error, interval = inference.standard_error, inference.interval()
+  return Gain(inference.value, error, interval, len(seeds) or 1, unit='')
+
+
+def _shared(before, after, metric):
+  """The seeds with which both were measured."""
+  return [
+      seed
+      for seed, values in after.by_seed.items()
+      if metric in values and metric in before.by_seed.get(seed, {})
+  ]
+
+
+def _paired(before, after, metric, seeds, of_values, of_examples):
+  """How two values compare, over seeds and examples that they share."""
+  values = [
+      of_values(before.by_seed[seed][metric], after.by_seed[seed][metric])
+      for seed in seeds
+  ]
+  inputs = {one.inputs.get(seed) for one in (before, after) for seed in seeds}
+  examples: list[np.ndarray | None] = [None]
+  if len(inputs) == 1:
+    examples = []
+    for seed in seeds:
+      old, new = (
+          one.examples.get(seed, {}).get(metric) for one in (before, after)
+      )
+      known = old is not None and new is not None and len(old) == len(new)
+      examples.append(of_examples(old, new) if known else None)
+  if not values:
+    values = [of_values(before.metrics[metric], after.metrics[metric])]
+  return measurements.infer(values, examples)
 
 
 def _ratio(first, last):
@@ -127,11 +176,19 @@ def _ratio(first, last):
   return measurements.Value(ratio, error, 1, min(seeds, default=last.count))
 
 
-def _ratio_of_examples(before, after, seed, metric):
-  """What each example contributes to the ratio, to first order, or None."""
-  old, new = (one.examples.get(seed, {}).get(metric) for one in (before, after))
-  if old is None or new is None or len(old) != len(new):
-    return None
+def _less(first, last):
+  """The difference of two values, as if their errors were independent."""
+  error = None
+  if first.error is not None and last.error is not None:
+    error = math.hypot(first.error, last.error)
+  seeds = [value.seeds for value in (first, last) if value.seeds > 1]
+  return measurements.Value(
+      last.value - first.value, error, 1, min(seeds, default=last.count)
+  )
+
+
+def _examples_ratio(old, new):
+  """What each example contributes to the ratio, to first order."""
   ratio = new.mean() / old.mean()
   return ratio + (new - ratio * old) / old.mean()
 

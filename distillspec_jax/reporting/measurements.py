@@ -86,6 +86,14 @@ class Measurement:
     metric = self.metrics.get(name)
     return metric if metric and math.isfinite(metric.value) else None
 
+  def of_seeds(self, seeds: Iterable[int]) -> Measurement:
+    """The measurement, of these of its seeds alone."""
+    by_seed = {
+        seed: self.by_seed[seed] for seed in seeds if seed in self.by_seed
+    }
+    metrics = _over_seeds(by_seed, self.examples, self.inputs)
+    return dataclasses.replace(self, metrics=metrics, by_seed=by_seed)
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -377,10 +385,6 @@ def _measurement(lines: Sequence[Line], average: bool) -> Measurement:
       seed: _one_seed(repeated, average)
       for seed, repeated in sorted(by_seed.items())
   }
-  values = collections.defaultdict(dict)
-  for seed, one in metrics.items():
-    for name, value in one.items():
-      values[name][seed] = value
   recorded = {
       seed: _newest(repeated)['examples']
       for seed, repeated in by_seed.items()
@@ -395,16 +399,10 @@ def _measurement(lines: Sequence[Line], average: bool) -> Measurement:
   }
   inputs = {seed: one['inputs'] for seed, one in recorded.items()}
 
-  def mean(name, of_seeds):
-    known = [examples.get(seed, {}).get(name) for seed in of_seeds]
-    if len({inputs.get(seed) for seed in of_seeds}) > 1:
-      known = [None]
-    return over_seeds(list(of_seeds.values()), known)
-
   return Measurement(
       draft=lines[0]['draft'],
       decoding=lines[0]['decoding'] or {},
-      metrics={name: mean(name, each) for name, each in values.items()},
+      metrics=_over_seeds(metrics, examples, inputs),
       by_seed=metrics,
       examples=examples,
       inputs=inputs,
@@ -417,6 +415,22 @@ def _measurement(lines: Sequence[Line], average: bool) -> Measurement:
           for gain in column
       ),
   )
+
+
+def _over_seeds(by_seed, examples, inputs):
+  """Metric -> its mean over the seeds that have it."""
+  values = collections.defaultdict(dict)
+  for seed, one in by_seed.items():
+    for name, value in one.items():
+      values[name][seed] = value
+
+  def mean(name, of_seeds):
+    known = [examples.get(seed, {}).get(name) for seed in of_seeds]
+    if len({inputs.get(seed) for seed in of_seeds}) > 1:
+      known = [None]
+    return over_seeds(list(of_seeds.values()), known)
+
+  return {name: mean(name, each) for name, each in values.items()}
 
 
 def _contributions(totals, counts=None):

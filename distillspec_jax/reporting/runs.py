@@ -90,7 +90,7 @@ def runs(lines: Sequence[measurements.Line]) -> list[Run]:
 
 
 def names_of(lines: Sequence[measurements.Line]) -> dict[naming.Run, str]:
-  """Run -> its name; that of a distillation says the divergence, if known."""
+  """Run -> its name; lines of a row of a study are named after the row."""
   made: dict[naming.Run, Any] = {run_of(line): None for line in lines}
   for line in lines:
     if line['kind'] == 'run':
@@ -100,7 +100,10 @@ def names_of(lines: Sequence[measurements.Line]) -> dict[naming.Run, str]:
           for key, value in line['decoding'].items()
           if not key.endswith('.content')
       }
-  return naming.names(made)
+  known = {run_of(line): line['row'] for line in lines if 'row' in line}
+  return known | naming.names(
+      {run: how for run, how in made.items() if run not in known}
+  )
 
 
 def run_of(line: measurements.Line) -> naming.Run:

@@ -28,7 +28,7 @@ def measured(name, *values, error=0.1, count=9):
 
 def test_gain_of_one_seed_adds_both_errors():
   change = headlines.gain(measured('a', 2.0), measured('b', 3.0), 'x')
-  assert change.percent == pytest.approx(50)
+  assert change.value == pytest.approx(50)
   error = 150 * math.hypot(0.05, 0.1 / 3)
   assert change.error == pytest.approx(error)
   low, high = change.interval  # Student's t, 8 degrees of freedom
@@ -46,7 +46,7 @@ def test_gain_of_several_seeds_is_paired():
       measured('b', 1.1, 2.2, 4.44, error=0.0),
       'x',
   )
-  assert change.percent == pytest.approx(10 + 1 / 3)
+  assert change.value == pytest.approx(10 + 1 / 3)
   assert change.error == pytest.approx(1 / 3)
   assert change.seeds == 3
 
@@ -55,7 +55,7 @@ def test_few_seeds_need_a_larger_difference():
   values = (1.0, 1.0), (1.08, 1.12)
   two = headlines.gain(*(measured('a', *v, error=0.0) for v in values), 'x')
   six = headlines.gain(*(measured('a', *v * 3, error=0.0) for v in values), 'x')
-  assert two.percent > 4 * two.error  # and yet
+  assert two.value > 4 * two.error  # and yet
   assert not two.is_clear and six.is_clear
 
 
@@ -129,7 +129,7 @@ def test_pairing_by_example_makes_the_error_smaller():
   paired = headlines.gain(before, after, 'x')
   other = dataclasses.replace(after, inputs=dict.fromkeys(range(3), 'others'))
   unpaired = headlines.gain(before, other, 'x')
-  assert paired.percent == pytest.approx(unpaired.percent)
+  assert paired.value == pytest.approx(unpaired.value)
   assert paired.error < 0.7 * unpaired.error
 
 
