@@ -11,10 +11,12 @@ import html
 import io
 import pathlib
 import re
+import textwrap
 from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib import figure as figure_lib
+from matplotlib import patches
 from matplotlib import ticker
 import numpy as np
 
@@ -71,6 +73,8 @@ _STYLES: dict[str, dict[str, Any]] = {
     'level': {'ls': ':', 'marker': '', 'zorder': 1},
     'diamond': {'ls': 'none', 'marker': 'D', 'mfc': _CARD},
     'triangle': {'ls': 'none', 'marker': '^', 'ms': 8, 'mec': _CARD},
+    'cloud': {'ls': 'none', 'ms': 4, 'mew': 0, 'alpha': 0.5},
+    'forest': {'ls': 'none'},
 }
 _PREDICTED = ('dashed', 'diamond', 'triangle')
 
@@ -79,7 +83,7 @@ class Point(NamedTuple):
   """A value at a position.
 
   Attributes:
-    at: a number; of a bar (order, name of the group).
+    at: a number; of a bar, and in a forest, (order, name of the group).
     value: what was measured there.
     note: written next to it.
     at_error: standard error of `at`, if it was measured too.
@@ -98,8 +102,9 @@ class Series(NamedTuple):
     label: in the legend.
     points: its values.
     style: 'bars', or 'diamond' or 'triangle' on top of bars; else 'line',
-      'points', 'open' (hollow points), 'dashed', 'band' (shaded by the error)
-      or 'level' (one value, everywhere).
+      'points', 'open' (hollow points), 'dashed', 'band' (shaded by the error),
+      'level' (one value, everywhere), 'cloud' (of many points) or 'forest' (a
+      row for each name).
     owner: label of the series whose place and colour it takes; the legend then
       explains the style alone.
   """
@@ -124,6 +129,7 @@ class Panel(NamedTuple):
     horizontal: bars lie; the number of them, and of groups, to make room for.
     reference: a value to compare with.
     digits: of values in words.
+    diagonal: whether to show where both axes have the same value.
   """
 
   name: str
@@ -136,6 +142,11 @@ class Panel(NamedTuple):
   horizontal: int = 0
   reference: float | None = None
   digits: int = 2
+  diagonal: bool = False
+
+  @property
+  def is_categorical(self) -> bool:
+    return self.series[0].style in ('bars', 'forest')
 
   @property
   def has_bars(self) -> bool:
@@ -146,14 +157,26 @@ class Panel(NamedTuple):
     """The measured numbers in words, for readers who do not see the figure."""
 
     def text(point):
-      at = f'at {point.at:.4g}' if not self.has_bars else point.at[1]
+      at = point.at[1] if self.is_categorical else f'at {point.at:.4g}'
       at = ', '.join(filter(None, (point.note, at.replace('\n', ' '))))
       return f'{point.value.text(self.digits)} ({at})'
 
     parts = []
     for one in self.series:
       points = one.points
-      if len(points) > 11:  # of a curve, where it starts and where it ends
+      if one.style == 'cloud':
+        means = (
+            np.mean([each.at for each in points]),
+            np.mean([each.value.value for each in points]),
+        )
+        parts.append(
+            f'{one.label}, {len(points)} points whose mean is {means[1]:.2f} at'
+            f' {means[0]:.2f}'
+        )
+        continue
+      if (
+          len(points) > 11 and one.style != 'forest'
+      ):  # of a curve, where it starts and where it ends
         points = [points[0], points[-1]]
       who = ' '.join(filter(None, (one.owner, one.label)))
       if one.style == 'level':
@@ -163,7 +186,76 @@ class Panel(NamedTuple):
     return f'{self.title}, {self.label}: {"; ".join(parts)}.'
 
 
-def images(panel: Panel, prefix: str = '') -> tuple[str, bytes]:
+class Cell(NamedTuple):
+  """A cell of a heat map; without a value, the note says why."""
+
+  value: measurements.Value | None
+  note: str = ''
+  is_best: bool = False
+
+
+class HeatMap(NamedTuple):
+  """A value for each of two settings; the darker, the larger.
+
+  Attributes:
+    name: of its file.
+    title: above it.
+    label: what the values are.
+    rows: names, from top to bottom.
+    columns: names, from left to right.
+    cells: (row, column) -> what is there.
+    axis_names: of rows and of columns.
+    digits: of values.
+  """
+
+  name: str
+  title: str
+  label: str
+  rows: list[str]
+  columns: list[str]
+  cells: dict[tuple[int, int], Cell]
+  axis_names: tuple[str, str]
+  digits: int = 2
+
+  @property
+  def alt(self) -> str:
+    """The numbers in words."""
+    parts = []
+    for (row, column), cell in sorted(self.cells.items()):
+      text = cell.value.text(self.digits) if cell.value else ''
+      note = ', '.join(filter(None, (cell.note, 'best' * cell.is_best)))
+      text += f' ({note})' if note and text else note
+      parts.append(f'{self.rows[row]}, {self.columns[column]}: {text}')
+    return f'{self.title}, {self.label}: {"; ".join(parts)}.'
+
+
+def standalone(panel: Panel | HeatMap) -> str:
+  """An SVG file in the light or dark colours that its reader prefers."""
+  svg, _ = images(panel)
+  light, dark = STYLE.split('@media')[:2]
+  themes = [
+      ' '.join(
+          f'--{role}: {colour};'
+          for role, colour in re.findall(r'--([\w-]+): (#[0-9a-f]{6});', theme)
+          if f'var(--{role})' in svg
+      )
+      for theme in (light, dark)
+  ]
+  style = (
+      f'<style>:root {{ {themes[0]} font-family: sans-serif }} @media'
+      f' (prefers-color-scheme: dark) {{ :root {{ {themes[1]} }} }}</style>'
+  )
+  width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+  start = (
+      '<svg xmlns="http://www.w3.org/2000/svg"'
+      f' xmlns:xlink="http://www.w3.org/1999/xlink" width="{width}"'
+      f' height="{height}"'
+  )
+  head, rest = svg.split('>', 1)
+  return f'{head.replace("<svg", start, 1)}>{style}{rest}'
+
+
+def images(panel: Panel | HeatMap, prefix: str = '') -> tuple[str, bytes]:
   """(an <svg> element in the colours and the font of its page, a PNG file).
 
   Args:
@@ -193,18 +285,30 @@ def images(panel: Panel, prefix: str = '') -> tuple[str, bytes]:
   return text, png.getvalue()
 
 
-def draw(panel: Panel) -> figure_lib.Figure:
+def draw(panel: Panel | HeatMap) -> figure_lib.Figure:
   """The figure in light colours."""
+  is_map = isinstance(panel, HeatMap)
+  height = (
+      1.0 + 0.52 * len(panel.rows)
+      if is_map
+      else max(3.3, 1.2 + 0.26 * panel.horizontal)
+  )
   figure = figure_lib.Figure(
-      figsize=(5.0, max(3.3, 1.2 + 0.26 * panel.horizontal)),  # inches
-      layout='constrained',
-      facecolor=_CARD,
+      figsize=(5.0, height), layout='constrained', facecolor=_CARD  # inches
   )
   ax = figure.subplots()
   ax.set_facecolor(_CARD)
   ax.spines[:].set_visible(False)
   ax.tick_params(length=0, labelcolor=_INK)
   ax.set_axisbelow(True)
+  if is_map:
+    _heat_map(ax, panel)
+  else:
+    _panel(figure, ax, panel)
+  return figure
+
+
+def _panel(figure, ax, panel):
   values, positions = ax.yaxis, ax.xaxis
   if panel.horizontal:
     values, positions = positions, values
@@ -214,12 +318,86 @@ def draw(panel: Panel) -> figure_lib.Figure:
   values.grid(color=_GRID)
   values.set_label_text(panel.label, color=_INK)
   positions.set_label_text(panel.position_label, color=_INK)
-  (_bars if panel.has_bars else _lines)(ax, panel)
+  if panel.is_categorical and not panel.has_bars:
+    _forest(ax, panel)
+  else:
+    (_bars if panel.has_bars else _lines)(ax, panel)
   if panel.reference is not None:
     ax.axvline(panel.reference, color=_INK, linewidth=1.2, linestyle=':')
   (ax.set_xlim if panel.horizontal else ax.set_ylim)(*panel.limits)
+  if panel.diagonal:
+    ax.axline((0, 0), slope=1, color=_INK, linewidth=1.2, linestyle=':')
   _legend(figure, ax, [one.label for one in panel.series])
-  return figure
+
+
+def _heat_map(ax, panel):
+  """One colour, the more of it the larger; the numbers are in ink."""
+  known = [cell.value.value for cell in panel.cells.values() if cell.value]
+  low, high = min(known), max(known)
+  for (row, column), cell in panel.cells.items():
+    if cell.value is None:
+      how = {'fill': False, 'hatch': '///', 'edgecolor': _GRID, 'linewidth': 0}
+      lines = [cell.note]
+    else:
+      share = (cell.value.value - low) / (high - low) if high > low else 0.0
+      how = {'facecolor': _COLOURS['series-3'], 'alpha': 0.06 + 0.44 * share}
+      text = cell.value._replace(error=None).text(panel.digits)
+      lines = [text]
+      if cell.value.error is not None:
+        lines.append(f'± {cell.value.error:.{panel.digits}f}')
+      if cell.note:
+        lines.append(cell.note)
+    ax.add_patch(
+        patches.Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, **how)
+    )
+    if cell.is_best:
+      ax.add_patch(
+          patches.Rectangle(
+              (column - 0.48, row - 0.47), 0.96, 0.94, fill=False,
+              edgecolor=_INK, linewidth=1.8,
+          )
+      )  # fmt: skip
+    for i, line in enumerate(lines):
+      place = row + (i - (len(lines) - 1) / 2) * (0.36 if lines[2:] else 0.4)
+      ax.text(
+          column, place + 0.02, line, color=_INK, ha='center', va='center',
+          fontsize=10.5 if i == 0 and cell.value else 8.5,
+          fontweight='bold' if cell.is_best and i == 0 else 'normal',
+      )  # fmt: skip
+  ax.set_xlim(-0.5, len(panel.columns) - 0.5)
+  ax.set_ylim(len(panel.rows) - 0.5, -0.5)  # from top to bottom
+  width = max(6, 40 // len(panel.columns))
+  ax.set_xticks(
+      range(len(panel.columns)),
+      [textwrap.fill(name, width) for name in panel.columns],
+  )
+  ax.set_yticks(
+      range(len(panel.rows)), [textwrap.fill(name, 16) for name in panel.rows]
+  )
+  ax.xaxis.tick_top()
+  ax.xaxis.set_label_position('top')
+  ax.set_xlabel(panel.axis_names[1], color=_INK)
+  ax.set_ylabel(panel.axis_names[0], color=_INK)
+
+
+def _forest(ax, panel):
+  """A row for each name, with its value and error."""
+  groups = sorted({point.at for one in panel.series for point in one.points})
+  labels = [one.label for one in panel.series]
+  for series in panel.series:
+    colour, marker, _ = _look(series.label, labels)
+    ax.errorbar(
+        [point.value.value for point in series.points],
+        [groups.index(point.at) for point in series.points],
+        xerr=_errors(point.value.error for point in series.points),
+        color=colour, marker=marker, elinewidth=1.4,
+        label=_shown(series.label), **_STYLES[series.style],
+    )  # fmt: skip
+  ax.set_yticks(
+      range(len(groups)), [textwrap.fill(name, 26) for _, name in groups]
+  )
+  ax.set_ylim(len(groups) - 0.5, -0.5)  # from top to bottom
+  ax.grid(axis='y', color=_GRID)
 
 
 def _lines(ax, panel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from distillspec_jax.reporting import curves
@@ -12,6 +13,7 @@ from distillspec_jax.reporting import runs
 
 _TOKENS = 'tokens per target call'
 _NATS = 'nats per token'
+_MAX_LINES = 5  # of a panel: as many as there are distinct looks
 
 
 class Section(NamedTuple):
@@ -156,10 +158,17 @@ def _wall_clock(study):
 
 
 def _training(study):
-  made = {run.name: run for run in runs.runs(study.training)}
+  return training(study.training)
+
+
+def training(
+    lines: Sequence[measurements.Line],
+) -> Iterator[drawing.Panel]:
+  """Curves of all runs, a few to a panel; panels of a metric share axes."""
+  made = {run.name: run for run in runs.runs(lines)}
 
   def select(metric, split, is_distillation):
-    for name, values in curves.curves(study.training, metric, split):
+    for name, values in curves.curves(lines, metric, split):
       if made[name].is_distillation == is_distillation:
         how = made[name].divergence if is_distillation else ''
         label = f'{name} ({how})' if how and how not in name else name
@@ -175,18 +184,39 @@ def _training(study):
       ('validation_block_efficiency', 'Distillation: block efficiency',
        _TOKENS, True, None, 'block_efficiency'),
   ):  # fmt: skip
-    series = [
-        drawing.Series(run, points, 'band')
+    shown = {
+        run: [drawing.Series(run, points, 'band')]
         for run, points in select(train, 'train', is_distillation)
-    ]
-    labels = [one.label for one in series]
+    }
     for run, points in select(validation, 'validation', is_distillation):
-      series.append(
-          drawing.Series('validation', points, 'open', run)
-          if run in labels
-          else drawing.Series(run, points, 'line')
+      if run in shown:
+        shown[run].append(drawing.Series('validation', points, 'open', run))
+      else:
+        shown[run] = [drawing.Series(run, points, 'line')]
+    names = list(shown)
+    parts = [
+        [series for run in names[i : i + _MAX_LINES] for series in shown[run]]
+        for i in range(0, len(names), _MAX_LINES)
+    ]
+    limits = _limits(shown.values()) if parts[1:] else (None, None)
+    for number, series in enumerate(parts, start=1):
+      several = f' ({number} of {len(parts)})' if parts[1:] else ''
+      suffix = f'_{number}' if parts[1:] else ''
+      yield drawing.Panel(
+          name + suffix, title + several, series, label, 'step', limits
       )
-    yield drawing.Panel(name, title, series, label, 'step')
+
+
+def _limits(shown):
+  """An axis that shows all points."""
+  values = [
+      point.value.value
+      for series in shown
+      for one in series
+      for point in one.points
+  ]
+  margin = 0.05 * (max(values) - min(values))
+  return min(values) - margin, max(values) + margin
 
 
 def _plans(study):

@@ -6,34 +6,32 @@ from collections.abc import Sequence
 import html
 import re
 
-from distillspec_jax.reporting import cards
-from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import page
 from distillspec_jax.reporting import provenance
-from distillspec_jax.reporting import tables
 
 
 def render(
     name: str,
     lines: Sequence[measurements.Line],
-    studies: Sequence[measurements.Study],
+    chapters: Sequence[page.Chapter],
     has_samples: bool,
 ) -> str:
   """The text of report.md."""
   parts = [f'# DistillSpec report: {_escaped(name)}', provenance.errors(lines)]
-  for study in studies:
-    parts.append(f'## {_escaped(study.heading)}')
-    for card in cards.cards(study):
+  for chapter in chapters:
+    parts.append(f'## {_escaped(chapter.heading)}')
+    for card in chapter.cards:
       text = f'{card.number} ({card.badge}). {card.detail}'
       parts.append(f'**{_escaped(card.what)}** {_escaped(text)}')
       if card.table is not None:
         parts.append(_table(card.table))
       if card.command:
         parts.append(f'Command: {_escaped(card.command)}')
-    parts += map(_escaped, headlines.sentences(study))
-    for table in tables.tables(study):
-      parts += [f'### {table.title}', _table(table), _list(table.definitions)]
+    parts += map(_escaped, chapter.sentences)
+    for table in chapter.tables:
+      title = f'### {_escaped(table.title)}'
+      parts += [title, _table(table), _list(table.definitions)]
   parts += page.missing(lines, has_samples)
   parts += ['## Provenance', _list(provenance.entries(lines))]
   return '\n\n'.join(filter(None, parts)) + '\n'

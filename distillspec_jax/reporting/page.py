@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 import pathlib
 import re
+from typing import NamedTuple
 
 import jinja2
 
-from distillspec_jax.reporting import cards
+from distillspec_jax.reporting import cards as cards_lib
 from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import figures
 from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import provenance
+from distillspec_jax.reporting import ranking
+from distillspec_jax.reporting import rows as rows_lib
 from distillspec_jax.reporting import sample_texts
-from distillspec_jax.reporting import tables
+from distillspec_jax.reporting import study_cards
+from distillspec_jax.reporting import study_figures
+from distillspec_jax.reporting import study_tables
+from distillspec_jax.reporting import tables as tables_lib
 
 _TEMPLATE = pathlib.Path(__file__).parent / 'page.html.j2'
 _MISSING = {
@@ -26,19 +32,78 @@ _MISSING = {
 }
 
 
+class Chapter(NamedTuple):
+  """A part of the page.
+
+  Attributes:
+    heading: above it, where there are several.
+    cards: answers to questions.
+    sentences: the findings in words.
+    sections: figures; when rendered, as (title, SVG).
+    tables: the numbers.
+  """
+
+  heading: str
+  cards: list[cards_lib.Card]
+  sentences: list[str]
+  sections: list[figures.Section]
+  tables: list[tables_lib.Table]
+
+
+def chapter(study: measurements.Study) -> Chapter:
+  """The chapter of results that are comparable with each other."""
+  return Chapter(
+      study.heading,
+      cards_lib.cards(study),
+      headlines.sentences(study),
+      figures.sections(study),
+      tables_lib.tables(study),
+  )
+
+
+def study_chapters(
+    study: rows_lib.Comparison, measure: str | None
+) -> list[Chapter]:
+  """The chapters of a study: its rows, then all results.
+
+  An experiment has the chapters of its measurements; the figures of others
+  would show dozens of rows, so of these only the tables follow.
+  """
+  rankings = ranking.rankings(study, measure)
+  first = Chapter(
+      f'{study.title}: {study.kind} of {len(study.rows)} rows',
+      study_cards.cards(study, rankings),
+      study_cards.sentences(study, rankings),
+      study_figures.sections(study, rankings),
+      study_tables.all_tables(study, rankings),
+  )
+  others = [chapter(one) for one in measurements.studies(study.lines)]
+  if study.kind != 'experiment':
+    others = [
+        one._replace(
+            heading=f'All results: {one.heading}', cards=[], sentences=[],
+            sections=[],
+        )
+        for one in others
+    ]  # fmt: skip
+  return [first, *others]
+
+
 def render(
     name: str,
     lines: Sequence[measurements.Line],
-    drawn: Sequence[tuple[measurements.Study, Sequence[figures.Section]]],
+    chapters: Sequence[Chapter],
     samples: Sequence[sample_texts.Sample],
+    command: str = '',
 ) -> str:
   """HTML that needs no other file and no network.
 
   Args:
     name: of the run.
     lines: all results.
-    drawn: studies, with figures as (title, SVG).
+    chapters: of the page, with figures as (title, SVG).
     samples: sample texts.
+    command: that made the study, if it is one.
   """
   environment = jinja2.Environment(
       autoescape=True,
@@ -50,11 +115,9 @@ def render(
   return template.render(
       name=name,
       style=drawing.STYLE,
-      cards=cards.cards,
-      sentences=headlines.sentences,
-      tables=tables.tables,
       tied=_tied,
-      studies=drawn,
+      chapters=chapters,
+      command=command,
       samples=samples,
       rule=sample_texts.RULE,
       errors=provenance.errors(lines),

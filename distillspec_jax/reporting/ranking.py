@@ -8,20 +8,27 @@ paired by seed, and by example where single examples were recorded.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from distillspec_jax.core import errors
 from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import rows as rows_lib
 
+# What rows are ranked by where the user does not say.
+MEASURES = {'garden': 'tokens_per_second'}
 MEASURE = 'block_efficiency'
 # Measures on a ratio scale, whose gains are in percent.
 _RATIOS = (
     'block_efficiency', 'uncut_block_efficiency', 'expected_acceptance',
     'tokens_per_second', 'measured_speedup',
 )  # fmt: skip
+_TIMES = ('tokens_per_second', 'measured_speedup')
+# Studies whose rows are decoded differently: points of a frontier.
+FRONTIERS = ('garden', 'lossy')
 _KINDS = ('acceptance', 'latency', 'task_quality')
 
 
@@ -34,6 +41,8 @@ class Entry(NamedTuple):
     rank: from 1; None where seeds are missing.
     missing: the ranking's seeds that it lacks.
     change: against its control, over the seeds that both have; None without.
+    quality: of the text, where the study is about it, with seeds of its own.
+    quality_changes: metric -> change against the control.
   """
 
   row: rows_lib.Row
@@ -41,6 +50,8 @@ class Entry(NamedTuple):
   rank: int | None
   missing: tuple[int, ...]
   change: headlines.Gain | None
+  quality: measurements.Measurement | None = None
+  quality_changes: dict[str, headlines.Gain] = {}
 
 
 class Ranking(NamedTuple):
@@ -49,7 +60,7 @@ class Ranking(NamedTuple):
   Attributes:
     task: name of the task.
     split: of the task.
-    decoding: its settings.
+    decoding: its settings, as far as all rows share them.
     measure: the metric by which rows are ranked.
     seeds: that ranked rows have.
     entries: the best first, then those that lack seeds.
@@ -65,14 +76,20 @@ class Ranking(NamedTuple):
   @property
   def name(self) -> str:
     """The decoding in words."""
-    settings = self.decoding
-    if self.measure not in ('tokens_per_second', 'measured_speedup'):
-      settings = {**settings, 'batch_size': None}
+    settings = dict(self.decoding)
+    if self.measure not in _TIMES:
+      settings['batch_size'] = None
     return measurements.describe(settings)
 
   @property
   def ranked(self) -> list[Entry]:
     return [entry for entry in self.entries if entry.rank is not None]
+
+  @property
+  def qualities(self) -> list[str]:
+    """Names of the task's metrics that entries have."""
+    names = [list(one.quality.metrics) for one in self.entries if one.quality]
+    return list(dict.fromkeys(name for each in names for name in each))
 
   def entry(self, row: rows_lib.Row | None) -> Entry | None:
     return next((one for one in self.entries if one.row is row), None)
@@ -80,57 +97,85 @@ class Ranking(NamedTuple):
   def value(self, entry: Entry) -> measurements.Value:
     return entry.measurement.metrics[self.measure]
 
-  def is_clearly_below(self, entry: Entry, other: Entry) -> bool:
-    """Whether the 95 % interval of their paired difference is below 0."""
-    change = compare(other.measurement, entry.measurement, self.measure)
-    return change is not None and change.is_clear and change.value < 0
+  def ties(self) -> list[Entry]:
+    """Those that are not clearly below the best, which comes first.
+
+    Clear is a 95 % interval of the paired difference that excludes 0.
+    """
+    best, *others = self.ranked or [None]
+    return [one for one in (best,) if one] + [
+        one
+        for one in others
+        if (change := compare(best.measurement, one.measurement, self.measure))
+        is None
+        or not change.is_clear
+    ]
+
+
+def measure_of(study: rows_lib.Comparison) -> str:
+  """The measure that a study is ranked by."""
+  measure = MEASURES.get(study.kind, MEASURE)
+  known = {name for row in study.rows for name in _metrics(row)}
+  return measure if measure in known else MEASURE
 
 
 def rankings(
-    study: rows_lib.Comparison, measure: str = MEASURE
+    study: rows_lib.Comparison, measure: str | None = None
 ) -> list[Ranking]:
-  """A ranking for each task and lossless decoding, in order of appearance.
+  """A ranking for each task and decoding, in the order of appearance.
+
+  Lossy decodings are compared in a study of them alone.
+
+  Args:
+    study: the study.
+    measure: name of a metric; default: `measure_of`.
 
   Raises:
     UserError: no row has the measure.
   """
+  if measure is None:
+    measure = measure_of(study)
+  else:
+    known = {name for row in study.rows for name in _metrics(row)}
+    if known and measure not in known:
+      raise errors.UserError(
+          f'No row of the study has the measure {measure!r}; choose one of'
+          f' {", ".join(sorted(known))}.'
+      )
   groups: dict[tuple[Any, ...], list[tuple[rows_lib.Row, Any]]] = {}
-  known = set()
   for row in study.rows:
-    for task, split, one in _measured(row):
-      known |= one.metrics.keys()
-      if one.value(measure) is None or measurements.is_lossy(one.decoding):
-        continue
-      key = (task, split, *_setting(one.decoding, measure))
-      groups.setdefault(key, []).append((row, one))
-  if known and measure not in known:
-    raise errors.UserError(
-        f'No row of the study has the measure {measure!r}; choose one of'
-        f' {", ".join(sorted(known))}.'
-    )
+    for task, split, one in _measured(row, study.kind):
+      if one.value(measure) is not None:
+        setting = _setting(one.decoding, measure, study.kind)
+        groups.setdefault((task, split, *setting), []).append((row, one))
   return [
       _ranking(study, key[0], key[1], measure, measured)
       for key, measured in groups.items()
   ]
 
 
-def _measured(row):
-  """(task, split, measurement) of the row's speculative decoding."""
-  lines = collections.defaultdict(list)
-  for line in row.lines:
-    lines[line['task'], line['split']].append(line)
-  for (task, split), ours in lines.items():
-    for kind in _KINDS:
-      for one in row.of(ours).measurements(kind):
+def _metrics(row):
+  return {name for line in row.lines for name in line['metrics']}
+
+
+def _measured(row, kind):
+  """(task, split, measurement) of what may be ranked."""
+  for place in row.places:
+    for what in _KINDS:
+      for one in row.measurements(what, place):
+        is_lossless = not measurements.is_lossy(one.decoding)
         is_pair = one.decoding.get('block_length') is not None
-        if is_pair or one.decoding.get('model') == row.name:
-          yield task, split, one
+        is_draft = one.decoding.get('model') == row.name
+        if kind in FRONTIERS or is_lossless and (is_pair or is_draft):
+          yield *place, one
 
 
-def _setting(decoding, measure):
+def _setting(decoding, measure, kind):
   """What rows must share to be comparable."""
+  if kind in FRONTIERS:
+    return (decoding.get('temperature'),)
   aside = {'lossless', 'model'}
-  if measure not in ('tokens_per_second', 'measured_speedup'):
+  if measure not in _TIMES:
     aside.add('batch_size')  # has no influence
   return tuple(
       sorted((k, repr(v)) for k, v in decoding.items() if k not in aside)
@@ -141,17 +186,32 @@ def _ranking(study, task, split, measure, measured):
   sets = collections.Counter(frozenset(one.by_seed) for _, one in measured)
   seeds = max(sets, key=lambda each: (sets[each], len(each), -min(each)))
   by_row = {id(row): one for row, one in measured}
+  shared = {
+      name: value
+      for name, value in measured[0][1].decoding.items()
+      if all(one.decoding.get(name) == value for _, one in measured)
+  }
   entries = []
   for row, one in measured:
-    control = by_row.get(id(study.row(row.control)))
+    control = study.control(row)
     missing = tuple(sorted(seeds - one.by_seed.keys()))
+    quality, changes = None, {}
+    if study.kind in FRONTIERS:
+      place = (task, split), shared.get('temperature')
+      quality = quality_of(row, *place)
+      before = control and quality_of(control, *place)
+      for name in quality.metrics if quality and before else ():
+        if name in before.metrics:
+          changes[name] = compare(before, quality, name)
     entries.append(
         Entry(
             row,
             one if missing else one.of_seeds(sorted(seeds)),
             None,
             missing,
-            compare(control, one, measure),
+            compare(by_row.get(id(control)), one, measure),
+            quality,
+            {name: change for name, change in changes.items() if change},
         )
     )
   entries.sort(
@@ -164,10 +224,19 @@ def _ranking(study, task, split, measure, measured):
       entry if entry.missing else entry._replace(rank=rank)
       for rank, entry in enumerate(entries, start=1)
   ]
-  return Ranking(
-      task, split, measured[0][1].decoding, measure, tuple(sorted(seeds)),
-      entries,
-  )  # fmt: skip
+  return Ranking(task, split, shared, measure, tuple(sorted(seeds)), entries)
+
+
+def quality_of(
+    row: rows_lib.Row, place: tuple[str, str], temperature: float | None
+) -> measurements.Measurement | None:
+  """The quality of the text that a row emits at a temperature."""
+  measured = [
+      one
+      for one in row.measurements('task_quality', place)
+      if temperature is None or one.decoding.get('temperature') == temperature
+  ]
+  return next(iter(measured), None)
 
 
 def compare(
@@ -183,6 +252,46 @@ def compare(
   return headlines.difference(before, after, measure)
 
 
-def average(changes: Iterable[headlines.Gain | None]) -> headlines.Gain | None:
-  """The mean of changes that are of different inputs, each with one weight."""
-  raise NotImplementedError
+def average(
+    pairs: Sequence[tuple[measurements.Measurement, measurements.Measurement]],
+    measure: str,
+    share_examples: bool,
+) -> headlines.Gain | None:
+  """The mean of the changes of several pairs, each with the same weight.
+
+  Args:
+    pairs: (before, after); those without a seed in common do not count.
+    measure: whose change.
+    share_examples: whether all answer the same inputs, so that their errors
+      over examples do not average out; False: those are independent.
+  """
+  seeds = [
+      before.by_seed.keys() & after.by_seed.keys() for before, after in pairs
+  ]
+  shared = set.intersection(*map(set, seeds)) if seeds else set()
+  values, unit = [], '%'
+  for seed in sorted(shared):
+    changes = [
+        compare(before.of_seeds([seed]), after.of_seeds([seed]), measure)
+        for before, after in pairs
+    ]
+    if None in changes:
+      continue
+    errors = [change.error for change in changes]
+    error = None
+    if None not in errors:
+      errors = np.array(errors)
+      error = np.mean(errors)
+      if not share_examples:
+        error = np.sqrt(np.sum(errors**2)) / len(errors)
+    unit = changes[0].unit
+    count = min(one.metrics[measure].count for pair in pairs for one in pair)
+    mean = float(np.mean([change.value for change in changes]))
+    values.append(measurements.Value(mean, error, 1, count))
+  if not values:
+    return None
+  inference = measurements.infer(values, [None])
+  return headlines.Gain(
+      inference.value, inference.standard_error, inference.interval(),
+      len(values), unit,
+  )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import os
 import pathlib
 import re
@@ -9,21 +10,27 @@ import re
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
 from distillspec_jax.core import sources
+from distillspec_jax.core import study_file
 from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import figures
 from distillspec_jax.reporting import markdown
 from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import page
+from distillspec_jax.reporting import rows
 from distillspec_jax.reporting import sample_texts
 
 
-def report(*, run: str, output: str | None = None) -> pathlib.Path:
+def report(
+    *, run: str, output: str | None = None, measure: str | None = None
+) -> pathlib.Path:
   """Draws all results in a folder and below it; returns the page's path.
 
   Args:
     run: folder of a run or an experiment; every results.jsonl in it and below
       it is read, and its samples.json if there is one.
     output: folder to write to; default: `run`.
+    measure: of a study, by which its rows are ranked; default: tokens per
+      target call, of a garden tokens per second.
 
   Raises:
     UserError: the folder or results are absent, or a line is damaged.
@@ -44,30 +51,43 @@ def report(*, run: str, output: str | None = None) -> pathlib.Path:
         ' a line). Run train, evaluate or benchmark into it first.'
     )
   samples = sample_texts.read(folder / 'samples.json')
+  study = rows.read(folder)
   target = folder if output is None else sources.run_folder(output)
   (target / 'figures').mkdir(parents=True, exist_ok=True)
-  studies = measurements.studies(lines)
-  drawn = {}
-  for number, study in enumerate(studies):
-    prefix = re.sub(r'\W+', '_', study.heading)[:80] + '_'
+  if study is None:
+    if measure is not None:
+      raise errors.UserError(
+          f'measure is {measure!r}, but {folder} is no study: it has no'
+          f' {study_file.FILE}. Leave measure out.'
+      )
+    chapters = [page.chapter(one) for one in measurements.studies(lines)]
+  else:
+    chapters = page.study_chapters(study, measure)
+  drawn: dict[str, page.Chapter] = {}
+  for number, chapter in enumerate(chapters):
+    prefix = re.sub(r'\W+', '_', chapter.heading)[:80] + '_'
     if prefix in drawn:
       prefix = f'{number}_{prefix}'
-    name = prefix if studies[1:] else ''
-    drawn[prefix] = study, _drawn(study, target / 'figures', name)
-  name = folder.resolve().name
-  text = markdown.render(name, lines, studies, bool(samples))
+    name = prefix if chapters[1:] else ''
+    sections = _drawn(chapter.sections, target / 'figures', name)
+    drawn[prefix] = chapter._replace(sections=sections)
+  name, command = folder.resolve().name, ''
+  if study is not None:
+    name, command = study.title, study.command
+  text = markdown.render(name, lines, chapters, bool(samples))
   _write(target / 'report.md', text)
   path = target / 'report.html'
-  _write(path, page.render(name, lines, list(drawn.values()), samples))
+  html = page.render(name, lines, list(drawn.values()), samples, command)
+  _write(path, html)
   return path
 
 
 def _drawn(
-    study: measurements.Study, folder: pathlib.Path, prefix: str
+    shown: Sequence[figures.Section], folder: pathlib.Path, prefix: str
 ) -> list[figures.Section]:
   """Writes PNG files; returns sections of (title, SVG)."""
   sections = []
-  for section in figures.sections(study):
+  for section in shown:
     images = []
     for panel in section.panels:
       svg, png = drawing.images(panel, prefix)

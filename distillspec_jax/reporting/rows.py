@@ -1,15 +1,7 @@
 """study.json and results -> the rows of a study, each over its seeds.
 
-A row is one way of making a draft (or a target): a cell of a grid, a size of a
-garden. study.json has an entry for each row and seed, as `studies` writes it:
-
-  kind      one of `KINDS`
-  title, command
-  axes      names of labels; of a garden, the first is the size
-  rows      name, labels {axis: value}, seed, target_seed, folder of its model,
-            results (folders with results.jsonl), control (the name of the row
-            that it is compared with, or null), seconds of training, failed
-            (null, or one line); folders are relative to the study's
+A row is one way of making or of using a model: a cell of a grid, a point of a
+frontier. `core.study_file` describes the file.
 """
 
 from __future__ import annotations
@@ -17,34 +9,25 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 import os
 import pathlib
-import re
 from typing import Any
 
 import numpy as np
 
-from distillspec_jax.core import check
 from distillspec_jax.core import errors
 from distillspec_jax.core import results
+from distillspec_jax.core import study_file
 from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import runs
 
-FILE = 'study.json'
-KINDS = ('experiment', 'grid', 'garden', 'transfer', 'lossy')
-_ENTRIES: dict[str, type | tuple[type, ...]] = {
-    'name': str,
-    'labels': dict,
-    'seed': int,
-    'target_seed': (int, type(None)),
-    'folder': (str, type(None)),
-    'results': list,
-    'control': (str, type(None)),
-    'seconds': (int, float, type(None)),
-    'failed': (str, type(None)),
+# Kind of a line of results -> the role that study.json calls it by.
+_ROLES = {
+    'acceptance': 'efficiency',
+    'latency': 'latency',
+    'task_quality': 'quality',
 }
-_SEED = re.compile(r'(target[ _-])?[ /_,-]*seed[ =_-]?\d+', re.IGNORECASE)
+_MANY = 10**6  # seeds from here on are replicates with one target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,8 +36,9 @@ class Row:
 
   Attributes:
     name: unique in the study.
+    title: its name in study.json, which rows may share.
     labels: axis -> value, in words.
-    control: name of the row it is compared with, or None.
+    control: title of the row it is compared with, or None.
     failed: seed -> why it failed, in one line.
     seconds: seed -> time of training.
     lines: of measurements, whose drafts are named after the row.
@@ -63,6 +47,7 @@ class Row:
   """
 
   name: str
+  title: str
   labels: dict[str, str]
   control: str | None
   failed: dict[int, str]
@@ -71,12 +56,31 @@ class Row:
   training: list[measurements.Line]
   units: dict[int, int]
 
-  def measurements(self, kind: str) -> list[measurements.Measurement]:
-    """One per setting of decoding, of this row alone."""
-    measured = measurements.measurements(self.lines, kind)
+  def measurements(
+      self, kind: str, place: tuple[str, str] | None = None
+  ) -> list[measurements.Measurement]:
+    """One per setting of decoding, of this row alone.
+
+    Args:
+      kind: of lines of results.
+      place: (task, split); None: the row has one.
+    """
+    lines = [
+        line
+        for line in self.lines
+        if place is None or (line['task'], line['split']) == place
+    ]
+    measured = measurements.measurements(lines, kind)
     if len(set(self.units.values())) == len(self.units):
       return measured
     return [_over_units(one, self.units) for one in measured]
+
+  @property
+  def places(self) -> list[tuple[str, str]]:
+    """(task, split) of its measurements."""
+    return list(
+        dict.fromkeys((line['task'], line['split']) for line in self.lines)
+    )
 
   @property
   def made(self) -> runs.Run | None:
@@ -89,12 +93,13 @@ class Comparison:
   """What a study compares.
 
   Attributes:
-    kind: one of `KINDS`.
+    kind: one of `study_file.KINDS`.
     title: of the page.
     command: that ran the study.
-    axes: names of labels.
+    axes: names of labels, those of a heat map first.
     rows: in the order of study.json.
-    targets: number of targets' seeds; each measurement has one.
+    averages: as in study.json.
+    targets: the targets' seeds; [] where the target was given.
   """
 
   kind: str
@@ -102,10 +107,20 @@ class Comparison:
   command: str
   axes: list[str]
   rows: list[Row]
-  targets: int
+  averages: list[dict[str, Any]]
+  targets: list[int]
 
-  def row(self, name: str | None) -> Row | None:
-    return next((row for row in self.rows if row.name == name), None)
+  def control(self, row: Row) -> Row | None:
+    """The row that a row is compared with."""
+    named = [one for one in self.rows if one.title == row.control]
+
+    def fit(one):  # of several with this title, the one with the row's labels
+      shared = [
+          row.labels.get(axis) == value for axis, value in one.labels.items()
+      ]
+      return all(shared), sum(shared)
+
+    return max(named, key=fit, default=None)
 
   @property
   def lines(self) -> list[measurements.Line]:
@@ -116,139 +131,94 @@ def read(folder: pathlib.Path) -> Comparison | None:
   """The study in a folder; None if there is no study.json.
 
   Raises:
-    UserError: study.json is not as described above, a control is no row, or
-      results are absent or damaged.
+    UserError: study.json is none, a control is no row, or results are damaged.
   """
-  path = folder / FILE
-  if not path.is_file():
+  study = study_file.read(folder)
+  if study is None:
     return None
-  study = _parsed(path)
-  entries = study['rows']
-  groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-  for entry in entries:
-    entry['labels'] = {
-        axis: _text(value)
-        for axis, value in entry['labels'].items()
-        if axis not in ('seed', 'target_seed')
-    }
-    name = _SEED.sub('', entry['name']).strip(' /_,-') or entry['name']
-    key = name, json.dumps(entry['labels'])
-    groups.setdefault(key, []).append(entry)
-  counts = collections.Counter(name for name, _ in groups)
-  names = {
-      key: ', '.join([key[0], *json.loads(key[1]).values()])
-      if counts[key[0]] > 1
-      else key[0]
-      for key in groups
-  }
-  names_of_entries = {
-      entry['name']: names[key] for key, group in groups.items()
-      for entry in group
-  }  # fmt: skip
-  targets = {entry['target_seed'] for entry in entries} - {None}
-  reader = _Reader(folder)
+  groups: dict[str, list[study_file.Row]] = {}
+  for one in study['rows']:
+    groups.setdefault(f'{one.name} {one.labels}', []).append(one)
+  names = collections.Counter(group[0].name for group in groups.values())
+  targets = {one.target_seed for one in study['rows']} - {None}
+  lines: dict[pathlib.Path, list[measurements.Line]] = {}
   rows = []
-  for key, group in groups.items():
-    controls = {entry['control'] for entry in group} - {None}
-    unknown = controls - names_of_entries.keys()
-    if unknown:
+  for group in groups.values():
+    first = group[0]
+    if first.control is not None and first.control not in names:
       raise errors.UserError(
-          f'{path}: the row {key[0]!r} is compared with {min(unknown)!r}, which'
-          ' is no row of the study.'
+          f'{folder / study_file.FILE}: the row {first.name!r} is compared with'
+          f' {first.control!r}, which is no row of the study.'
       )
-    controls = {names_of_entries[name] for name in controls}
-    if len(controls) > 1:
-      raise errors.UserError(
-          f'{path}: the row {key[0]!r} is compared with several:'
-          f' {", ".join(sorted(controls))}. Give all its seeds one control.'
-      )
-    control = next(iter(controls), None)
-    rows.append(_row(names[key], control, group, len(targets) > 1, reader))
-  axes = [axis for axis in study['axes'] if axis not in ('seed', 'target_seed')]
+    labels = {
+        in_words(axis): in_words(value) for axis, value in first.labels.items()
+    }
+    name = in_words(first.name)
+    if names[first.name] > 1:
+      name = ', '.join(dict.fromkeys([name, *labels.values()]))
+    rows.append(_row(folder, name, labels, group, len(targets) > 1, lines))
   return Comparison(
-      study['kind'], study['title'], study['command'], axes, rows,
-      len(targets) or 1,
+      study['kind'], study['title'], study['command'],
+      [in_words(axis) for axis in study['axes']], rows, study['averages'],
+      sorted(targets),
   )  # fmt: skip
 
 
-def _parsed(path):
-  """study.json, whose entries have the right types."""
-  try:
-    study = json.loads(path.read_bytes())
-    for name, kind in (
-        ('kind', str), ('title', str), ('command', str), ('rows', list),
-        ('axes', list),
-    ):  # fmt: skip
-      if not isinstance(study[name], kind):
-        raise TypeError(f'{name!r} is {check.shown(study[name])}')
-    for number, entry in enumerate(study['rows']):
-      for name, kinds in _ENTRIES.items():
-        if not isinstance(entry[name], kinds):
-          value = check.shown(entry[name])
-          raise TypeError(f'{name!r} of row {number} is {value}')
-    if not study['rows']:
-      raise ValueError('it has no rows')
-  except KeyError as error:
-    raise errors.UserError(f'{path} has no entry {error}.') from error
-  # JSON's errors are ValueErrors.
-  except (ValueError, TypeError) as error:
-    raise errors.UserError(f'{path} is not a study: {error}.') from error
-  check.one_of(KINDS, owner=str(path), kind=study['kind'])
-  return study
+def _row(folder, name, labels, group, by_target, known):
+  """The row of entries of study.json that differ in their seeds."""
 
+  def read(relative):
+    path = pathlib.Path(os.path.normpath(folder / relative)) / results.FILE
+    if path not in known:
+      known[path] = results.read(path) if path.is_file() else []
+    return known[path]
 
-class _Reader:
-  """Reads each results file once."""
+  def unit(one):
+    is_targets = by_target and one.target_seed is not None
+    return one.target_seed if is_targets else one.seed
 
-  def __init__(self, folder):
-    self._folder = folder
-    self._lines = {}
-
-  def lines(self, relative):
-    """Lines of a results file; [] without one."""
-    path = pathlib.Path(os.path.normpath(self._folder / relative))
-    path /= results.FILE
-    if path not in self._lines:
-      self._lines[path] = results.read(path) if path.is_file() else []
-    return self._lines[path]
-
-
-def _row(name, control, entries, by_target, reader):
-  """The row of entries that differ in their seeds."""
   failed, seconds, units = {}, {}, {}
   lines, training = [], []
-  # The seeds of a draft and of its target may be combined in any way.
-  for number, entry in enumerate(entries):
-    target_seed = entry['target_seed']
-    unit = target_seed if by_target and target_seed is not None else None
-    unit = entry['seed'] if unit is None else unit
-    several = sum(
-        (other['target_seed'] if by_target else other['seed']) == unit
-        for other in entries
-    )
-    seed = unit if several < 2 else 10**6 + number
-    units[seed] = unit
-    if entry['seconds']:
-      seconds[seed] = float(entry['seconds'])
-    if entry['failed']:
-      failed[seed] = entry['failed']
-      continue
-    for folder in entry['results']:
-      lines += [
-          _renamed(line, name, seed)
-          for line in reader.lines(folder)
-          if line['kind'] not in ('training', 'run')
-      ]
-    if entry['folder'] is not None:
-      training += [
-          {**_renamed(line, name, seed), 'row': name, 'folder': name}
-          for line in reader.lines(entry['folder'])
-          if line['kind'] in ('training', 'run')
-      ]
+  counts = collections.Counter(map(unit, group))
+  for number, one in enumerate(group):
+    seed = unit(one) if counts[unit(one)] == 1 else _MANY + number
+    units[seed] = unit(one)
+    if one.seconds:
+      seconds[seed] = one.seconds
+    if one.failed:
+      failed[seed] = one.failed
+    lines += [
+        _renamed(line, name, seed)
+        for path in one.results
+        for line in read(path)
+        if _is_of(one, line)
+    ]
+    training += [
+        {**_renamed(line, name, seed), 'row': name, 'folder': name, 'run': name}
+        for line in read(one.folder)
+        if line['kind'] in ('training', 'run')
+    ]
+  title, control = group[0].name, group[0].control
   return Row(
-      name, entries[0]['labels'], control, failed, seconds, lines, training,
-      units,
-  )  # fmt: skip
+      name, title, labels, control, failed, seconds, lines, training, units
+  )
+
+
+def _is_of(row, line):
+  """Whether a line of the row's results is about the row itself."""
+  role = _ROLES.get(line['kind'])
+  if role is None:
+    return False
+  if not row.lines:
+    return True
+  if role not in row.lines:
+    return False
+  have = {
+      **(line['decoding'] or {}),
+      'kind': line['kind'],
+      'draft': line['draft'],
+  }
+  return all(have.get(name) == value for name, value in row.lines[role].items())
 
 
 def _renamed(line, name, seed):
@@ -296,13 +266,15 @@ def _over_units(
   return merged.of_seeds(sorted(by_seed))
 
 
-def _text(value: Any) -> str:
-  if isinstance(value, float):
-    return f'{value:g}'
-  return str(value).replace('_', ' ')
+def in_words(value: Any) -> str:
+  return f'{value:g}' if isinstance(value, float) else _plain(str(value))
 
 
-def in_words(names: Iterable[str]) -> str:
+def _plain(text):
+  return text.replace('_', ' ')
+
+
+def listed(names: Iterable[str]) -> str:
   """'a', 'a and b', 'a, b and c'."""
   *first, last = names
   return f'{", ".join(first)} and {last}' if first else last

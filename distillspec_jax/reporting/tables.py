@@ -92,17 +92,17 @@ def tables(study: measurements.Study) -> list[Table]:
               *_qualities(measured['task_quality']),
           ),
       ),
-      _made(study),
+      made(study.training),
       _table('Plans for TPU slices', measured['plan'], _PLAN),
       _certificates(study.lines),
   )
   return [table for table in drawn if table.body]
 
 
-def _made(study):
+def made(training: Sequence[measurements.Line]) -> Table:
   """How each model was trained."""
   body = []
-  for run in runs_lib.runs(study.training):
+  for run in runs_lib.runs(training):
     get, size = run.settings.get, run.sizes.get('parameters')
     start = get('start.checkpoint') or get('start.model') or ''
     seconds, wall_s = runs_lib.mean(run.seconds), runs_lib.mean(run.wall_s)
@@ -294,6 +294,14 @@ _PLAN = (
 )
 
 _MEANINGS = {
+    'rank': 'by the mean over the seeds that most rows have; a row that lacks'
+    ' some of them has no rank, as its mean is of other seeds.',
+    'change': 'against the row’s control, on the seeds that both have, paired'
+    ' by seed and, where single examples were recorded, by example.',
+    '95 % interval': 'of the change, Student’s t.',
+    'clear': 'whether the interval excludes 0, which happens by chance in one'
+    ' comparison in twenty.',
+    'training': 'time of training steps, mean over seeds.',
     'expected acceptance': 'the probability that a drafted token is accepted: 1'
     ' minus the total variation distance between target and draft, averaged'
     ' over tokens that follow the target’s distribution. Of a parallel draft,'

@@ -1,0 +1,144 @@
+"""The tables of a study: rankings, averages, failures, how rows were made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distillspec_jax.reporting import ranking as ranking_lib
+from distillspec_jax.reporting import rows as rows_lib
+from distillspec_jax.reporting import tables
+
+_NONE = '–'
+_WORDS = {
+    'block_efficiency': 'tokens per target call',
+    'tokens_per_second': 'tokens/s',
+    'measured_speedup': 'measured speed-up',
+}
+_DIGITS = {'tokens_per_second': 0, 'measured_speedup': 2}
+
+
+def words(measure: str) -> str:
+  """A measure in words."""
+  return _WORDS.get(measure, measure.replace('_', ' '))
+
+
+def digits(measure: str) -> int:
+  return _DIGITS.get(measure, 3)
+
+
+def all_tables(
+    study: rows_lib.Comparison, rankings: Sequence[ranking_lib.Ranking]
+) -> list[tables.Table]:
+  """All tables that the study has data for."""
+  drawn = (
+      *(ranked(study, ranking, rankings) for ranking in rankings),
+      _averages(study),
+      _failed(study),
+      tables.made([line for row in study.rows for line in row.training]),
+  )
+  return [table for table in drawn if table.body]
+
+
+def ranked(
+    study: rows_lib.Comparison,
+    ranking: ranking_lib.Ranking,
+    rankings: Sequence[ranking_lib.Ranking] = (),
+) -> tables.Table:
+  """The rows, the best first, with their changes against their controls."""
+  body = []
+  for entry in ranking.entries:
+    quality = []
+    for name in ranking.qualities:
+      value = entry.quality and entry.quality.value(name)
+      change = entry.quality_changes.get(name)
+      quality += [
+          value.text(digits(name)) if value else _NONE,
+          change.text() if change else _NONE,
+      ]
+    control, seconds = study.control(entry.row), entry.row.seconds
+    body.append(
+        [
+            _NONE if entry.rank is None else str(entry.rank),
+            entry.row.name,
+            ranking.value(entry).text(digits(ranking.measure)),
+            *_change(entry.change),
+            _NONE if control is None else control.name,
+            *quality,
+            seeds(entry),
+            _duration(sum(seconds.values()) / len(seconds))
+            if seconds
+            else _NONE,
+        ]
+    )
+  header = ['rank', 'row', words(ranking.measure), 'change', '95 % interval']
+  header += ['clear', 'control']
+  for name in ranking.qualities:
+    header += [words(name), f'its change ({words(name)})']
+  header += ['seeds', 'training']
+  return _filled(title(ranking, rankings), header, body)
+
+
+def title(
+    ranking: ranking_lib.Ranking, rankings: Sequence[ranking_lib.Ranking]
+) -> str:
+  """The task, where there are several, and the decoding."""
+  places = {(one.task, one.split) for one in rankings}
+  parts = [ranking.name]
+  if len(places) > 1:
+    parts.insert(0, f'{ranking.task.replace("_", " ")} {ranking.split}')
+  text = ', '.join(filter(None, parts))
+  return f'Ranking: {text}' if text else 'Ranking'
+
+
+def seeds(entry: ranking_lib.Entry) -> str:
+  """How many seeds; which ones, where the ranking has others."""
+  have = sorted(entry.measurement.by_seed)
+  if not entry.missing:
+    return str(len(have))
+  return (
+      f'{len(have)} ({", ".join(map(str, have))}; lacks'
+      f' {", ".join(map(str, entry.missing))})'
+  )
+
+
+def _change(change):
+  if change is None:
+    return [_NONE] * 3
+  clear = 'yes' if change.is_clear else 'no'
+  return [change.text(), change.ends or _NONE, clear if change.ends else _NONE]
+
+
+def _averages(study):
+  """What study.json averages, with its definitions."""
+  body = []
+  for one in study.averages:
+    error = one.get('standard_error')
+    text = f'{one["value"]:.3f}'
+    text += '' if error is None else f' ± {error:.3f}'
+    body.append([one['name'], words(one['metric']), text, one['definition']])
+  header = ['average', 'measure', 'value', 'definition']
+  return tables.Table('Averages', header, body)
+
+
+def _failed(study):
+  body = [
+      [row.name, str(row.units[seed]), text]
+      for row in study.rows
+      for seed, text in row.failed.items()
+  ]
+  return tables.Table('Failed', ['row', 'seed', 'what failed'], body)
+
+
+def _filled(name, header, body):
+  """A table without its empty columns."""
+  kept = [i for i in range(len(header)) if any(row[i] != _NONE for row in body)]
+  return tables.Table(
+      name, [header[i] for i in kept], [[row[i] for i in kept] for row in body]
+  )
+
+
+def _duration(seconds):
+  if seconds < 60:
+    return f'{seconds:.0f} s'
+  minutes, seconds = divmod(round(seconds), 60)
+  return f'{minutes} min {seconds} s'
