@@ -102,6 +102,7 @@ def over_seeds_and_examples(values: np.ndarray) -> Inference:
   of_seed, of_example = values.mean(axis=1), values.mean(axis=0)
   # Terms of the variance of the mean, with their degrees of freedom.
   terms: list[tuple[float, float]] = []
+  smallest = 0.0
   if seeds > 1:
     terms.append((of_seed.var(ddof=1) / seeds, seeds - 1))
   if examples > 1:
@@ -110,10 +111,12 @@ def over_seeds_and_examples(values: np.ndarray) -> Inference:
       residuals = values - of_seed[:, None] - of_example + total
       degrees = (seeds - 1) * (examples - 1)
       square = np.sum(residuals**2) / degrees
-      more.append((-square / (seeds * examples), degrees))
+      # The variance is at least that of residuals that depend on nothing.
+      smallest = square / (seeds * examples)
+      more.append((-smallest, degrees))
     if sum(term for term, _ in more) >= 0:
       terms += more
-  return _inference(total, terms)
+  return _inference(total, terms, smallest)
 
 
 def over_seeds(estimates: Sequence[Estimate], examples: int) -> Inference:
@@ -136,13 +139,25 @@ def over_seeds(estimates: Sequence[Estimate], examples: int) -> Inference:
   return _inference(float(values.mean()), terms)
 
 
-def _inference(value: float, terms: Sequence[tuple[float, float]]) -> Inference:
-  """From terms of the variance, each with its degrees of freedom."""
+def _inference(
+    value: float,
+    terms: Sequence[tuple[float, float]],
+    smallest: float = 0.0,
+) -> Inference:
+  """From terms of the variance, each with its degrees of freedom.
+
+  Terms that nearly cancel would leave a variance next to 0 with next to no
+  degrees of freedom: an interval without end. The variance is at least the
+  smallest that it can be, the degrees those of the most uncertain term.
+  """
   variance = sum(term for term, _ in terms)
   if not terms or not np.isfinite(variance):
     return Inference(value, None, None)
   spread = sum(term**2 / degrees for term, degrees in terms)
-  degrees = variance**2 / spread if spread else terms[0][1]
+  least = min(degrees for _, degrees in terms)
+  degrees = max(variance**2 / spread, least) if spread else terms[0][1]
+  if variance < smallest:
+    variance, degrees = smallest, least
   return Inference(value, float(np.sqrt(variance)), float(degrees))
 
 

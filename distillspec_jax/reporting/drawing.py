@@ -145,8 +145,12 @@ class Panel(NamedTuple):
   diagonal: bool = False
 
   @property
+  def is_forest(self) -> bool:
+    return self.series[0].style == 'forest'
+
+  @property
   def is_categorical(self) -> bool:
-    return self.series[0].style in ('bars', 'forest')
+    return self.is_forest or self.has_bars
 
   @property
   def has_bars(self) -> bool:
@@ -216,6 +220,10 @@ class HeatMap(NamedTuple):
   cells: dict[tuple[int, int], Cell]
   axis_names: tuple[str, str]
   digits: int = 2
+
+  @property
+  def has_notes(self) -> bool:
+    return any(cell.note for cell in self.cells.values() if cell.value)
 
   @property
   def alt(self) -> str:
@@ -289,9 +297,9 @@ def draw(panel: Panel | HeatMap) -> figure_lib.Figure:
   """The figure in light colours."""
   is_map = isinstance(panel, HeatMap)
   height = (
-      1.0 + 0.52 * len(panel.rows)
+      1.0 + (0.66 if panel.has_notes else 0.5) * len(panel.rows)
       if is_map
-      else max(3.3, 1.2 + 0.26 * panel.horizontal)
+      else max(2.2 if panel.is_forest else 3.3, 1.2 + 0.26 * panel.horizontal)
   )
   figure = figure_lib.Figure(
       figsize=(5.0, height), layout='constrained', facecolor=_CARD  # inches
@@ -318,7 +326,7 @@ def _panel(figure, ax, panel):
   values.grid(color=_GRID)
   values.set_label_text(panel.label, color=_INK)
   positions.set_label_text(panel.position_label, color=_INK)
-  if panel.is_categorical and not panel.has_bars:
+  if panel.is_forest:
     _forest(ax, panel)
   else:
     (_bars if panel.has_bars else _lines)(ax, panel)
@@ -326,6 +334,10 @@ def _panel(figure, ax, panel):
     ax.axvline(panel.reference, color=_INK, linewidth=1.2, linestyle=':')
   (ax.set_xlim if panel.horizontal else ax.set_ylim)(*panel.limits)
   if panel.diagonal:
+    # Both axes show the same values.
+    ends = [*ax.get_xlim(), *ax.get_ylim()]
+    ax.set_xlim(min(ends), max(ends))
+    ax.set_ylim(min(ends), max(ends))
     ax.axline((0, 0), slope=1, color=_INK, linewidth=1.2, linestyle=':')
   _legend(figure, ax, [one.label for one in panel.series])
 
@@ -358,7 +370,7 @@ def _heat_map(ax, panel):
           )
       )  # fmt: skip
     for i, line in enumerate(lines):
-      place = row + (i - (len(lines) - 1) / 2) * (0.36 if lines[2:] else 0.4)
+      place = row + (i - (len(lines) - 1) / 2) * (0.29 if lines[2:] else 0.36)
       ax.text(
           column, place + 0.02, line, color=_INK, ha='center', va='center',
           fontsize=10.5 if i == 0 and cell.value else 8.5,
@@ -394,7 +406,7 @@ def _forest(ax, panel):
         label=_shown(series.label), **_STYLES[series.style],
     )  # fmt: skip
   ax.set_yticks(
-      range(len(groups)), [textwrap.fill(name, 26) for _, name in groups]
+      range(len(groups)), [textwrap.fill(name, 30) for _, name in groups]
   )
   ax.set_ylim(len(groups) - 0.5, -0.5)  # from top to bottom
   ax.grid(axis='y', color=_GRID)

@@ -9,6 +9,7 @@ import re
 from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import page
 from distillspec_jax.reporting import provenance
+from distillspec_jax.reporting import rows
 
 
 def render(
@@ -16,9 +17,13 @@ def render(
     lines: Sequence[measurements.Line],
     chapters: Sequence[page.Chapter],
     has_samples: bool,
+    study: rows.Comparison | None = None,
 ) -> str:
   """The text of report.md."""
-  parts = [f'# DistillSpec report: {_escaped(name)}', provenance.errors(lines)]
+  parts = [
+      f'# DistillSpec report: {_escaped(name)}',
+      provenance.errors(lines, bool(study and study.targets[1:])),
+  ]
   for chapter in chapters:
     parts.append(f'## {_escaped(chapter.heading)}')
     for card in chapter.cards:
@@ -29,10 +34,11 @@ def render(
       if card.command:
         parts.append(f'Command: {_escaped(card.command)}')
     parts += map(_escaped, chapter.sentences)
-    for table in chapter.tables:
+    for table in (*chapter.leading, *chapter.tables):
       title = f'### {_escaped(table.title)}'
       parts += [title, _table(table), _list(table.definitions)]
-  parts += page.missing(lines, has_samples)
+  if study is None:
+    parts += page.missing(lines, has_samples)
   parts += ['## Provenance', _list(provenance.entries(lines))]
   return '\n\n'.join(filter(None, parts)) + '\n'
 

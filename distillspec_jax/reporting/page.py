@@ -41,6 +41,7 @@ class Chapter(NamedTuple):
     sentences: the findings in words.
     sections: figures; when rendered, as (title, SVG).
     tables: the numbers.
+    leading: tables before the figures.
   """
 
   heading: str
@@ -48,6 +49,7 @@ class Chapter(NamedTuple):
   sentences: list[str]
   sections: list[figures.Section]
   tables: list[tables_lib.Table]
+  leading: list[tables_lib.Table] = []
 
 
 def chapter(study: measurements.Study) -> Chapter:
@@ -75,7 +77,8 @@ def study_chapters(
       study_cards.cards(study, rankings),
       study_cards.sentences(study, rankings),
       study_figures.sections(study, rankings),
-      study_tables.all_tables(study, rankings),
+      study_tables.others(study, rankings),
+      study_tables.leading(study, rankings),
   )
   others = [chapter(one) for one in measurements.studies(study.lines)]
   if study.kind != 'experiment':
@@ -94,7 +97,7 @@ def render(
     lines: Sequence[measurements.Line],
     chapters: Sequence[Chapter],
     samples: Sequence[sample_texts.Sample],
-    command: str = '',
+    study: rows_lib.Comparison | None = None,
 ) -> str:
   """HTML that needs no other file and no network.
 
@@ -103,7 +106,7 @@ def render(
     lines: all results.
     chapters: of the page, with figures as (title, SVG).
     samples: sample texts.
-    command: that made the study, if it is one.
+    study: that the folder holds, if any.
   """
   environment = jinja2.Environment(
       autoescape=True,
@@ -117,11 +120,11 @@ def render(
       style=drawing.STYLE,
       tied=_tied,
       chapters=chapters,
-      command=command,
+      command=study.command if study else '',
       samples=samples,
       rule=sample_texts.RULE,
-      errors=provenance.errors(lines),
-      missing=missing(lines, bool(samples)),
+      errors=provenance.errors(lines, bool(study and study.targets[1:])),
+      missing=[] if study else missing(lines, bool(samples)),
       provenance=provenance.entries(lines),
   )
 

@@ -36,8 +36,15 @@ def entries(lines: Sequence[measurements.Line]) -> list[tuple[str, str]]:
   return [(what, text) for what, text in values.items() if text]
 
 
-def errors(lines: Sequence[measurements.Line]) -> str:
-  """What the numbers average over, and what ± means."""
+def errors(
+    lines: Sequence[measurements.Line], has_targets: bool = False
+) -> str:
+  """What the numbers average over, and what ± means.
+
+  Args:
+    lines: all results.
+    has_targets: whether each seed has a target of its own.
+  """
   if all(line['kind'] == 'plan' for line in lines):
     return 'Estimated by a compiler; nothing was run or measured.'
   measured = [line for line in lines if line['kind'] == 'acceptance'] or lines
@@ -46,8 +53,13 @@ def errors(lines: Sequence[measurements.Line]) -> str:
     return (
         f'Numbers measured with {len(seeds)} seeds'
         f' ({", ".join(map(str, seeds))}) are means over them; ± is one'
-        ' standard error, over seeds and the examples that they share. The'
-        f' target is the same for all. {_CLEAR}'
+        ' standard error, over seeds and the examples that they share. '
+        + (
+            'Each seed has its own target. '
+            if has_targets
+            else 'The target is the same for all. '
+        )
+        + _CLEAR
     )
   return (
       f'One seed ({seeds[0]}); ± is one standard error over examples, or over'

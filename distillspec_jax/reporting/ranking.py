@@ -154,6 +154,30 @@ def rankings(
   ]
 
 
+def headline(
+    rankings: Sequence[Ranking],
+) -> list[Ranking]:
+  """One ranking for each task and temperature, the others being in tables.
+
+  That of block length 5 or else of the largest, with settings that depart from
+  the defaults as little as possible.
+  """
+
+  def preference(ranking):
+    length = ranking.decoding.get('block_length') or 0
+    departures = sum(
+        ranking.decoding.get(name) not in (default, None)
+        for name, default in measurements.DEFAULTS.items()
+    )
+    return departures, length != 5, -length
+
+  groups: dict[tuple, list[Ranking]] = {}
+  for one in rankings:
+    key = one.task, one.split, one.decoding.get('temperature')
+    groups.setdefault(key, []).append(one)
+  return [min(group, key=preference) for group in groups.values()]
+
+
 def _metrics(row):
   return {name for line in row.lines for name in line['metrics']}
 

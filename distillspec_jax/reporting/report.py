@@ -71,13 +71,11 @@ def report(
     name = prefix if chapters[1:] else ''
     sections = _drawn(chapter.sections, target / 'figures', name)
     drawn[prefix] = chapter._replace(sections=sections)
-  name, command = folder.resolve().name, ''
-  if study is not None:
-    name, command = study.title, study.command
-  text = markdown.render(name, lines, chapters, bool(samples))
+  name = folder.resolve().name if study is None else study.title
+  text = markdown.render(name, lines, chapters, bool(samples), study)
   _write(target / 'report.md', text)
   path = target / 'report.html'
-  html = page.render(name, lines, list(drawn.values()), samples, command)
+  html = page.render(name, lines, list(drawn.values()), samples, study)
   _write(path, html)
   return path
 

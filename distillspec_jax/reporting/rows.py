@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -145,10 +146,17 @@ def read(folder: pathlib.Path) -> Comparison | None:
   rows = []
   for group in groups.values():
     first = group[0]
-    if first.control is not None and first.control not in names:
+    controls = {one.control for one in group}
+    where = f'{folder / study_file.FILE}: the row {first.name!r}'
+    unknown = controls - names.keys() - {None}
+    if unknown:
       raise errors.UserError(
-          f'{folder / study_file.FILE}: the row {first.name!r} is compared with'
-          f' {first.control!r}, which is no row of the study.'
+          f'{where} is compared with {min(unknown)!r}, which is no row of the'
+          ' study.'
+      )
+    if len(controls) > 1:
+      raise errors.UserError(
+          f'{where} has another control for each seed; give all the same.'
       )
     labels = {
         in_words(axis): in_words(value) for axis, value in first.labels.items()
@@ -188,13 +196,14 @@ def _row(folder, name, labels, group, by_target, known):
     if one.failed:
       failed[seed] = one.failed
     lines += [
-        _renamed(line, name, seed)
+        _renamed(line, name, seed, one.target_seed)
         for path in one.results
         for line in read(path)
         if _is_of(one, line)
     ]
+    named = {'row': name, 'folder': name, 'run': name}
     training += [
-        {**_renamed(line, name, seed), 'row': name, 'folder': name, 'run': name}
+        {**_renamed(line, name, seed, one.target_seed), **named}
         for line in read(one.folder)
         if line['kind'] in ('training', 'run')
     ]
@@ -221,13 +230,15 @@ def _is_of(row, line):
   return all(have.get(name) == value for name, value in row.lines[role].items())
 
 
-def _renamed(line, name, seed):
-  """The line, whose draft has the row's name."""
+def _renamed(line, name, seed, target_seed):
+  """The line, whose draft has the row's name, and whose target has no seed."""
   decoding, draft = line['decoding'], line['draft']
+  target = line['target'] and line['target'].removesuffix(f'_{target_seed}')
   if draft is not None and (decoding or {}).get('model') == draft:
     decoding = {**decoding, 'model': name}
   return {
       **line,
+      'target': target,
       'draft': draft and name,
       'draft_folder': None,
       'decoding': decoding,
@@ -267,11 +278,10 @@ def _over_units(
 
 
 def in_words(value: Any) -> str:
-  return f'{value:g}' if isinstance(value, float) else _plain(str(value))
-
-
-def _plain(text):
-  return text.replace('_', ' ')
+  """A name or a label as people write it."""
+  text = f'{value:g}' if isinstance(value, float) else str(value)
+  text = re.sub(r'\bjsd\b', 'JSD', text.replace('_', ' '))
+  return re.sub(r'\bkl\b', 'KL', text)
 
 
 def listed(names: Iterable[str]) -> str:

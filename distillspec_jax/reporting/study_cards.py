@@ -8,7 +8,6 @@ from distillspec_jax.reporting import cards as cards_lib
 from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import ranking as ranking_lib
 from distillspec_jax.reporting import rows as rows_lib
-from distillspec_jax.reporting import study_figures
 from distillspec_jax.reporting import study_tables
 from distillspec_jax.reporting import tables
 
@@ -21,21 +20,21 @@ def cards(
     study: rows_lib.Comparison, rankings: Sequence[ranking_lib.Ranking]
 ) -> list[cards_lib.Card]:
   """The cards that the study has data for."""
-  shown = [one for one in study_figures.headline(rankings) if one.ranked]
+  shown = [one for one in ranking_lib.headline(rankings) if one.ranked]
   if not shown:
     return []
   if study.kind == 'garden':
     made = [_fastest(study, shown)]
   elif study.kind == 'lossy':
     made = [_cost_of_lenience(study, shown)]
+  elif study.kind == 'transfer':
+    made = [_transfer(study, shown), _more_than_control(study, shown)]
   else:
     made = [
         _winner(study, shown),
         _on_policy(study, shown),
         _more_than_control(study, shown),
     ]
-  if study.kind == 'transfer':
-    made.append(_transfer(study, shown))
   return [card for card in made if card is not None]
 
 
@@ -52,7 +51,7 @@ def sentences(
   }
   if lacking:
     names = rows_lib.listed(
-        f'{name} (lacks {", ".join(map(str, entry.missing))})'
+        f'{name} (lacks seed {", ".join(map(str, entry.missing))})'
         for name, entry in lacking.items()
     )
     texts.append(
@@ -114,7 +113,7 @@ def _winner(study, shown):
       winners[0] if is_one else 'It depends',
       badge,
       'good' if is_one and clear else 'even',
-      f'{"; ".join(details)}. The best of many is partly the luckiest.',
+      f'{"; ".join(details[:2])}. The best of many is partly the luckiest.',
       tables.Table('Winners', header, body),
   )
 
@@ -226,7 +225,9 @@ def _more_than_control(study, shown):
         f' {study_tables.words(ranking.measure)} by {entry.change.text()}'
         f' against {control.name} ({entry.change.interval_text()}).'
     )
-  detail += ' One in twenty comparisons without a difference would be clear by chance.'
+  detail += (
+      ' By chance, one in twenty comparisons is clear without a difference.'
+  )
   words = {total: 'all clearly more', 0: 'none clearly more'}
   tone = 'good' if better == total else 'bad' if worse > better else 'even'
   return cards_lib.Card(
@@ -246,31 +247,21 @@ def _more_than_control(study, shown):
 def _cost_of_lenience(study, shown):
   """The largest gain in tokens per target call without a clear loss."""
   del study
-  header = ['decoding', 'row', 'tokens per target call', 'change']
-  header += ['quality', 'its change', '95 % interval', 'clear']
-  body, best = [], None
+  found, best = False, None
   for ranking in shown:
-    for entry in ranking.entries:
-      if entry.change is None or not entry.quality_changes:
+    for entry in ranking.ranked:
+      is_lossy = measurements.is_lossy(entry.measurement.decoding)
+      if not (is_lossy and entry.change and entry.quality_changes):
         continue
+      found = True
       metric, loss = next(iter(entry.quality_changes.items()))
-      quality = entry.quality.value(metric)
-      body.append(
-          [
-              _where(ranking, shown), entry.row.name,
-              ranking.value(entry).text(2), entry.change.text(),
-              f'{study_tables.words(metric)} {quality.text()}',
-              loss.text(), loss.ends or '–', 'yes' if loss.is_clear else 'no',
-          ]
-      )  # fmt: skip
       is_loss = loss.interval is None or loss.is_clear and loss.value < 0
       gains = entry.change.is_clear and entry.change.value > 0
-      if entry.rank is not None and gains and not is_loss:
+      if gains and not is_loss:
         if best is None or entry.change.value > best[1].change.value:
           best = ranking, entry, metric, loss
-  if not body:
+  if not found:
     return None
-  table = tables.Table('Lenience', header, body)
   what = 'How much quality does lenience cost?'
   caution = (
       ' No clear loss is not no loss: the interval says how much may be lost.'
@@ -279,7 +270,7 @@ def _cost_of_lenience(study, shown):
     return cards_lib.Card(
         what, 'It costs', 'no gain without a clear loss of quality', 'bad',
         'No lenient row has clearly more tokens per target call without'
-        ' clearly worse text.', table,
+        ' clearly worse text.',
     )  # fmt: skip
   ranking, entry, metric, loss = best
   detail = (
@@ -289,7 +280,7 @@ def _cost_of_lenience(study, shown):
   )
   badge = 'the most without a clear loss of quality'
   number = entry.change.text()
-  return cards_lib.Card(what, number, badge, 'even', detail, table)
+  return cards_lib.Card(what, number, badge, 'even', detail)
 
 
 def _fastest(study, shown):

@@ -22,36 +22,12 @@ def sections(
     study: rows_lib.Comparison, rankings: Sequence[ranking_lib.Ranking]
 ) -> list[figures.Section]:
   """All sections that the study has data for."""
-  shown = headline(rankings)
+  shown = ranking_lib.headline(rankings)
   drawn = [
       figures.Section(title, caption, list(panels(study, shown)))
       for title, caption, panels in _SECTIONS
   ]
   return [section for section in drawn if section.panels]
-
-
-def headline(
-    rankings: Sequence[ranking_lib.Ranking],
-) -> list[ranking_lib.Ranking]:
-  """One ranking for each task and temperature, the others being in tables.
-
-  That of block length 5 or else of the largest, with settings that depart from
-  the defaults as little as possible.
-  """
-
-  def preference(ranking):
-    length = ranking.decoding.get('block_length') or 0
-    departures = sum(
-        ranking.decoding.get(name) not in (default, None)
-        for name, default in measurements.DEFAULTS.items()
-    )
-    return departures, length != 5, -length
-
-  groups: dict[tuple, list[ranking_lib.Ranking]] = {}
-  for one in rankings:
-    key = one.task, one.split, one.decoding.get('temperature')
-    groups.setdefault(key, []).append(one)
-  return [min(group, key=preference) for group in groups.values()]
 
 
 def _name(ranking, shown):
@@ -221,9 +197,13 @@ def _frontiers(study, shown):
           levels[f'{curve}, everywhere'] = drawing.Point(at, quality)
       for points in curves.values():
         points.sort(key=lambda point: point.at)
+      order = dict.fromkeys(_curve(study, row)[0] for row in study.rows)
       series = [
-          drawing.Series(name, points, 'line' if points[1:] else 'points')
-          for name, points in curves.items()
+          drawing.Series(
+              name, curves[name], 'line' if curves[name][1:] else 'points'
+          )
+          for name in order
+          if name in curves
       ]
       series += [
           drawing.Series(name, [point], 'level')

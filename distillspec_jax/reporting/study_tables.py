@@ -26,16 +26,28 @@ def digits(measure: str) -> int:
   return _DIGITS.get(measure, 3)
 
 
-def all_tables(
+def leading(
     study: rows_lib.Comparison, rankings: Sequence[ranking_lib.Ranking]
 ) -> list[tables.Table]:
-  """All tables that the study has data for."""
-  drawn = (
-      *(ranked(study, ranking, rankings) for ranking in rankings),
+  """The rankings that matter most, and what failed."""
+  shown = ranking_lib.headline(rankings)
+  drawn = [
+      *(ranked(study, ranking, rankings) for ranking in shown),
       _averages(study),
       _failed(study),
+  ]
+  return [table for table in drawn if table.body]
+
+
+def others(
+    study: rows_lib.Comparison, rankings: Sequence[ranking_lib.Ranking]
+) -> list[tables.Table]:
+  """How rows were made, and the rankings of other decodings."""
+  shown = ranking_lib.headline(rankings)
+  drawn = [
       tables.made([line for row in study.rows for line in row.training]),
-  )
+      *(ranked(study, one, rankings) for one in rankings if one not in shown),
+  ]
   return [table for table in drawn if table.body]
 
 
@@ -45,7 +57,7 @@ def ranked(
     rankings: Sequence[ranking_lib.Ranking] = (),
 ) -> tables.Table:
   """The rows, the best first, with their changes against their controls."""
-  body = []
+  body, controls = [], set()
   for entry in ranking.entries:
     quality = []
     for name in ranking.qualities:
@@ -56,6 +68,7 @@ def ranked(
           change.text() if change else _NONE,
       ]
     control, seconds = study.control(entry.row), entry.row.seconds
+    controls.add(control)
     body.append(
         [
             _NONE if entry.rank is None else str(entry.rank),
@@ -75,7 +88,12 @@ def ranked(
   for name in ranking.qualities:
     header += [words(name), f'its change ({words(name)})']
   header += ['seeds', 'training']
-  return _filled(title(ranking, rankings), header, body)
+  name, controls = title(ranking, rankings), controls - {None}
+  if len(controls) == 1:  # said once
+    name += f'; changes against {next(iter(controls)).name}'
+    body = [row[:6] + row[7:] for row in body]
+    header.remove('control')
+  return _filled(name, header, body)
 
 
 def title(

@@ -229,3 +229,14 @@ def test_contributions_to_a_ratio_have_its_mean_and_error():
   assert statistics.mean(each) == pytest.approx(
       statistics.ratio(totals, counts)
   )
+
+
+def test_terms_that_cancel_leave_an_interval_with_an_end():
+  """Two seeds that agree by chance, and examples that differ by noise alone."""
+  noise = np.array([[1.0, -1.0, 2.0, -2.0], [-1.0, 1.0, 0.0, 0.0]])
+  values = noise - noise.mean(axis=1, keepdims=True)
+  inference = statistics.over_seeds_and_examples(values)
+  rest = values - values.mean(axis=0)
+  smallest = np.sum(rest**2) / 3 / 8
+  assert inference.standard_error == pytest.approx(np.sqrt(smallest))
+  assert inference.degrees == 1

@@ -98,7 +98,8 @@ def training(name, seed, divergence, fixed, steps=40):
         'step': metric(step), 'loss': metric(2 - step / 50),
         'tokens_per_second': metric(100.0, count=1000),
     }  # fmt: skip
-    yield line('training', values, settings=None, **how) | {'target': target}
+    one = line('training', values, settings=None, **how)
+    yield one | {'target': target, 'split': 'train'}
 
 
 def write(folder, lines):
@@ -132,15 +133,15 @@ def grid(folder, seeds=(0, 1, 2)):
   noise, rows = np.random.default_rng(0), []
   hardness = noise.uniform(0.8, 1.25, EXAMPLES)
   for seed in seeds:
-    of_seed = noise.normal(0, 0.03)
-    made = [('fine-tuned', {}, 2.0), ('fine-tuned longer', {}, 2.05)]
+    of_seed = 2 + noise.normal(0, 0.03)
+    made = [('fine-tuned', {}, 0.0), ('fine-tuned longer', {}, 0.05)]
     for data, more in _DATA.items():
       made += [
           (f'{divergence}, {data}', {'divergence': divergence, 'data': data},
-           2.0 + gain + more)
+           gain + more)
           for divergence, gain in _DIVERGENCES.items()
       ]  # fmt: skip
-    for name, labels, efficiency in made:
+    for name, labels, more in made:
       one = row(
           name, labels, seed, control='fine-tuned longer' if labels else None
       )
@@ -155,7 +156,7 @@ def grid(folder, seeds=(0, 1, 2)):
           folder / one['results'][0],
           [
               acceptance(
-                  *counts(noise, (efficiency + of_seed) * (1 - 0.1 * t), hardness),
+                  *counts(noise, (of_seed + more) * (1 - 0.1 * t), hardness),
                   draft=name, settings=decoding(t), seed=seed,
               )
               for t in (0.0, 1.0)
@@ -174,54 +175,43 @@ def lossy(folder, seeds=(0, 1, 2)):
   """Three lenience functions with both residuals, beside truncated sampling."""
   noise, rows = np.random.default_rng(1), []
   hardness = noise.uniform(0.8, 1.25, EXAMPLES)
+  points = [('lossless', {}, decoding(1.0), 2.2, 0.40)]
+  for top_p in (0.95, 0.8):
+    labels = {'rule': 'truncated', 'strength': top_p}
+    settings = decoding(1.0, top_p=top_p)
+    points.append((f'truncated {top_p}', labels, settings, 3.2 - top_p, 0.41))
+  for function, worse in (('linear', 0.2), ('square', 0.3), ('exp', 0.02)):
+    for residual in ('target', 'relaxed'):
+      for epsilon in (0.2, 0.5, 0.8):
+        settings = decoding(
+            1.0, verifier=f'lenient({function}, {epsilon}, {residual})',
+            lossless=False,
+        )  # fmt: skip
+        lost = worse * (1 - epsilon) * (1 + 0.2 * (residual == 'relaxed'))
+        labels = {'rule': function, 'residual': residual, 'strength': epsilon}
+        points.append(
+            (', '.join(map(str, labels.values())), labels, settings,
+             2.2 + 2 * (1 - epsilon), 0.40 - lost)
+        )  # fmt: skip
   for seed in seeds:
-    folders = [f'seed_{seed}/evaluation_distilled']
+    where = f'seed_{seed}/evaluation_distilled'
+    how = {'draft': 'distilled', 'seed': seed}
     lines = []
-
-    def add(name, labels, settings, efficiency, rouge, control='lossless'):
-      lines.append(
-          acceptance(
-              *counts(noise, efficiency, hardness), draft='distilled',
-              settings=settings, seed=seed,
-          )
-      )  # fmt: skip
-      lines.append(
-          quality(
-              noise.normal(rouge, 0.05, EXAMPLES), draft='distilled', seed=seed,
-              settings={**settings, 'model': 'pair'},
-          )
-      )  # fmt: skip
-      own = {
-          key: settings[key]
-          for key in ('temperature', 'top_p', 'verifier')
-          if key != 'temperature'
-      }
+    for name, labels, settings, efficiency, rouge in points:
+      counted = counts(noise, efficiency, hardness)
+      lines.append(acceptance(*counted, settings=settings, **how))
+      of_pair = {**settings, 'model': 'pair'}
+      values = noise.normal(rouge, 0.05, EXAMPLES)
+      lines.append(quality(values, settings=of_pair, **how))
+      own = {key: settings[key] for key in ('top_p', 'verifier')}
       rows.append(
           row(
               name, labels, seed, folder=f'seed_{seed}/distilled',
-              results=folders, control=control,
+              results=[where], control='lossless' if labels else None,
               lines={'efficiency': own, 'quality': {**own, 'model': 'pair'}},
           )
       )  # fmt: skip
-
-    add('lossless', {}, decoding(1.0), 2.2, 0.40, None)
-    for top_p in (0.95, 0.8):
-      add(
-          f'truncated {top_p:g}', {'rule': 'truncated', 'strength': top_p},
-          decoding(1.0, top_p=top_p), 2.2 + (1 - top_p), 0.41,
-      )  # fmt: skip
-    for function, worse in (('linear', 0.2), ('square', 0.3), ('exp', 0.1)):
-      for residual in ('target', 'relaxed'):
-        for epsilon in (0.2, 0.5, 0.8):
-          verifier = f'lenient({function}, {epsilon}, {residual})'
-          lost = worse * (1 - epsilon) * (1 + 0.2 * (residual == 'relaxed'))
-          add(
-              f'{function} {epsilon}, {residual}',
-              {'rule': function, 'residual': residual, 'strength': epsilon},
-              decoding(1.0, verifier=verifier, lossless=False),
-              2.2 + 2 * (1 - epsilon), 0.40 - lost,
-          )  # fmt: skip
-    write(folder / folders[0], lines)
+    write(folder / where, lines)
   return finish(folder, 'lossy', ['rule', 'residual', 'strength'], rows)
 
 
