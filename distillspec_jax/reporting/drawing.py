@@ -62,6 +62,8 @@ _OTHER_LOOKS = (
     ('series-7', 'v', '..'),
     ('series-3', 'D', '//'),
     ('series-1', '^', 'xx'),
+    ('series-4', 'P', 'oo'),
+    ('series-2', 'X', '--'),
 )
 # In matplotlib's short names: linestyle, linewidth, markersize, ...
 _STYLES: dict[str, dict[str, Any]] = {

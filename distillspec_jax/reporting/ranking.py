@@ -144,10 +144,14 @@ def rankings(
       )
   groups: dict[tuple[Any, ...], list[tuple[rows_lib.Row, Any]]] = {}
   for row in study.rows:
+    ours: dict[tuple[Any, ...], measurements.Measurement] = {}
     for task, split, one in _measured(row, study.kind):
       if one.value(measure) is not None:
-        setting = _setting(one.decoding, measure, study.kind)
-        groups.setdefault((task, split, *setting), []).append((row, one))
+        key = task, split, *_setting(one.decoding, measure, study.kind)
+        # A point of a frontier has one block length.
+        ours[key] = min(ours.get(key, one), one, key=_length)
+    for key, one in ours.items():
+      groups.setdefault(key, []).append((row, one))
   return [
       _ranking(study, key[0], key[1], measure, measured)
       for key, measured in groups.items()
@@ -164,12 +168,11 @@ def headline(
   """
 
   def preference(ranking):
-    length = ranking.decoding.get('block_length') or 0
     departures = sum(
         ranking.decoding.get(name) not in (default, None)
         for name, default in measurements.DEFAULTS.items()
     )
-    return departures, length != 5, -length
+    return departures, _length(ranking)
 
   groups: dict[tuple, list[Ranking]] = {}
   for one in rankings:
@@ -194,10 +197,18 @@ def _measured(row, kind):
           yield *place, one
 
 
+def _length(one):
+  """Orders block lengths: 5, then the largest."""
+  length = one.decoding.get('block_length') or 0
+  return length != 5, -length
+
+
 def _setting(decoding, measure, kind):
   """What rows must share to be comparable."""
-  if kind in FRONTIERS:
-    return (decoding.get('temperature'),)
+  if kind == 'lossy':  # a temperature may be what truncates
+    return ('greedy' if decoding.get('temperature') == 0 else 'sampled',)
+  if kind == 'garden':
+    return decoding.get('temperature'), decoding.get('batch_size')
   aside = {'lossless', 'model'}
   if measure not in _TIMES:
     aside.add('batch_size')  # has no influence
@@ -221,9 +232,9 @@ def _ranking(study, task, split, measure, measured):
     missing = tuple(sorted(seeds - one.by_seed.keys()))
     quality, changes = None, {}
     if study.kind in FRONTIERS:
-      place = (task, split), shared.get('temperature')
-      quality = quality_of(row, *place)
-      before = control and quality_of(control, *place)
+      place = task, split
+      quality = quality_of(row, place, one)
+      before = control and quality_of(control, place, by_row.get(id(control)))
       for name in quality.metrics if quality and before else ():
         if name in before.metrics:
           changes[name] = compare(before, quality, name)
@@ -252,15 +263,15 @@ def _ranking(study, task, split, measure, measured):
 
 
 def quality_of(
-    row: rows_lib.Row, place: tuple[str, str], temperature: float | None
+    row: rows_lib.Row,
+    place: tuple[str, str],
+    one: measurements.Measurement | None,
 ) -> measurements.Measurement | None:
-  """The quality of the text that a row emits at a temperature."""
-  measured = [
-      one
-      for one in row.measurements('task_quality', place)
-      if temperature is None or one.decoding.get('temperature') == temperature
-  ]
-  return next(iter(measured), None)
+  """The quality of the text of a measured decoding; of a garden, any text's."""
+  measured = row.measurements('task_quality', place)
+  temperature = one and one.decoding.get('temperature')
+  same = measurements.select(measured, temperature=temperature)
+  return next(iter(same or measured), None)
 
 
 def compare(
@@ -283,8 +294,11 @@ def average(
 ) -> headlines.Gain | None:
   """The mean of the changes of several pairs, each with the same weight.
 
+  Of changes in percent it is the geometric mean of the ratios, so that of twice
+  and half as much nothing remains.
+
   Args:
-    pairs: (before, after); those without a seed in common do not count.
+    pairs: (before, after), which have a seed in common with all others.
     measure: whose change.
     share_examples: whether all answer the same inputs, so that their errors
       over examples do not average out; False: those are independent.
@@ -293,7 +307,7 @@ def average(
       before.by_seed.keys() & after.by_seed.keys() for before, after in pairs
   ]
   shared = set.intersection(*map(set, seeds)) if seeds else set()
-  values, unit = [], '%'
+  values, is_ratio = [], measure in _RATIOS
   for seed in sorted(shared):
     changes = [
         compare(before.of_seeds([seed]), after.of_seeds([seed]), measure)
@@ -301,21 +315,26 @@ def average(
     ]
     if None in changes:
       continue
-    errors = [change.error for change in changes]
-    error = None
-    if None not in errors:
-      errors = np.array(errors)
-      error = np.mean(errors)
-      if not share_examples:
-        error = np.sqrt(np.sum(errors**2)) / len(errors)
-    unit = changes[0].unit
+    means = np.array([change.value for change in changes])
+    errors = np.array([change.error for change in changes], float)
+    if is_ratio:
+      errors = errors / (100 + means)
+      means = np.log1p(means / 100)
+    error = np.mean(errors)
+    if not share_examples:
+      error = np.sqrt(np.sum(errors**2)) / len(errors)
     count = min(one.metrics[measure].count for pair in pairs for one in pair)
-    mean = float(np.mean([change.value for change in changes]))
-    values.append(measurements.Value(mean, error, 1, count))
+    error = None if np.isnan(error) else float(error)
+    values.append(measurements.Value(float(np.mean(means)), error, 1, count))
   if not values:
     return None
   inference = measurements.infer(values, [None])
+  value, error = inference.value, inference.standard_error
+  interval = inference.interval()
+  if is_ratio:
+    error = None if error is None else 100 * np.exp(value) * error
+    value = 100 * np.expm1(value)
+    interval = interval and tuple(100 * np.expm1(end) for end in interval)
   return headlines.Gain(
-      inference.value, inference.standard_error, inference.interval(),
-      len(values), unit,
-  )  # fmt: skip
+      value, error, interval, len(values), '%' if is_ratio else ''
+  )

@@ -56,6 +56,7 @@ class Row:
   lines: list[measurements.Line]
   training: list[measurements.Line]
   units: dict[int, int]
+  _known: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
   def measurements(
       self, kind: str, place: tuple[str, str] | None = None
@@ -66,15 +67,17 @@ class Row:
       kind: of lines of results.
       place: (task, split); None: the row has one.
     """
-    lines = [
-        line
-        for line in self.lines
-        if place is None or (line['task'], line['split']) == place
-    ]
-    measured = measurements.measurements(lines, kind)
-    if len(set(self.units.values())) == len(self.units):
-      return measured
-    return [_over_units(one, self.units) for one in measured]
+    if (kind, place) not in self._known:
+      lines = [
+          line
+          for line in self.lines
+          if place is None or (line['task'], line['split']) == place
+      ]
+      measured = measurements.measurements(lines, kind)
+      if len(set(self.units.values())) < len(self.units):
+        measured = [_over_units(one, self.units) for one in measured]
+      self._known[kind, place] = measured
+    return self._known[kind, place]
 
   @property
   def places(self) -> list[tuple[str, str]]:

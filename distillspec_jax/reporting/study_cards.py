@@ -13,6 +13,7 @@ from distillspec_jax.reporting import tables
 
 # What the text of a row's training is, by the names that labels may have.
 _FIXED = ('labels', 'dataset', 'fixed', 'supervised KD')
+_PLACE = 'measured on'  # axis of a study of transfer
 _ON_POLICY = ('draft', 'on-policy', 'on-policy GKD')
 
 
@@ -266,21 +267,57 @@ def _cost_of_lenience(study, shown):
   caution = (
       ' No clear loss is not no loss: the interval says how much may be lost.'
   )
+  beside = _truncated(shown)
   if best is None:
     return cards_lib.Card(
         what, 'It costs', 'no gain without a clear loss of quality', 'bad',
         'No lenient row has clearly more tokens per target call without'
-        ' clearly worse text.',
+        f' clearly worse text.{beside}',
     )  # fmt: skip
   ranking, entry, metric, loss = best
   detail = (
       f'{_where(ranking, shown)}: {entry.row.name} changes tokens per target'
       f' call by {entry.change.text()} and {study_tables.words(metric)} by'
-      f' {loss.text()} ({loss.interval_text()}).{caution}'
+      f' {loss.text()} ({loss.interval_text()}).{caution}{beside}'
   )
   badge = 'the most without a clear loss of quality'
   number = entry.change.text()
   return cards_lib.Card(what, number, badge, 'even', detail)
+
+
+def _truncated(shown):
+  """The same of truncated sampling, against the lossless row of its draft."""
+  best = None
+  for ranking in shown:
+    lossless = {
+        one.row.labels.get('draft'): one
+        for one in ranking.ranked
+        if one.row.labels.get('function') == 'lossless' and one.quality
+    }
+    for entry in ranking.ranked:
+      start = lossless.get(entry.row.labels.get('draft'))
+      is_lossy = measurements.is_lossy(entry.measurement.decoding)
+      if start in (None, entry) or is_lossy or not entry.quality:
+        continue
+      metric = ranking.qualities[0]
+      change = ranking_lib.compare(
+          start.measurement, entry.measurement, ranking.measure
+      )
+      loss = ranking_lib.compare(start.quality, entry.quality, metric)
+      if change is None or loss is None or loss.interval is None:
+        continue
+      if loss.is_clear and loss.value < 0:
+        continue
+      if best is None or change.value > best[0].value:
+        best = change, entry, metric, loss
+  if best is None:
+    return ''
+  change, entry, metric, loss = best
+  return (
+      ' Truncated sampling, which speculation emits exactly, reaches'
+      f' {change.text()} with {study_tables.words(metric)} {loss.text()}'
+      f' ({entry.row.name}).'
+  )
 
 
 def _fastest(study, shown):
@@ -294,11 +331,11 @@ def _fastest(study, shown):
   ]
   if not entries:
     return None
-  quality = lambda one: one.quality.metrics[metric].value
-  start = study.control(entries[0].row)
-  slowest = ranking.entry(start) or max(
-      entries, key=lambda one: (quality(one), -ranking.value(one).value)
-  )
+  # The largest target, token by token: the slowest of what is neither distilled
+  # nor speculative.
+  plain = [one for one in entries if one.row.labels.get('curve') == 'standard']
+  plain = plain or [one for one in entries if study.control(one.row) is None]
+  slowest = min(plain or entries, key=lambda one: ranking.value(one).value)
   as_good = [
       (entry, loss)
       for entry in entries
@@ -333,10 +370,12 @@ def _fastest(study, shown):
 def _transfer(study, shown):
   """Gains on tasks that a draft was not distilled on."""
   groups: dict[str, list] = {}
+  home = study.rows[0].labels.get(_PLACE)  # where the drafts were made
   for ranking in shown:
     for entry in ranking.entries:
       control = ranking.entry(study.control(entry.row))
-      if entry.change is not None and control is not None:
+      is_home = entry.row.labels.get(_PLACE) == home
+      if entry.change and control and not is_home:
         sampling = measurements.sampling_name(
             ranking.decoding.get('temperature') or 0
         )
@@ -349,16 +388,19 @@ def _transfer(study, shown):
     for ranking, entry, _ in found:
       body.append(
           [
-              ranking.task.replace('_', ' '), sampling, entry.row.name,
+              entry.row.labels.get(_PLACE, ranking.task), sampling,
+              entry.row.name,
               ranking.value(entry).text(2), entry.change.text(),
               entry.change.ends or '–',
               'yes' if entry.change.is_clear else 'no',
           ]
       )  # fmt: skip
     measure = found[0][0].measure
+    tasks = {ranking.task for ranking, *_ in found}
     mean = ranking_lib.average(
-        [pair for *_, pair in found], measure, share_examples=False
-    )
+        [pair for *_, pair in found], measure,
+        share_examples=len(tasks) < len(found),
+    )  # fmt: skip
     if mean is not None:
       means.append(mean)
       details.append(
@@ -373,15 +415,22 @@ def _transfer(study, shown):
     word, tone = 'clearly better than the control', 'good'
   elif clear:
     word = f'clear in {len(clear)} of {len(means)}'
-  header = ['task', 'sampling', 'row', 'tokens per target call', 'change']
+  header = [
+      'measured on',
+      'sampling',
+      'row',
+      'tokens per target call',
+      'change',
+  ]
   header += ['95 % interval', 'clear']
   return cards_lib.Card(
       'Does it transfer?',
       means[0].text(),
       word,
       tone,
-      f'{"; ".join(details)}. The average is the mean, over all comparisons'
-      ' below, of the change in percent against the control on the same task,'
-      ' each with the same weight, whatever the number of examples.',
+      f'{"; ".join(details)}. The average is the geometric mean of the ratio to'
+      f' the control, over the places where the drafts were not made (all but'
+      f' {home}); each place has the same weight, whatever its number'
+      ' of examples.',
       tables.Table('Transfer', header, body),
   )

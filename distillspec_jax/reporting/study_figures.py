@@ -15,6 +15,7 @@ from distillspec_jax.reporting import rows as rows_lib
 from distillspec_jax.reporting import study_tables
 
 _MAX_POINTS = 400  # of single examples in a figure
+_LOSSLESS = 'lossless'  # among the functions of a study of lossy decoding
 _MAX_LINES = 5  # as many as there are distinct looks
 
 
@@ -38,7 +39,8 @@ def _name(ranking, shown):
 
 def _ranked(study, shown):
   """Values of all rows, and their changes against their controls."""
-  del study
+  if study.kind in ranking_lib.FRONTIERS:
+    return
   for number, ranking in enumerate(shown):
     measure, name = ranking.measure, _name(ranking, shown)
     values, changes = [], []
@@ -84,7 +86,7 @@ def _heat_maps(study, shown):
       for axis in study.axes
   }
   axes = [axis for axis, names in values.items() if len(names) > 1]
-  if study.kind in ranking_lib.FRONTIERS or len(axes) < 2:
+  if study.kind != 'grid' or len(axes) < 2:
     return
   # Columns are narrower than rows are low, so the longer axis goes down.
   down, across = sorted(axes[:2], key=lambda axis: -len(values[axis]))
@@ -133,7 +135,7 @@ def _cell(ranking, row, best):
 
 def _along_axes(study, shown):
   """The measure along an axis of numbers, such as the training length."""
-  if study.kind in ranking_lib.FRONTIERS:
+  if study.kind != 'grid':
     return
   for axis in study.axes:
     names = {row.labels[axis] for row in study.rows if axis in row.labels}
@@ -180,43 +182,55 @@ def _frontiers(study, shown):
   is_garden = study.kind == 'garden'
   for number, ranking in enumerate(shown):
     for metric in ranking.qualities:
-      curves: dict[str, list[drawing.Point]] = {}
-      levels = {}
-      for entry in ranking.ranked:
-        quality = entry.quality and entry.quality.value(metric)
-        if not quality:
-          continue
-        at, error = _position(ranking.value(entry), is_garden)
-        curve, note = _curve(study, entry.row)
-        point = drawing.Point(at, quality, note, error)
-        curves.setdefault(curve, []).append(point)
-        is_reference = any(
-            study.control(row) is entry.row for row in study.rows
-        )
-        if not is_garden and is_reference:
-          levels[f'{curve}, everywhere'] = drawing.Point(at, quality)
-      for points in curves.values():
-        points.sort(key=lambda point: point.at)
-      order = dict.fromkeys(_curve(study, row)[0] for row in study.rows)
-      series = [
-          drawing.Series(
-              name, curves[name], 'line' if curves[name][1:] else 'points'
-          )
-          for name in order
-          if name in curves
-      ]
-      series += [
-          drawing.Series(name, [point], 'level')
-          for name, point in levels.items()
-      ]
       words = study_tables.words(metric)
-      if series:
+      found = _curves(study, ranking, metric)
+      for part, ((draft, residual), series) in enumerate(found.items()):
+        title = _name(ranking, shown)
+        if residual:
+          title = f'{residual} residual, {title}'
+        if draft:
+          title = f'{draft[:1].upper()}{draft[1:]}: {title}'
         yield drawing.Panel(
-            f'frontier_{metric}_{number}', _name(ranking, shown), series, words,
+            f'frontier_{metric}_{number}_{part}', title, series,
+            f'{words} of greedy text' if is_garden else words,
             'ms per token' if is_garden
             else study_tables.words(ranking.measure),
             digits=3,
         )  # fmt: skip
+
+
+def _curves(study, ranking, metric):
+  """(draft, residual) -> curves; what has no residual is in each panel."""
+  panels: dict[tuple[str, str], dict[str, list[drawing.Point]]] = {}
+  for row in study.rows:
+    entry = ranking.entry(row)
+    if entry is None or entry.rank is None or entry.quality is None:
+      continue
+    quality = entry.quality.value(metric)
+    if quality is not None:
+      at, error = _position(ranking.value(entry), study.kind == 'garden')
+      panel, curve, note = _place(study, row)
+      point = drawing.Point(at, quality, note, error)
+      panels.setdefault(panel, {}).setdefault(curve, []).append(point)
+  shown = {}
+  for (draft, residual), curves in panels.items():
+    if residual:
+      curves = {**curves, **panels.get((draft, ''), {})}
+    elif any(other[0] == draft and other[1] for other in panels):
+      continue
+    shown[draft, residual] = [
+        drawing.Series(
+            name,
+            sorted(points, key=lambda point: point.at),
+            'line' if points[1:] else 'points',
+        )
+        for name, points in curves.items()
+    ] + [
+        drawing.Series('the target’s text', points, 'level')
+        for name, points in curves.items()
+        if name == _LOSSLESS
+    ]
+  return shown
 
 
 def _position(value, is_garden):
@@ -228,16 +242,24 @@ def _position(value, is_garden):
   return latency, error
 
 
-def _curve(study, row):
-  """(name of the row's curve, its place on it)."""
+def _place(study, row):
+  """(panel, curve, place on the curve) of a row of a frontier."""
   labels = dict(row.labels)
-  places = [axis for axis in study.axes if axis in labels]
   if study.kind == 'garden':
-    places = places[:1]
-  else:
-    places = [a for a in places if rows_lib.numbers([labels[a]]) is not None]
-  note = ', '.join(labels.pop(axis) for axis in places)
-  return ', '.join(labels.values()) or row.title, note
+    curve = labels.pop('curve', row.title)
+    return ('', ''), curve, ', '.join(labels.values())
+  panel = labels.get('draft', ''), labels.get('residual', '')
+  function = labels.get('function', row.title)
+  if 'epsilon' in labels or function == _LOSSLESS:
+    return panel, function, labels.get('epsilon', '')
+  # Truncated: by what differs from the target's own distribution.
+  whole = {'temperature': '1', 'top k': '0', 'top p': '1'}
+  by = {
+      axis: labels[axis]
+      for axis, value in whole.items()
+      if labels.get(axis, value) != value
+  }
+  return panel, ', '.join((function, *by)), ', '.join(by.values())
 
 
 def _examples(study, shown):

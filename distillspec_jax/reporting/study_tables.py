@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from distillspec_jax.reporting import measurements
 from distillspec_jax.reporting import ranking as ranking_lib
 from distillspec_jax.reporting import rows as rows_lib
 from distillspec_jax.reporting import tables
@@ -133,9 +134,16 @@ def _averages(study):
     error = one.get('standard_error')
     text = f'{one["value"]:.3f}'
     text += '' if error is None else f' ± {error:.3f}'
-    body.append([one['name'], words(one['metric']), text, one['definition']])
-  header = ['average', 'measure', 'value', 'definition']
-  return tables.Table('Averages', header, body)
+    decoding = measurements.describe(one.get('decoding', {}))
+    seeds = str(one.get('seeds', _NONE))
+    body.append(
+        [
+            one['name'], words(one['metric']), decoding or _NONE, text, seeds,
+            one['definition'],
+        ]
+    )  # fmt: skip
+  header = ['average of', 'measure', 'decoding', 'value', 'seeds', 'definition']
+  return _filled('Averages', header, body)
 
 
 def _failed(study):

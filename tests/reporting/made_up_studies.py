@@ -175,11 +175,13 @@ def lossy(folder, seeds=(0, 1, 2)):
   """Three lenience functions with both residuals, beside truncated sampling."""
   noise, rows = np.random.default_rng(1), []
   hardness = noise.uniform(0.8, 1.25, EXAMPLES)
-  points = [('lossless', {}, decoding(1.0), 2.2, 0.40)]
+  of_all = {'draft': 'distilled', 'temperature': 1.0}
+  labels = {'function': 'lossless', **of_all}
+  points = [('lossless', labels, decoding(1.0), 2.2, 0.40)]
   for top_p in (0.95, 0.8):
-    labels = {'rule': 'truncated', 'strength': top_p}
+    labels = {'function': 'truncated sampling', **of_all, 'top_p': top_p}
     settings = decoding(1.0, top_p=top_p)
-    points.append((f'truncated {top_p}', labels, settings, 3.2 - top_p, 0.41))
+    points.append((f'top_p {top_p}', labels, settings, 3.2 - top_p, 0.41))
   for function, worse in (('linear', 0.2), ('square', 0.3), ('exp', 0.02)):
     for residual in ('target', 'relaxed'):
       for epsilon in (0.2, 0.5, 0.8):
@@ -188,9 +190,9 @@ def lossy(folder, seeds=(0, 1, 2)):
             lossless=False,
         )  # fmt: skip
         lost = worse * (1 - epsilon) * (1 + 0.2 * (residual == 'relaxed'))
-        labels = {'rule': function, 'residual': residual, 'strength': epsilon}
+        own = {'function': function, 'residual': residual, 'epsilon': epsilon}
         points.append(
-            (', '.join(map(str, labels.values())), labels, settings,
+            (', '.join(map(str, own.values())), {**own, **of_all}, settings,
              2.2 + 2 * (1 - epsilon), 0.40 - lost)
         )  # fmt: skip
   for seed in seeds:
@@ -207,12 +209,13 @@ def lossy(folder, seeds=(0, 1, 2)):
       rows.append(
           row(
               name, labels, seed, folder=f'seed_{seed}/distilled',
-              results=[where], control='lossless' if labels else None,
+              results=[where],
+              control='lossless' if 'epsilon' in labels else None,
               lines={'efficiency': own, 'quality': {**own, 'model': 'pair'}},
           )
       )  # fmt: skip
     write(folder / where, lines)
-  return finish(folder, 'lossy', ['rule', 'residual', 'strength'], rows)
+  return finish(folder, 'lossy', ['function', 'residual', 'epsilon'], rows)
 
 
 def garden(folder, seeds=(0, 1, 2)):
@@ -226,15 +229,10 @@ def garden(folder, seeds=(0, 1, 2)):
           ('standard', 1.0, 0.0), ('speculative', 1.5, 0.0),
           ('distilled target', 1.0, 0.03), ('DistillSpec', 2.0, 0.03),
       ):  # fmt: skip
-        name = f'{size}, {curve}'
-        one = row(
-            name,
-            {'size': size, 'curve': curve},
-            seed,
-            control='large, standard',
-        )
-        if name == 'large, standard':
-          one['control'] = None
+        name = f'{curve}, {size}'
+        control = None if curve == 'standard' else f'standard, {size}'
+        labels = {'curve': curve, 'target': size}
+        one = row(name, labels, seed, control=control)
         rows.append(one)
         draft = name if faster > 1 else None
         settings = (decoding if draft else plain)(0.0, batch_size=1)
@@ -254,7 +252,7 @@ def garden(folder, seeds=(0, 1, 2)):
                 ),
             ],
         )  # fmt: skip
-  return finish(folder, 'garden', ['size', 'curve'], rows)
+  return finish(folder, 'garden', ['curve', 'target'], rows)
 
 
 def transfer(folder, seeds=(0, 1, 2)):
@@ -267,7 +265,13 @@ def transfer(folder, seeds=(0, 1, 2)):
         control = 'fine-tuned longer' if more else None
         results = [f'seed_{seed}/evaluation_{name.replace(" ", "_")}_{task}']
         rows.append(
-            row(name, {'task': task}, seed, results=results, control=control)
+            row(
+                f'{name} on {task}',
+                {'draft': name, 'measured_on': task},
+                seed,
+                results=results,
+                control=control and f'{control} on {task}',
+            )
         )
         write(
             folder / results[0],
@@ -279,4 +283,4 @@ def transfer(folder, seeds=(0, 1, 2)):
                 for t in (0.0, 1.0)
             ],
         )  # fmt: skip
-  return finish(folder, 'transfer', ['task'], rows)
+  return finish(folder, 'transfer', ['draft', 'measured_on'], rows)

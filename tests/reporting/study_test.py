@@ -276,7 +276,8 @@ def test_a_garden_is_drawn_by_latency(studies):
       'standard', 'speculative', 'distilled target', 'DistillSpec',
   ]  # fmt: skip
   (one,) = ranking.rankings(study)
-  entry = next(e for e in one.entries if e.row.name == 'small, standard')
+  entries = {entry.row.name: entry for entry in one.entries}
+  entry = entries['standard, small']
   speed = one.value(entry)
   point = panel.series[0].points[0]
   assert point.note == 'small'
@@ -284,44 +285,58 @@ def test_a_garden_is_drawn_by_latency(studies):
   assert point.at_error == pytest.approx(1000 * speed.error / speed.value**2)
   assert point.value == entry.quality.metrics['rouge2']
   fastest = card(study, 'How much faster')
-  assert fastest.badge == 'base, DistillSpec'
-  slow = one.value(one.entry(study.rows[8]))
-  assert study.rows[8].name == 'large, standard'
-  fast = one.value(next(e for e in one.entries if e.row.name == fastest.badge))
+  assert fastest.badge == 'DistillSpec, base'
+  slow, fast = (
+      one.value(entries[name])
+      for name in ('standard, large', 'DistillSpec, base')
+  )
   assert fastest.number == f'{fast.value / slow.value:.2f} ×'
 
 
 def test_lenience_has_a_curve_for_each_function_and_residual(studies):
   study = studies['lossy']
-  (panel,) = panels(study, 'Quality against speed')
-  curves = {one.label: one for one in panel.series if one.style == 'line'}
-  assert set(curves) == {'truncated'} | {
-      f'{function}, {residual}'
-      for function in ('linear', 'square', 'exp')
+  titles = {}
+  for panel in panels(study, 'Quality against speed'):
+    titles[panel.title] = panel.series
+  assert list(titles) == [
+      f'Distilled: {residual} residual, T = 1, block length 5'
       for residual in ('target', 'relaxed')
-  }
-  assert [p.note for p in curves['exp, target'].points] == ['0.8', '0.5', '0.2']
-  (level,) = [one for one in panel.series if one.style == 'level']
+  ]
+  series = {one.label: one for one in titles[list(titles)[0]]}
+  assert list(series) == [
+      'linear', 'square', 'exp', 'lossless', 'truncated sampling, top p',
+      'the target’s text',
+  ]  # fmt: skip
+  assert [p.note for p in series['exp'].points] == ['0.8', '0.5', '0.2']
   (one,) = ranking.rankings(study)
   lossless = one.entry(study.rows[0])
+  level = series['the target’s text']
+  assert level.style == 'level'
   assert level.points[0].value == lossless.quality.metrics['rouge2']
   found = card(study, 'How much quality')
-  assert 'no loss' in found.detail and 'truncated' not in found.detail
+  best = next(
+      e for e in one.entries if e.change and e.change.text() == found.number
+  )
+  assert best.row.labels['function'] == 'exp'
+  assert 'Truncated sampling' in found.detail and 'no loss' in found.detail
 
 
 def test_the_average_of_a_transfer_by_hand(studies):
   study = studies['transfer']
   found = card(study, 'Does it transfer?')
-  changes = [
-      entry.change.value
-      for one in ranking.rankings(study)
-      for entry in one.entries
-      if entry.change and one.decoding['temperature'] == 0
-  ]
-  assert len(changes) == 3
-  assert found.number.startswith(f'{np.mean(changes):+.1f} ± ')
-  assert 'same weight' in found.detail
-  assert len(found.table.body) == 6
+  by_seed = []  # logs of ratios to the control, of tasks but the first
+  for one in ranking.rankings(study):
+    if one.decoding['temperature'] == 0 and one.task != 'en_de':
+      values = [
+          [v['block_efficiency'].value for v in e.measurement.by_seed.values()]
+          for e in sorted(one.entries, key=lambda e: e.row.title)
+      ]
+      by_seed.append(np.log(np.divide(*values)))
+  assert np.shape(by_seed) == (2, 3)
+  expected = 100 * np.expm1(np.mean(by_seed))
+  assert found.number.startswith(f'{expected:+.1f} ± ')
+  assert 'same weight' in found.detail and 'all but en de' in found.detail
+  assert len(found.table.body) == 4
 
 
 def test_single_examples_before_and_after(pair):
