@@ -4,7 +4,9 @@
       --command='make quickstart' --seconds=215
   python benchmarks/publish.py render
 
-`store` copies the lines of a run's results into benchmarks/results/NAME.json.
+`store` copies the lines of a run's results into benchmarks/results/NAME.json;
+of a study it keeps means, errors and changes of rows, and pictures in
+docs/pictures, which the block 'study_NAME' shows.
 `render` writes what those files say into every block of README, docs and gin
 files that is marked '<!-- measured: NAME -->' ... '<!-- end -->', or, in a gin
 file, '# measured: NAME' ... '# end'. A test fails where a block differs.
@@ -24,11 +26,15 @@ from typing import Any
 import plan_anchors
 
 from distillspec_jax.core import results
+from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import headlines
 from distillspec_jax.reporting import measurements
+from distillspec_jax.reporting import rows as rows_lib
+from distillspec_jax.reporting import study_summary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
+PICTURES = ROOT / 'docs' / 'pictures'
 _KINDS = ('acceptance', 'task_quality', 'latency')
 _LENGTH = 5  # the block length that is shown
 _EXPERIMENTS = {
@@ -48,6 +54,10 @@ def store(name: str, run: str, command: str, seconds: float) -> None:
 
   Folders are written as they lie in this one, not with this machine's paths.
   """
+  study = rows_lib.read(pathlib.Path(run))
+  if study is not None:
+    _store_study(name, study, command, seconds)
+    return
   here = pathlib.Path.cwd()
   lines = [
       json.loads(json.dumps(line).replace(f'"{here}/', '"'))
@@ -70,6 +80,38 @@ def store(name: str, run: str, command: str, seconds: float) -> None:
   (RESULTS / f'{name}.json').write_text(f'{head},\n"lines": [\n{rows}\n]}}\n')
 
 
+def _store_study(
+    name: str, study: rows_lib.Comparison, command: str, seconds: float
+) -> None:
+  """Writes the numbers of a study, and its pictures in place of older ones."""
+  lines = study.lines
+  if not lines:
+    raise SystemExit(f'There are no results of {study.title}.')
+  newest = max(line['provenance']['time_utc'] for line in lines)
+  first = lines[0]['provenance']
+  for old in PICTURES.glob(f'{name}-*.svg'):
+    old.unlink()
+  pictures = []
+  for section in study_summary.pictures(study):
+    for panel in section.panels:
+      PICTURES.mkdir(parents=True, exist_ok=True)
+      file = f'{name}-{panel.name}.svg'
+      (PICTURES / file).write_text(drawing.standalone(panel))
+      pictures.append([file, panel.title])
+  content = {
+      'command': command,
+      'seconds': round(seconds),
+      'machine': f'{os.cpu_count()} CPU cores, Python'
+      f' {platform.python_version()}, jax {first["jax"]}',
+      'provenance': {'git': first['git'], 'time_utc': newest},
+      'pictures': pictures,
+      **study_summary.summary(study),
+  }
+  RESULTS.mkdir(exist_ok=True)
+  text = json.dumps(content, indent=1)
+  (RESULTS / f'{name}.json').write_text(f'{text}\n')
+
+
 def documents() -> Iterator[pathlib.Path]:
   """The files that may have blocks."""
   yield ROOT / 'README.md'
@@ -81,12 +123,50 @@ def rendered(text: str) -> str:
   """The text of a file with its blocks as the results say."""
 
   def fill(match: re.Match[str]) -> str:
-    body = _VIEWS[match['name']]()
+    body = view(match['name'])()
     if match['mark'] == '#':
       body = ''.join(f'# {line}\n' for line in body.splitlines())
     return match['start'] + body + match['end']
 
   return _BLOCK.sub(fill, text)
+
+
+def view(name: str) -> Callable[[], str]:
+  """What renders a block.
+
+  Raises:
+    KeyError: there is no such block.
+  """
+  if name.startswith('study_'):
+    return lambda: _ranked_study(name.removeprefix('study_'))
+  return _VIEWS[name]
+
+
+def _ranked_study(name: str) -> str:
+  """The answers, rankings and pictures of a study."""
+  content = _load(name)
+  if content is None:
+    return 'Not measured by the present code.\n'
+  parts = [
+      f'**{what}** {number} ({badge}). {detail}'
+      for what, number, badge, detail in content['answers']
+  ]
+  parts += content['remarks']
+  for ranking in content['rankings']:
+    table = study_summary.ranked(ranking)
+    controls = {row['control'] for row in ranking['rows']} - {None}
+    against = (
+        f', changes against {controls.pop()}' if len(controls) == 1 else ''
+    )
+    parts.append(f'{table.title}{against}:')
+    parts.append(_table(table.header, table.body).rstrip('\n'))
+  for row, seed, text in content['failed']:
+    parts.append(f'Failed: {row}, seed {seed}: {text}')
+  parts += [
+      f'![{title}](pictures/{file})' for file, title in content['pictures']
+  ]
+  parts.append(f'{_minutes(content)}, {content["machine"]}.')
+  return '\n\n'.join(parts) + '\n'
 
 
 def _load(name: str) -> dict[str, Any] | None:
@@ -229,7 +309,7 @@ def _commands() -> str:
   rows = []
   for path in sorted(RESULTS.glob('*.json')):
     content = json.loads(path.read_text())
-    provenance = content['lines'][-1]['provenance']
+    provenance = content.get('provenance') or content['lines'][-1]['provenance']
     rows.append(
         [
             path.stem,
