@@ -17,6 +17,7 @@ GCS = ['gcsfs>=2024.2']
 INT8 = ['qwix>=0.1.8,<0.2']
 # Folders of Hugging Face's `datasets`.
 DATASETS = ['pyarrow>=16']
+METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.4,<3']
 SEQIO = ['seqio>=0.0.20,<0.1', 'tensorflow-datasets>=4.9,<5']
 TEST = [
     'hypothesis>=6,<7',
@@ -28,6 +29,7 @@ TEST = [
     'scipy>=1.14,<2',
     *DATASETS,
     *INT8,
+    *METRICS,
     *SEQIO,
 ]
 DEV = [
@@ -98,6 +100,7 @@ setuptools.setup(
         'gcs': GCS,
         'hub': ['huggingface-hub>=0.30,<3'],
         'int8': INT8,
+        'metrics': METRICS,
         'seqio': SEQIO,
         'test': TEST,
         'tpu': ['jax[tpu]>=0.10.2,<0.13', *GCS],

@@ -21,7 +21,7 @@ of its training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import datetime
 import functools
@@ -175,18 +175,26 @@ def write(
             if all(np.all(np.isfinite(column)) for column in columns)
         },
     }
+  append(path, [_without_infinities(line)])
+  return line
+
+
+def append(path: pathlib.Path, lines: Sequence[dict[str, Any]]) -> None:
+  """Appends objects to a file of JSON lines; only the first process writes.
+
+  Within `together` they are there at its end.
+  """
   if not _is_writer():
-    return line
-  text = _dumps(line)
+    return
+  texts = [json.dumps(line, allow_nan=False) for line in lines]
   if _together is not None:
-    _together.setdefault(path, []).append(text)
-    return line
+    _together.setdefault(path, []).extend(texts)
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   _repair_end(path)
-  # One system call: a process that dies truncates at most this line.
+  # One system call: a process that dies truncates at most the last line.
   with path.open('ab', buffering=0) as file:
-    file.write(text.encode() + b'\n')
-  return line
+    file.write(''.join(f'{text}\n' for text in texts).encode())
 
 
 @contextlib.contextmanager
@@ -215,12 +223,31 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   Raises:
     UserError: the file is absent, or a line is not JSON or not a result.
   """
+  lines = []
+  for number, parsed in json_lines(path):
+    fault = _fault(parsed)
+    if fault:
+      raise errors.UserError(
+          f'{path}, line {number} is not a result: {fault}. Remove the line.'
+      )
+    for metric in parsed['metrics'].values():
+      if metric['value'] is None:
+        metric['value'] = math.nan
+    lines.append(parsed)
+  return lines
+
+
+def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+  """Number and content of each line, without a truncated last line.
+
+  Raises:
+    UserError: the file is absent, or a line is not JSON.
+  """
   path = pathlib.Path(path)
   if not path.is_file():
     raise errors.UserError(f'There is no results file {path}.')
   # Not `splitlines`, which also splits at characters that JSON may contain.
   raw = path.read_bytes().split(b'\n')
-  lines = []
   for number, line in enumerate(raw, start=1):
     if not line.strip():
       continue
@@ -232,16 +259,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       raise errors.UserError(
           f'{path}, line {number} is not JSON ({error}). Remove the line.'
       ) from error
-    fault = _fault(parsed)
-    if fault:
-      raise errors.UserError(
-          f'{path}, line {number} is not a result: {fault}. Remove the line.'
-      )
-    for metric in parsed['metrics'].values():
-      if metric['value'] is None:
-        metric['value'] = math.nan
-    lines.append(parsed)
-  return lines
+    yield number, parsed
 
 
 def drop_after(folder: str | os.PathLike[str], step: int) -> None:
@@ -256,7 +274,10 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
       or line['run'] != path.parent.name
       or line['metrics']['step']['value'] <= step
   ]
-  _replace(path, ''.join(_dumps(line) + '\n' for line in kept))
+  texts = [
+      json.dumps(_without_infinities(line), allow_nan=False) for line in kept
+  ]
+  _replace(path, ''.join(f'{text}\n' for text in texts))
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
@@ -312,15 +333,15 @@ def _git() -> str:
   return done.stdout.strip() if done.returncode == 0 else ''
 
 
-def _dumps(line: dict[str, Any]) -> str:
-  """JSON, which knows no nan and no infinity."""
+def _without_infinities(line: dict[str, Any]) -> dict[str, Any]:
+  """The line for JSON, which knows no nan and no infinity."""
   metrics = {
       name: metric
       if metric['value'] is not None and math.isfinite(metric['value'])
       else {**metric, 'value': None}
       for name, metric in line['metrics'].items()
   }
-  return json.dumps({**line, 'metrics': metrics}, allow_nan=False)
+  return {**line, 'metrics': metrics}
 
 
 def _number(name: str, value: Any) -> float:

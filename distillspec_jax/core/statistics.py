@@ -82,6 +82,21 @@ def contributions(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
   return value + (np.asarray(totals) - value * counts) / counts.mean()
 
 
+def jackknife(value: float, without: np.ndarray) -> np.ndarray:
+  """float64[n] with the mean `value` and the jackknife's error of it.
+
+  They are what each example contributes to a statistic of all of them, such as
+  BLEU: contributions of two models to the same statistic can be paired. (Efron
+  and Stein 1981, The jackknife estimate of variance.)
+
+  Args:
+    value: the statistic of n examples.
+    without: float[n], the statistic of all examples but one.
+  """
+  without = np.asarray(without, np.float64)
+  return value + (len(without) - 1) * (without.mean() - without)
+
+
 def over_seeds_and_examples(values: np.ndarray) -> Inference:
   """The mean of float[S, n] over S seeds of a model and n shared examples.
 

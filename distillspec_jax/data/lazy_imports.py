@@ -53,6 +53,34 @@ def _imported(name: str, what: str, extra: str) -> Any:
     ) from error
 
 
+def import_sacrebleu() -> Any:
+  """sacrebleu's metrics: BLEU and CHRF.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  return _import_for_metrics("sacrebleu.metrics", "BLEU and chrF")
+
+
+def import_rouge_scorer() -> Any:
+  """rouge-score's `rouge_scorer`.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  return _import_for_metrics("rouge_score.rouge_scorer", "ROUGE")
+
+
+def _import_for_metrics(module: str, metrics: str) -> Any:
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise errors.UserError(
+        f"The metrics {metrics} need a package that cannot be imported"
+        f" ({error}). In a checkout: pip install -e '.[metrics]'."
+    ) from error
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
   """Keeps the log lines of libraries off the terminal; errors still raise.

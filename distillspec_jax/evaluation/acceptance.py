@@ -22,17 +22,21 @@ from distillspec_jax.checkpoints import store
 from distillspec_jax.core import check
 from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
+from distillspec_jax.core import example_records
 from distillspec_jax.core import progress
 from distillspec_jax.core import results
 from distillspec_jax.core import statistics
 from distillspec_jax.core import types
+from distillspec_jax.data import metrics as metrics_lib
 from distillspec_jax.data import tasks
 from distillspec_jax.distributed import locks
 from distillspec_jax.evaluation import examples as examples_lib
 from distillspec_jax.evaluation import pair as pair_lib
+from distillspec_jax.evaluation import perplexity
 from distillspec_jax.evaluation import quality
 from distillspec_jax.losses import divergences
 from distillspec_jax.models import model as model_lib
+from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.sampling import samples as samples_lib
 from distillspec_jax.sampling import speculative
@@ -41,6 +45,8 @@ from distillspec_jax.sampling import warping
 
 # Positions whose distributions [B, 16, V] are held at a time.
 _CHUNK = 16
+# Labels that metrics are tried on before the measurement.
+_CHECKED = 128
 _Metrics = dict[str, results.Metric]
 
 
@@ -72,6 +78,7 @@ def evaluate(
     decodings: Sequence[decoding_lib.Decoding] | None = None,
     seed: int = 0,
     draft_name: str | None = None,
+    draft_samples: bool = False,
     show: Callable[[str, list[Measured]], None] | None = None,
 ) -> list[dict[str, Any]]:
   """Measures a pair, appends to RUN/results.jsonl and returns the lines.
@@ -83,7 +90,11 @@ def evaluate(
 
   If the task has metrics, one line of kind `task_quality` for the text that
   each decoding emits ('pair'; greedy lossless decodings emit the target's and
-  are left out), and one each for the greedy text of target and draft.
+  are left out), and one each for the greedy text of target and draft. A task
+  without inputs also has their perplexity there.
+
+  What was counted of each example is in RUN/examples.jsonl, one line for each
+  example and decoding: `core.example_records`.
 
   Args:
     run: folder for the results.
@@ -96,11 +107,15 @@ def evaluate(
     decodings: default: greedy and temperature 1 in blocks of five.
     seed: of sampling.
     draft_name: in results; default: the folder's.
+    draft_samples: also lets the draft write a text of its own for each input,
+      and measures the total variation there: `draft_total_variation`, and the
+      bound on acceptance that follows from it, `acceptance_bound`.
     show: is called with a title and what was measured, for a table.
 
   Raises:
     UserError: folders without models, models that do not fit each other or
-      the task, settings out of range, a folder that cannot be written to.
+      the task, settings out of range, a folder that cannot be written to, a
+      metric that the task cannot be judged by.
   """
   if decodings is None:
     decodings = decoding_lib.grid()
@@ -113,10 +128,10 @@ def evaluate(
   )
   split = examples_lib.final_split(task, split)
   batches = examples_lib.first(task, split, examples, batch_size)
-  judges_quality = bool(task.metrics) and target.vocabulary is not None
-  if judges_quality:  # a metric that fails does so before the measurement
-    labels = quality.reference(batches[0])
-    quality.score(task, target.vocabulary, labels, labels)
+  judged = metrics_lib.of_task(task)
+  if judged:  # a metric that fails does so before the measurement
+    references = quality.references(task, split, batches)
+    metrics_lib.check_task(task, references[:_CHECKED])
   lines: list[dict[str, Any]] = []
 
   inputs = examples_lib.fingerprint(batches)
@@ -146,9 +161,15 @@ def evaluate(
 
   measured: list[Measured] = []
   first: dict[decoding_lib.Decoding, dict[str, Any]] = {}
+  drafts_own: dict[decoding_lib.Decoding, dict[str, Any]] = {}
   for decoding in decodings:
     shown = progress.shown(batches, f'{name}, {decoding.label()}')
     counts = count(target, draft, shown, decoding, seed)
+    if draft_samples:
+      alone = decoding.without_draft()
+      if alone not in drafts_own:
+        drafts_own[alone] = count_alone(target, draft, batches, alone, seed)
+      counts |= drafts_own[alone]
     metrics = _metrics(counts, decoding)
     family = decoding.replace(verifier=verification.Token(), paths=1)
     if family in first:
@@ -161,20 +182,31 @@ def evaluate(
         'block_efficiency': (counts['emitted'], counts['blocks']),
     }
     write('acceptance', described, metrics, columns)
+    values = (
+        quality.score(task, counts['outputs'], references) if judged else {}
+    )
+    example_records.write(folder, lines[-1], inputs, counts, values)
     quality_metrics = {}
     is_targets_own = decoding.is_greedy and decoding.verifier.is_lossless
-    if judges_quality and not is_targets_own:
-      outputs, labels = counts['outputs'], counts['labels']
-      values = quality.score(task, target.vocabulary, outputs, labels)
+    if judged and not is_targets_own:
       quality_metrics = write_quality({**described, 'model': 'pair'}, values)
     measured.append(Measured(decoding, metrics, quality_metrics))
-  if judges_quality:
+  if judged or not task.input_length:
     greedy = decodings[0].replace(temperature=0.0).without_draft()
+    described = greedy.describe(speculative=False, batch_size=batch_size)
     for model, who in ((target, 'target'), (draft, name)):
-      shown = progress.shown(batches, f'{who}, task quality')
-      values = quality.measure(model, task, shown, greedy, seed, target)
-      described = greedy.describe(speculative=False, batch_size=batch_size)
+      values, counts = {}, {}
+      if judged:
+        shown = progress.shown(batches, f'{who}, task quality')
+        outputs = quality.decode(model, shown, greedy, seed, target)
+        values = quality.score(task, outputs, references)
+        counts['emitted'] = [len(output) for output in outputs]
+      if not task.input_length:
+        nats, tokens = perplexity.measure(model, batches, target)
+        counts |= {'label_nats': nats, 'label_tokens': tokens.astype(int)}
+        values['perplexity'] = perplexity.contributions(nats, tokens)
       metrics = write_quality({**described, 'model': who}, values)
+      example_records.write(folder, lines[-1], inputs, counts, values)
       measured.append(Measured(greedy, {}, metrics, who))
   if show is not None:
     show(f'{name}, {task.name} {split}', measured)
@@ -223,14 +255,15 @@ def count(
   """The counts of each example, each [n] or [n, G]; arguments: `measure`.
 
   Returns:
-    expected (accepted tokens, by both distributions), emitted, blocks,
-    reached_at, accepted_at; and outputs and labels, lists of n token arrays.
+    expected (accepted tokens, by both distributions), the sampler's counts
+    (emitted, blocks, drafted, accepted, reached_at, accepted_at), and outputs,
+    a list of n token arrays.
 
   Raises:
     UserError: there is no example.
   """
   parts: list[dict[str, np.ndarray]] = []
-  outputs, labels = [], []
+  outputs: list[np.ndarray] = []
   for batch, keys in examples_lib.with_keys(batches, seed):
     prompt = model_lib.with_shared_encoding(
         batch.prompt, target.model, draft.model
@@ -242,10 +275,7 @@ def count(
         'expected': _expected_acceptance(
             target.model, draft.model, prompt, samples, decoding.sampling
         ),
-        'emitted': samples.statistics.emitted,
-        'blocks': samples.statistics.blocks,
-        'reached_at': samples.statistics.reached_at,
-        'accepted_at': samples.statistics.accepted_at,
+        **vars(samples.statistics),
     }
     real = examples_lib.real_rows(batch)
     counted, tokens, lengths = jax.device_get(
@@ -253,13 +283,79 @@ def count(
     )
     parts.append({name: array[real] for name, array in counted.items()})
     outputs += quality.emitted(tokens, lengths, batch)
-    labels += quality.reference(batch)
   if not outputs:
     raise errors.UserError(
         'There is no example to measure: no batches, or only padding rows.'
     )
   counts = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-  return {**counts, 'outputs': outputs, 'labels': labels}
+  return {**counts, 'outputs': outputs}
+
+
+def count_alone(
+    target: loading.Loaded,
+    draft: loading.Loaded,
+    batches: Iterable[types.Batch],
+    decoding: decoding_lib.Decoding,
+    seed: int,
+) -> dict[str, np.ndarray]:
+  """How far the pair is apart on the draft's own text; arguments: `measure`.
+
+  Returns:
+    float64[n] each: draft_emitted (tokens of a text that the draft samples for
+    the input) and draft_variation (the sum over them of the total variation of
+    both warped distributions).
+  """
+  emitted, variation = [], []
+  for batch, keys in examples_lib.with_keys(batches, seed):
+    prompt = model_lib.with_shared_encoding(
+        batch.prompt, target.model, draft.model
+    )
+    samples = autoregressive.generate(
+        draft.model, prompt, keys, decoding.without_draft()
+    )
+    accepted = _expected_acceptance(
+        target.model, draft.model, prompt, samples, decoding.sampling
+    )
+    real = examples_lib.real_rows(batch)
+    lengths, accepted = jax.device_get((samples.lengths, accepted))
+    emitted.append(lengths[real])
+    # A sum of rounded terms, which may end below 0.
+    variation.append(np.maximum(lengths - accepted, 0.0)[real])
+  return {
+      'draft_emitted': np.concatenate(emitted),
+      'draft_variation': np.concatenate(variation).astype(np.float64),
+  }
+
+
+def acceptance_bound(
+    counts: dict[str, Any], max_new_tokens: int
+) -> tuple[results.Metric, results.Metric]:
+  """Mean total variation on the draft's text, and the bound that follows.
+
+  Acceptance is measured on the target's text; training on the draft's is
+  justified by a bound (DistillSpec, theorem 4.1): with eps = E[1/|y| sum_t TVD]
+  over texts y of the draft, and T the maximum length,
+
+    E[acceptance] >= 1 - T E[T / L_p(x)] eps
+
+  where L_p(x) is the mean length of the target's text for x, here that of the
+  one that was emitted. It is far from tight.
+
+  Args:
+    counts: of `count` and `count_alone`, of a lossless decoding.
+    max_new_tokens: T.
+  """
+  number = len(counts['emitted'])
+  apart = counts['draft_variation'] / counts['draft_emitted']
+  eps, inverse = apart.mean(), np.mean(1 / counts['emitted'])
+  # To first order: what each example contributes to a product of two means.
+  each = eps * inverse + (apart - eps) * inverse
+  each = each + eps * (1 / counts['emitted'] - inverse)
+  bound = statistics.mean(1 - max_new_tokens**2 * each)
+  return (
+      results.Metric(*statistics.mean(apart), number, '1'),
+      results.Metric(*bound, number, '1'),
+  )
 
 
 def _gain(first: dict[str, Any], second: dict[str, Any]) -> results.Metric:
@@ -302,6 +398,9 @@ def _metrics(
         number,
         'tokens/block',
     )
+  if 'draft_emitted' in counts and decoding.verifier.is_lossless:
+    apart, bound = acceptance_bound(counts, decoding.output_length)
+    metrics |= {'draft_total_variation': apart, 'acceptance_bound': bound}
   if dataclasses.replace(drafting, parallel=False) == plain:
     metrics |= _uncut(counts)
   for index in range(size):

@@ -423,7 +423,7 @@ def from_gin(my_tasks):
 
 def check_own_metric(task):
   answers = ['abc', 'd']
-  values = metrics.measure(task.metrics, answers, ['abc', 'e'])
+  values = metrics.measure(task, answers, ['abc', 'e'])
   assert list(values) == ['exact_match', 'length']
   assert values['length'].tolist() == [3.0, 1.0]
 

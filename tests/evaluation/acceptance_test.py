@@ -6,6 +6,7 @@ import pytest
 
 from distillspec_jax.core import cost_model
 from distillspec_jax.core import errors
+from distillspec_jax.core import example_records
 from distillspec_jax.core import randomness
 from distillspec_jax.core import results
 from distillspec_jax.core import statistics
@@ -14,6 +15,7 @@ from distillspec_jax.distributed import locks
 from distillspec_jax.evaluation import acceptance
 from distillspec_jax.evaluation import examples
 from distillspec_jax.evaluation import quality
+from distillspec_jax.models import model as model_lib
 from distillspec_jax.sampling import adaptive_length
 from distillspec_jax.sampling import autoregressive
 from distillspec_jax.sampling import decoding as decoding_lib
@@ -313,7 +315,7 @@ def test_evaluate_writes_acceptance_and_quality(tmp_path):
 
 def fake_counts(target, draft, batches, decoding, seed):
   assert sum(len(batch.inputs) for batch in batches) == 6
-  ones = np.ones((6, decoding.drafting.length))
+  ones = np.ones((6, decoding.drafting.length), int)
   names = ('expected', 'emitted', 'blocks', 'reached_at', 'accepted_at')
   return {n: ones if n.endswith('at') else ones[:, 0] for n in names}
 
@@ -386,6 +388,17 @@ ALL = {
 }
 
 
+COUNTS = (
+    'emitted', 'blocks', 'drafted', 'accepted', 'accepted_at', 'expected',
+    'draft_emitted', 'draft_variation',
+)  # fmt: skip
+
+
+def has_line(name):
+  """Greedy, a lossless verifier emits the target's text: those are left out."""
+  return not name.startswith('greedy') or name in GAINED
+
+
 @pytest.fixture(scope='module', name='measured')
 def _measured(tmp_path_factory):
   """Every way to speculate, evaluated in one call: lines, and texts scored.
@@ -394,25 +407,38 @@ def _measured(tmp_path_factory):
   """
   scored = []
 
-  def score(task, vocabulary, outputs, labels):
-    del task, vocabulary
-    assert len(outputs) == len(labels) == 6
+  def score(task, outputs, references):
+    del task
+    assert references == ['abab abab', 'cdcd abab', 'efef abab', 'ghgh abab',
+                          'ijij abab', 'klkl abab']  # fmt: skip
     scored.append([tuple(output.tolist()) for output in outputs])
     return {'mean_length': np.array([len(output) for output in outputs])}
 
+  folder = tmp_path_factory.mktemp('evaluation')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(quality, 'score', score)
     lines = evaluate(
-        tmp_path_factory.mktemp('evaluation'),
+        folder,
         ('exact_match',),
         scale=0.1,
         decodings=[SHORT.replace(**changes) for changes in ALL.values()],
+        draft_samples=True,
         seed=SEED,
     )
   of_acceptance = [line for line in lines if line['kind'] == 'acceptance']
   of_quality = [line for line in lines if line['kind'] == 'task_quality']
-  # Before the measurement the metric is tried on the labels.
-  return of_acceptance, list(zip(of_quality, scored[1:], strict=True))
+  # The records have the quality of all texts, also where it is the target's.
+  names = [*ALL, 'target', 'draft']
+  texts = dict(zip(names, scored, strict=True))
+  of_quality = [
+      (line, texts[name])
+      for line, name in zip(of_quality, filter(has_line, names), strict=True)
+  ]
+  return (
+      of_acceptance,
+      of_quality,
+      example_records.read(folder / 'measured' / 'examples.jsonl'),
+  )
 
 
 def prompt_of(tmp_path):
@@ -432,7 +458,7 @@ def outputs_of(samples):
 
 
 def test_every_way_to_speculate_is_measured_in_one_call(measured):
-  lines, _ = measured
+  lines, *_ = measured
   assert len(lines) == len(ALL)
   for line, name in zip(lines, ALL):
     decoding = decoding_of(name)
@@ -448,7 +474,7 @@ def test_every_way_to_speculate_is_measured_in_one_call(measured):
 
 
 def test_lines_hold_what_each_example_contributes(measured):
-  lines, of_quality = measured
+  lines, of_quality, _ = measured
   for line in lines:
     for name in ('expected_acceptance', 'block_efficiency'):
       totals, counts = line['examples']['metrics'][name]
@@ -465,14 +491,84 @@ def test_lines_hold_what_each_example_contributes(measured):
     assert line['examples']['inputs'] == lines[0]['examples']['inputs']
 
 
+def test_records_hold_what_was_counted_of_each_example(measured):
+  lines, of_quality, records = measured
+  assert len(records) == 6 * (len(ALL) + 2)  # target and draft alone, too
+  for line, name in zip(lines, ALL):
+    own = [r for r in records if r['decoding'] == line['decoding']]
+    assert [r['example'] for r in own] == list(range(6))
+    column = {key: np.array([r[key] for r in own]) for key in COUNTS}
+    totals, counts = line['examples']['metrics']['block_efficiency']
+    np.testing.assert_array_equal(column['emitted'], totals)
+    np.testing.assert_array_equal(column['blocks'], counts)
+    expected, _ = line['examples']['metrics']['expected_acceptance']
+    np.testing.assert_allclose(column['expected'], expected, atol=2e-6)
+    np.testing.assert_array_equal(
+        column['accepted_at'].sum(1), column['accepted']
+    )
+    assert np.all(column['accepted'] <= column['drafted'])
+    assert np.all(column['draft_variation'] <= column['draft_emitted'])
+    for record in own:
+      assert (record['draft'], record['seed']) == ('draft', SEED)
+      assert record['inputs'] == line['examples']['inputs']
+      if not name.endswith('adaptive'):
+        paths = record['decoding']['paths']
+        assert record['drafted'] == 2 * paths * record['blocks']
+  for line, outputs in of_quality:
+    # 'pair' is said in results.jsonl alone.
+    decoding = {k: v for k, v in line['decoding'].items() if v != 'pair'}
+    own = [r for r in records if r['decoding'] == decoding]
+    lengths = [len(output) for output in outputs]
+    assert [r['emitted'] for r in own] == lengths
+    assert [r['quality']['mean_length'] for r in own] == lengths
+  alone = [r for r in records if r['decoding'].get('model') == 'target']
+  assert 'blocks' not in alone[0]
+
+
+def test_the_bound_is_that_of_the_theorem(measured):
+  lines, _, records = measured
+  for line in lines:
+    metrics = line['metrics']
+    if not line['decoding']['lossless']:
+      assert 'acceptance_bound' not in metrics
+      continue
+    own = [r for r in records if r['decoding'] == line['decoding']]
+    eps = np.mean([r['draft_variation'] / r['draft_emitted'] for r in own])
+    assert metrics['draft_total_variation']['value'] == pytest.approx(eps)
+    shares = np.mean([8 / r['emitted'] for r in own])  # T = 8
+    bound = metrics['acceptance_bound']
+    assert bound['value'] == pytest.approx(1 - 8 * shares * eps, rel=1e-5)
+    assert bound['value'] <= metrics['expected_acceptance']['value']
+    assert bound['standard_error'] > 0
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_variation_on_the_drafts_text_is_what_is_not_accepted(temperature):
+  """Of a draft that is judged by itself it is 0, of the pair's greedy text
+  the share of tokens at which the target would have gone on otherwise."""
+  decoding = LONG.replace(temperature=temperature)
+  target, draft, batch = tiny.target(), tiny.draft(), tiny.batch(8)
+  same = acceptance.count_alone(draft, draft, [batch], decoding, SEED)
+  np.testing.assert_allclose(same['draft_variation'], 0.0, atol=1e-4)
+  counts = acceptance.count_alone(target, draft, [batch], decoding, SEED)
+  samples = autoregressive.generate(
+      draft.model, batch.prompt, keys_of(8), decoding.without_draft()
+  )
+  np.testing.assert_array_equal(counts['draft_emitted'], samples.lengths)
+  assert counts['draft_variation'].max() > 0.5
+  if decoding.is_greedy:
+    segments = np.arange(L)[None] < np.asarray(samples.lengths)[:, None]
+    tokens = model_lib.shift_right(samples.tokens, segments.astype(np.int32))
+    logits = target.model.logits(batch.prompt, tokens, segments)
+    differ = (np.argmax(logits, -1) != samples.tokens) & segments
+    np.testing.assert_allclose(counts['draft_variation'], differ.sum(1))
+
+
 def test_quality_is_of_the_text_that_each_decoding_emits(measured, tmp_path):
-  _, of_quality = measured
+  _, of_quality, _ = measured
   target, draft = byte_pair(0.1)
   prompt = prompt_of(tmp_path).prompt
-  # Greedy, a lossless verifier emits the target's text: those are left out.
-  names = [
-      name for name in ALL if not name.startswith('greedy') or name in GAINED
-  ]
+  names = list(filter(has_line, ALL))
   assert [line['decoding']['model'] for line, _ in of_quality] == [
       *['pair'] * len(names), 'target', 'draft',
   ]  # fmt: skip
@@ -503,7 +599,7 @@ def test_quality_is_of_the_text_that_each_decoding_emits(measured, tmp_path):
 
 
 def test_the_gain_of_verifiers_and_paths_is_paired(measured, tmp_path):
-  lines, _ = measured
+  lines, *_ = measured
   target, draft = byte_pair(0.1)
   batch = prompt_of(tmp_path)
 
