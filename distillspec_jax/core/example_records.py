@@ -99,7 +99,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   Raises:
     UserError: the file is absent, or a line is not a record.
   """
-  records = {}
+  records: dict[str, dict[str, Any]] = {}
   for number, record in results.json_lines(path):
     if not isinstance(record, dict) or any(x not in record for x in _SAME):
       raise errors.UserError(
