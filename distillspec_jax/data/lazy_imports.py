@@ -59,7 +59,7 @@ def import_sacrebleu() -> Any:
   Raises:
     UserError: it is not installed.
   """
-  return _import_for_metrics("sacrebleu.metrics", "BLEU and chrF")
+  return _import_for_metrics('sacrebleu.metrics', 'BLEU and chrF')
 
 
 def import_rouge_scorer() -> Any:
@@ -68,7 +68,7 @@ def import_rouge_scorer() -> Any:
   Raises:
     UserError: it is not installed.
   """
-  return _import_for_metrics("rouge_score.rouge_scorer", "ROUGE")
+  return _import_for_metrics('rouge_score.rouge_scorer', 'ROUGE')
 
 
 def _import_for_metrics(module: str, metrics: str) -> Any:
@@ -76,7 +76,7 @@ def _import_for_metrics(module: str, metrics: str) -> Any:
     return importlib.import_module(module)
   except ImportError as error:
     raise errors.UserError(
-        f"The metrics {metrics} need a package that cannot be imported"
+        f'The metrics {metrics} need a package that cannot be imported'
         f" ({error}). In a checkout: pip install -e '.[metrics]'."
     ) from error
 
