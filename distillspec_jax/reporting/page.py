@@ -64,32 +64,46 @@ def chapter(study: measurements.Study) -> Chapter:
 
 
 def study_chapters(
-    study: rows_lib.Comparison, measure: str | None
+    study: rows_lib.Comparison,
+    lines: Sequence[measurements.Line],
+    measure: str | None,
 ) -> list[Chapter]:
-  """The chapters of a study: its rows, then all results.
+  """The chapters of a study: its rows, and all results.
 
-  An experiment has the chapters of its measurements; the figures of others
-  would show dozens of rows, so of these only the tables follow.
+  The page of an experiment begins as that of any run does. The figures of other
+  studies would show dozens of rows at once, so only their tables are here.
+
+  Args:
+    study: the rows.
+    lines: all results, those of no row too.
+    measure: by which rows are ranked, see `ranking.rankings`.
   """
   rankings = ranking.rankings(study, measure)
-  first = Chapter(
+  compared = Chapter(
       f'{study.title}: {study.kind} of {len(study.rows)} rows',
       study_cards.cards(study, rankings),
       study_cards.sentences(study, rankings),
       study_figures.sections(study, rankings),
-      study_tables.others(study, rankings),
+      study_tables.others(study, rankings, lines),
       study_tables.leading(study, rankings),
   )
-  others = [chapter(one) for one in measurements.studies(study.lines)]
-  if study.kind != 'experiment':
-    others = [
-        one._replace(
-            heading=f'All results: {one.heading}', cards=[], sentences=[],
-            sections=[],
-        )
-        for one in others
-    ]  # fmt: skip
-  return [first, *others]
+  if study.kind == 'experiment':
+    lines = [{**line, 'target': study.target(line)} for line in lines]
+    chapters = [chapter(one) for one in measurements.studies(lines)]
+    shown = {section.title for one in chapters for section in one.sections}
+    sections = [one for one in compared.sections if one.title not in shown]
+    compared = compared._replace(cards=[], sections=sections, tables=[])
+    return [*chapters, compared]
+  return [
+      compared,
+      *(
+          one._replace(
+              heading=f'All results: {one.heading}', cards=[], sentences=[],
+              sections=[],
+          )
+          for one in map(chapter, measurements.studies(study.lines))
+      ),
+  ]  # fmt: skip
 
 
 def render(

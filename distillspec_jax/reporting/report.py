@@ -62,7 +62,7 @@ def report(
       )
     chapters = [page.chapter(one) for one in measurements.studies(lines)]
   else:
-    chapters = page.study_chapters(study, measure)
+    chapters = page.study_chapters(study, lines, measure)
   drawn: dict[str, page.Chapter] = {}
   for number, chapter in enumerate(chapters):
     prefix = re.sub(r'\W+', '_', chapter.heading)[:80] + '_'

@@ -104,6 +104,7 @@ class Comparison:
     rows: in the order of study.json.
     averages: as in study.json.
     targets: the targets' seeds; [] where the target was given.
+    folders: of the rows' models, relative to the study's.
   """
 
   kind: str
@@ -113,6 +114,7 @@ class Comparison:
   rows: list[Row]
   averages: list[dict[str, Any]]
   targets: list[int]
+  folders: set[str]
 
   def control(self, row: Row) -> Row | None:
     """The row that a row is compared with."""
@@ -125,6 +127,10 @@ class Comparison:
       return all(shared), sum(shared)
 
     return max(named, key=fit, default=None)
+
+  def target(self, line: measurements.Line) -> str | None:
+    """The name of a line's target, without its seed."""
+    return _without_seed(line['target'], self.targets)
 
   @property
   def lines(self) -> list[measurements.Line]:
@@ -171,7 +177,7 @@ def read(folder: pathlib.Path) -> Comparison | None:
   return Comparison(
       study['kind'], study['title'], study['command'],
       [in_words(axis) for axis in study['axes']], rows, study['averages'],
-      sorted(targets),
+      sorted(targets), {one.folder for one in study['rows']},
   )  # fmt: skip
 
 
@@ -236,7 +242,7 @@ def _is_of(row, line):
 def _renamed(line, name, seed, target_seed):
   """The line, whose draft has the row's name, and whose target has no seed."""
   decoding, draft = line['decoding'], line['draft']
-  target = line['target'] and line['target'].removesuffix(f'_{target_seed}')
+  target = _without_seed(line['target'], [target_seed])
   if draft is not None and (decoding or {}).get('model') == draft:
     decoding = {**decoding, 'model': name}
   return {
@@ -247,6 +253,13 @@ def _renamed(line, name, seed, target_seed):
       'decoding': decoding,
       'provenance': {**line['provenance'], 'seed': seed},
   }
+
+
+def _without_seed(target, seeds):
+  for seed in seeds:
+    if target is not None and target.endswith(f'_{seed}'):
+      return target.removesuffix(f'_{seed}')
+  return target
 
 
 def _over_units(

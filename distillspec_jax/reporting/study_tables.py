@@ -41,12 +41,27 @@ def leading(
 
 
 def others(
-    study: rows_lib.Comparison, rankings: Sequence[ranking_lib.Ranking]
+    study: rows_lib.Comparison,
+    rankings: Sequence[ranking_lib.Ranking],
+    lines: Sequence[measurements.Line],
 ) -> list[tables.Table]:
-  """How rows were made, and the rankings of other decodings."""
+  """How all models were made, and the rankings of other decodings.
+
+  Args:
+    study: the rows.
+    rankings: of the page.
+    lines: all results, those of targets too, which are no rows.
+  """
   shown = ranking_lib.headline(rankings)
+  targets = [
+      line
+      for line in lines
+      if line['kind'] in ('training', 'run')
+      and line['folder'] not in study.folders
+  ]
+  of_rows = [line for row in study.rows for line in row.training]
   drawn = [
-      tables.made([line for row in study.rows for line in row.training]),
+      tables.made([*targets, *of_rows]),
       *(ranked(study, one, rankings) for one in rankings if one not in shown),
   ]
   return [table for table in drawn if table.body]

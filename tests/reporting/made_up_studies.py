@@ -90,7 +90,7 @@ def training(name, seed, divergence, fixed, steps=40):
       'optimizer.learning_rate': '0.002',
   }  # fmt: skip
   target = None if divergence == 'cross_entropy' else 'runs/target'
-  how = {'draft': name, 'seed': seed}
+  how = {'draft': name, 'seed': seed, 'run': name}
   sizes = {'parameters': metric(1.2e6), 'target_parameters': metric(9e6)}
   yield line('run', sizes, settings=settings, **how) | {'target': target}
   for step in range(0, steps + 1, 10):
@@ -168,6 +168,10 @@ def grid(folder, seeds=(0, 1, 2)):
           folder / one['folder'],
           training(name, seed, how['divergence'], fixed),
       )
+    write(
+        folder / f'target_{seed}',
+        training(f'target_{seed}', seed, 'cross_entropy', 1.0),
+    )
   return finish(folder, 'grid', ['divergence', 'data'], rows)
 
 

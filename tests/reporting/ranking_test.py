@@ -1,6 +1,7 @@
 """The page of a study says what its results say."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -113,6 +114,36 @@ def test_the_ranking_is_on_the_page(pair):
     assert text in page, text
   markdown = (pair / 'report.md').read_text(encoding='utf-8')
   assert '| 1 | better | 2.389' in markdown
+
+
+def test_the_page_tells_how_rows_and_targets_were_made(tmp_path):
+  page = report.report(run=str(made_up.grid(tmp_path, seeds=(0, 1))))
+  text = page.read_text(encoding='utf-8')
+  table = text[text.index('Table: How the models were made') :]
+  cells = re.findall(r'data-label="([^"]+)">([^<]*)<', table)
+  for name, how in (
+      ('target', 'cross-entropy'), ('JSD, draft', 'JSD'),
+      ('forward KL, mixed', 'forward KL'),
+  ):  # fmt: skip
+    start = cells.index(('run', name))
+    row = dict(cells[start : start + 11])
+    assert row['divergence'] == how and row['learning rate'] == '0.002'
+    assert (row['steps'], row['parameters']) == ('40', '1.2 M')
+  assert dict(cells[start : start + 11])['text'] == (
+      '50% dataset; 50% draft, T = 1'
+  )
+
+
+def test_the_page_of_an_experiment_begins_as_that_of_any_run(pair):
+  study = json.loads((pair / study_file.FILE).read_text())
+  (pair / study_file.FILE).write_text(
+      json.dumps({**study, 'kind': 'experiment'})
+  )
+  text = report.report(run=str(pair)).read_text(encoding='utf-8')
+  first, second = re.findall('<h2>(.*?)</h2>', text)
+  assert first == 'made up, test, target of runs'
+  assert second == 'Made-up grid: experiment of 2 rows'
+  assert text.count('Ranking: greedy') == 2  # a heading and its table
 
 
 def test_rows_that_lack_seeds_are_not_ranked(tmp_path):
