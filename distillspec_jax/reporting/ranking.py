@@ -27,6 +27,7 @@ _RATIOS = (
     'tokens_per_second', 'measured_speedup',
 )  # fmt: skip
 _TIMES = ('tokens_per_second', 'measured_speedup')
+_LOWER_IS_BETTER = ('perplexity',)
 # Studies whose rows are decoded differently: points of a frontier.
 FRONTIERS = ('garden', 'lossy')
 _KINDS = ('acceptance', 'latency', 'task_quality')
@@ -252,7 +253,7 @@ def _ranking(study, task, split, measure, measured):
   entries.sort(
       key=lambda entry: (
           bool(entry.missing),
-          -entry.measurement.metrics[measure].value,
+          -_sign(measure) * entry.measurement.metrics[measure].value,
       )
   )
   entries = [
@@ -260,6 +261,16 @@ def _ranking(study, task, split, measure, measured):
       for rank, entry in enumerate(entries, start=1)
   ]
   return Ranking(task, split, shared, measure, tuple(sorted(seeds)), entries)
+
+
+def _sign(metric):
+  return -1 if metric in _LOWER_IS_BETTER else 1
+
+
+def may_be_loss(change: headlines.Gain, metric: str) -> bool:
+  """Whether a metric is clearly worse, or that is not known."""
+  is_worse = _sign(metric) * change.value < 0
+  return change.interval is None or (change.is_clear and is_worse)
 
 
 def quality_of(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import example_records
 from distillspec_jax.core import results
 from distillspec_jax.core import study_file
 from distillspec_jax.reporting import measurements
@@ -45,6 +46,7 @@ class Row:
     lines: of measurements, whose drafts are named after the row.
     training: lines of its training.
     units: seed of a line -> what is averaged over: seeds, or targets' seeds.
+    records: of single examples, for which the draft wrote a text, too.
   """
 
   name: str
@@ -56,6 +58,7 @@ class Row:
   lines: list[measurements.Line]
   training: list[measurements.Line]
   units: dict[int, int]
+  records: list[dict[str, Any]]
   _known: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
   def measurements(
@@ -195,7 +198,7 @@ def _row(folder, name, labels, group, by_target, known):
     return one.target_seed if is_targets else one.seed
 
   failed, seconds, units = {}, {}, {}
-  lines, training = [], []
+  lines, training, records = [], [], []
   counts = collections.Counter(map(unit, group))
   for number, one in enumerate(group):
     seed = unit(one) if counts[unit(one)] == 1 else _MANY + number
@@ -210,6 +213,12 @@ def _row(folder, name, labels, group, by_target, known):
         for line in read(path)
         if _is_of(one, line)
     ]
+    records += [
+        record
+        for path in one.results
+        for record in _records(folder / path)
+        if _is_of(one, {**record, 'kind': 'acceptance'})
+    ]
     named = {'row': name, 'folder': name, 'run': name}
     training += [
         {**_renamed(line, name, seed, one.target_seed), **named}
@@ -218,8 +227,25 @@ def _row(folder, name, labels, group, by_target, known):
     ]
   title, control = group[0].name, group[0].control
   return Row(
-      name, title, labels, control, failed, seconds, lines, training, units
-  )
+      name, title, labels, control, failed, seconds, lines, training, units,
+      records,
+  )  # fmt: skip
+
+
+def _records(folder):
+  """Records of single examples for which the draft wrote a text, too."""
+  path = pathlib.Path(os.path.normpath(folder)) / example_records.FILE
+  if not path.is_file():
+    return []
+  needed = 'draft_variation', 'draft_emitted', 'expected', 'emitted'
+  return [
+      one
+      for one in example_records.read(path)
+      if all(one.get(name) is not None for name in needed)
+      and one['emitted'] > 0
+      and one['draft_emitted'] > 0
+      and not measurements.is_lossy(one['decoding'])
+  ]
 
 
 def _is_of(row, line):

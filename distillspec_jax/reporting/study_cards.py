@@ -256,7 +256,7 @@ def _cost_of_lenience(study, shown):
         continue
       found = True
       metric, loss = next(iter(entry.quality_changes.items()))
-      is_loss = loss.interval is None or loss.is_clear and loss.value < 0
+      is_loss = ranking_lib.may_be_loss(loss, metric)
       gains = entry.change.is_clear and entry.change.value > 0
       if gains and not is_loss:
         if best is None or entry.change.value > best[1].change.value:
@@ -304,9 +304,9 @@ def _truncated(shown):
           start.measurement, entry.measurement, ranking.measure
       )
       loss = ranking_lib.compare(start.quality, entry.quality, metric)
-      if change is None or loss is None or loss.interval is None:
+      if change is None or loss is None:
         continue
-      if loss.is_clear and loss.value < 0:
+      if ranking_lib.may_be_loss(loss, metric):
         continue
       if best is None or change.value > best[0].value:
         best = change, entry, metric, loss
@@ -341,7 +341,7 @@ def _fastest(study, shown):
       for entry in entries
       if entry is not slowest
       and (loss := ranking_lib.compare(slowest.quality, entry.quality, metric))
-      and not (loss.interval is None or loss.is_clear and loss.value < 0)
+      and not ranking_lib.may_be_loss(loss, metric)
   ]
   words = study_tables.words(metric)
   what = 'How much faster without a loss of quality?'

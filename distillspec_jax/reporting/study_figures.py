@@ -315,6 +315,46 @@ def _by_example(row, ranking):
   return found
 
 
+def _bound(study, shown):
+  """Rejection on the target's text beside the draft's own, and the bound."""
+  for number, ranking in enumerate(shown):
+    ours = [entry for entry in ranking.ranked[:1] if entry.row.records]
+    control = ranking.entry(study.control(ours[0].row)) if ours else None
+    if control is not None and control.row.records:
+      ours.insert(0, control)
+    series = []
+    for entry in ours:
+      points, ratios = [], []
+      for record in entry.row.records:
+        decoding = record['decoding']
+        if decoding.get('temperature') != ranking.decoding.get(
+            'temperature'
+        ) or (record['task'], record['split']) != (ranking.task, ranking.split):
+          continue
+        apart = record['draft_variation'] / record['draft_emitted']
+        rejected = 1 - record['expected'] / record['emitted']
+        # Theorem 4.1 for one input: rejection <= T^2 / L times the variation.
+        bound = decoding['max_new_tokens'] ** 2 / record['emitted'] * apart
+        value = measurements.Value(rejected, None, 1, 1)
+        points.append(drawing.Point(apart, value))
+        ratios.append((bound, rejected))
+      if points:
+        bounds, rejected = np.array(ratios).T
+        factor = np.median(bounds / np.maximum(rejected, 1e-3))
+        label = (
+            f'{entry.row.name}: bound {factor:.0f} × larger (median), below 1'
+            f' for {np.mean(bounds < 1):.0%}'
+        )
+        points = points[:: -(-len(points) // _MAX_POINTS)]
+        series.append(drawing.Series(label, points, 'cloud'))
+    if series:
+      yield drawing.Panel(
+          f'bound_{number}', _name(ranking, shown), series,
+          'rejection on the target’s text',
+          'total variation on the draft’s text', diagonal=True,
+      )  # fmt: skip
+
+
 def _theory(study, shown):
   """Block efficiency from expected acceptance, and as measured."""
   del shown
@@ -377,6 +417,16 @@ _SECTIONS = (
         ' control and with the best row. Points above the dotted line gain.'
         f' At most about {_MAX_POINTS} points are drawn.',
         _examples,
+    ),
+    (
+        'How tight is the bound?',
+        'Each point is an example and a seed. DistillSpec’s theorem 4.1, for a'
+        ' single input: the chance that the target rejects a token of the draft'
+        ' (1 − acceptance, on the target’s text) is at most T² / L times the'
+        ' total variation on a text that the draft writes, where T is the'
+        ' longest length and L that of the target’s text. A bound above 1 says'
+        ' nothing. On the dotted line both are equal.',
+        _bound,
     ),
     (
         'Theory and measurement',

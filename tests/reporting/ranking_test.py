@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from distillspec_jax.core import errors
+from distillspec_jax.core import example_records
 from distillspec_jax.core import study_file
 from distillspec_jax.reporting import drawing
 from distillspec_jax.reporting import ranking
@@ -382,6 +383,46 @@ def test_single_examples_before_and_after(pair):
   np.testing.assert_allclose(points, sorted(expected))
   assert cloud.label == '83% above, 0% below the diagonal'
   assert panel.diagonal and '18 points whose mean is 2.39 at 2.00' in panel.alt
+
+
+def test_the_tightness_of_the_bound_by_hand(pair):
+  shared = made_up.acceptance(
+      np.ones(2), np.ones(2), draft='better', settings=made_up.decoding(0.0),
+      seed=0,
+  )  # fmt: skip
+  records = [
+      {
+          **{name: shared[name] for name in example_records._SAME[:7]},
+          'seed': 0, 'inputs': 'i', 'example': i, 'emitted': 32,
+          'expected': 24.0, 'draft_emitted': 10, 'draft_variation': variation,
+      }
+      for i, variation in enumerate((1.25, 0.05))
+  ]  # fmt: skip
+  folder = pair / 'seed_0' / 'better_'
+  text = ''.join(json.dumps(one) + '\n' for one in records)
+  (folder / example_records.FILE).write_text(text)
+  (panel,) = panels(rows.read(pair), 'How tight is the bound?')
+  (cloud,) = panel.series
+  # Rejection 8 / 32; variation per token 0.125 and 0.005.
+  points = [(point.at, point.value.value) for point in cloud.points]
+  np.testing.assert_allclose(points, [(0.125, 0.25), (0.005, 0.25)])
+  # T = 64, L = 32: bounds 128 x 0.125 = 16 and 0.64, so 64 and 2.56 times 0.25.
+  assert cloud.label == 'better: bound 33 × larger (median), below 1 for 50%'
+
+
+def test_of_perplexity_the_smallest_is_the_best(tmp_path):
+  entries = []
+  for name, value in (('high', 30.0), ('low', 20.0)):
+    one = made_up.row(name, {}, 0)
+    entries.append(one)
+    line = made_up.line(
+        'task_quality', {'perplexity': made_up.metric(value, 1.0)}, draft=name,
+        settings=made_up.plain(0.0, model=name), seed=0,
+    )  # fmt: skip
+    made_up.write(tmp_path / one['results'][0], [line])
+  study = rows.read(made_up.finish(tmp_path, 'grid', [], entries))
+  (one,) = ranking.rankings(study, 'perplexity')
+  assert [entry.row.name for entry in one.ranked] == ['low', 'high']
 
 
 def test_many_curves_are_split_into_panels_with_the_same_axes(studies):
