@@ -108,6 +108,8 @@ def load(
       of float32 and multiplies in int8; 'int8_weight_only' only stores them so.
       Either is an approximation of the saved model that can decode and score,
       but be neither trained nor saved. Default: as saved.
+    scan_layers: whether layers are stacked and scanned, or unrolled; default:
+      as saved.
     mesh: lays the parameters out on it, each device reading its own shard;
       default: the current mesh (`jax.set_mesh`), or else the first device.
     layout: over which mesh axes, see `distributed.layouts.rules`.

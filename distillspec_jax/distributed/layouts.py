@@ -146,6 +146,17 @@ def spec(
   return PartitionSpec(*parts)
 
 
+def over_rows(
+    shape: Sequence[int], names: Sequence[str | None], layout: Rules
+) -> PartitionSpec:
+  """`spec` for the axes of the current mesh that rows are spread over."""
+  sizes = mesh_lib.automatic()
+  sizes = {
+      axis: sizes[axis] for axis in mesh_lib.ROWS if sizes.get(axis, 1) > 1
+  }
+  return spec(sizes, shape, names, layout)
+
+
 def constrain(
     array: jax.Array, names: Sequence[str | None], layout: Rules
 ) -> jax.Array:

@@ -25,6 +25,7 @@ from distillspec_jax.core import errors
 
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
+_REPLICATED = PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +148,7 @@ def shard_over_batch(
     axes: Sequence[str] = ROWS,
     batch_axes: Any = 0,
     out_batch_axes: Any = 0,
+    layout: Any = _REPLICATED,
 ) -> Any:
   """function(replicated, batched) by shard_map over the batch.
 
@@ -167,6 +169,9 @@ def shard_over_batch(
     batch_axes: axis of B in the arrays of `batched`; a tree prefix, as
       `in_axes` of `jax.vmap`.
     out_batch_axes: likewise, for what the function returns.
+    layout: where `replicated` is sharded over `axes`, a tree prefix of specs.
+      It is gathered inside, so that its gradient is reduce-scattered, and not
+      summed in full on every device.
 
   Returns:
     What the function returns, with all rows.
@@ -178,11 +183,26 @@ def shard_over_batch(
   rows = jax.tree.leaves(batched)[0].shape[0]
   spread = dividing(rows, sizes, tuple(sizes))
   spec = lambda axis: PartitionSpec(*[None] * axis, spread)
+
+  def gather(spec, tree):
+    for axis, names in enumerate(spec):
+      if names is not None:
+        tree = jax.tree.map(
+            lambda x, axis=axis, names=names: jax.lax.all_gather(
+                x, names, axis=axis, tiled=True
+            ),
+            tree,
+        )
+    return tree
+
+  def local(replicated, batched):
+    return function(jax.tree.map(gather, layout, replicated), batched)
+
   # `axis_names` leaves the other mesh axes to the compiler. `check_vma` would
   # demand proof that outputs agree where `spread` is shorter than `axes`.
   return jax.shard_map(
-      function,
-      in_specs=(PartitionSpec(), jax.tree.map(spec, batch_axes)),
+      local,
+      in_specs=(layout, jax.tree.map(spec, batch_axes)),
       out_specs=jax.tree.map(spec, out_batch_axes),
       axis_names=set(sizes),
       check_vma=False,

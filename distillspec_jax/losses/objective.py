@@ -5,9 +5,9 @@ A divergence needs several float32 arrays of [B, T, V]; for a vocabulary of
 layer come here together with the function that turns them into logits, and
 both are taken `chunk` positions of T at a time, in a scan whose body is
 computed again on the way back: only [B, chunk, V] is ever held. T is cut and B
-is not, so that rows split over devices stay where they are. At B = 8, T = 128
-and chunk = 8 that is a sixteenth to a sixth of the plain formula's memory; it
-grows with the chunk, and so does the speed where B is small.
+is not, so that rows split over devices stay where they are. Each chunk adds up
+the gradient of the whole output layer once more; so, unless told otherwise, it
+is as long as memory allows (`chunk_length`).
 
 The logits of a draft with a trimmed vocabulary are never expanded to V: the
 target's logits are gathered at the kept tokens, and the rest of p becomes one
@@ -21,10 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from distillspec_jax.core import errors
 from distillspec_jax.core import shapes
@@ -32,7 +34,11 @@ from distillspec_jax.core import trimmed_vocabulary
 from distillspec_jax.core import types
 from distillspec_jax.distributed import mesh
 from distillspec_jax.losses import divergences
+from distillspec_jax.models import model as model_lib
 
+# Of a chunk on a device; 32 MiB in float32. A divergence holds several such.
+_MAX_LOGITS = 2**23
+_MIN_CHUNK = 8
 LogitsFn = Callable[[jax.Array], jax.Array]
 Axes = int | tuple[int, ...]
 
@@ -57,6 +63,28 @@ def masked_sum(
 _positions = functools.partial(masked_sum, axis=())
 
 
+def chunk_length(
+    length: int,
+    rows: int,
+    vocab_size: int,
+    ways: int = 1,
+    platform: str = 'tpu',
+) -> int:
+  """Positions whose logits are held at once: equal parts of T, of 8 or more.
+
+  Args:
+    length: T.
+    rows: of a device.
+    vocab_size: logits of a position.
+    ways: devices that the vocabulary is sharded over.
+    platform: of the device; the caches of a 'cpu' hold little more.
+  """
+  held = _MIN_CHUNK
+  if platform != 'cpu':
+    held = max(held, _MAX_LOGITS * ways // (rows * vocab_size))
+  return math.ceil(length / math.ceil(length / held))
+
+
 def distillation(
     p_logits_fn: LogitsFn,
     q_logits_fn: LogitsFn,
@@ -65,7 +93,7 @@ def distillation(
     labels: jax.Array,
     mask: jax.Array,
     divergence: divergences.Divergence,
-    chunk: int = 8,
+    chunk: int | None = None,
     vocabulary: trimmed_vocabulary.TrimmedVocabulary | None = None,
     axis: Axes = (0, 1),
 ) -> dict[str, types.Mean]:
@@ -89,7 +117,7 @@ def distillation(
     labels: int32[B, T] the tokens that both were conditioned on, not shifted.
     mask: bool[B, T] positions that count; the others may hold anything.
     divergence: from `divergences`, of (p_logits, q_logits).
-    chunk: positions of T at a time.
+    chunk: positions of T at a time; default: see `chunk_length`.
     vocabulary: of `q_logits_fn`, where it is trimmed; the divergence must be
       finite for q = 0, as `divergences.covered_forward_kl` is.
     axis: of [B, T] that is summed over: 1 gives one mean for each row, whose
@@ -150,7 +178,7 @@ def supervised(
     mask: jax.Array,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    chunk: int = 8,
+    chunk: int | None = None,
     vocabulary: trimmed_vocabulary.TrimmedVocabulary | None = None,
     axis: Axes = (0, 1),
 ) -> dict[str, types.Mean]:
@@ -163,7 +191,7 @@ def supervised(
     mask: bool[B, T] positions that count; the others may hold anything.
     z_loss: see `divergences.cross_entropy`.
     label_smoothing: see `divergences.cross_entropy`.
-    chunk: positions of T at a time.
+    chunk: positions of T at a time; default: see `chunk_length`.
     vocabulary: of `q_logits_fn`, where it is trimmed.
     axis: see `distillation`.
 
@@ -243,7 +271,7 @@ def _logits(logits_fn, hidden, mask):
 def _by_chunks(
     measure: Callable[..., dict[str, types.Mean]],
     functions: tuple[LogitsFn, ...],
-    chunk: int,
+    chunk: int | None,
     mask: jax.Array,
     *arrays: Any,
 ) -> dict[str, types.Mean]:
@@ -253,43 +281,65 @@ def _by_chunks(
     measure: of the functions and [B, chunk, ...] of each array: means by
       position, float32[B, chunk].
     functions: that make logits.
-    chunk: size of a chunk.
+    chunk: size of a chunk; None: see `chunk_length`.
     mask: bool[B, T].
-    *arrays: [B, T, ...].
+    *arrays: [B, T, ...], hidden states first, one for each of the functions.
   """
-  if chunk < 1:
+  if chunk is not None and chunk < 1:
     raise errors.UserError(
         f'The loss chunk is {chunk} positions; use at least 1.'
     )
   length = mask.shape[1]
-  chunk = min(chunk, length)
   arrays = (mask, *arrays)
 
   # Slices are cut inside the body. Handing the scan [chunks, B, t, D] would
   # copy every array once more, and with logits for hidden states that is all
   # the memory there was to save.
   def over_chunks(functions, arrays):
+    size = _default_chunk(functions, *arrays)
+    if chunk is not None:
+      size = min(chunk, length)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(_, first):
       # The last chunk starts early rather than run over the end; what the chunk
       # before it has computed is left out below. T = 5, chunk = 2: 01 23 (3)4.
-      start = jnp.minimum(first, length - chunk)
+      start = jnp.minimum(first, length - size)
       parts = (
-          jax.lax.dynamic_slice_in_dim(array, start, chunk, axis=1)
+          jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)
           for array in arrays
       )
       return None, measure(functions, *parts)
 
-    starts = jnp.arange(0, length, chunk)
+    starts = jnp.arange(0, length, size)
     _, chunks = jax.lax.scan(body, None, starts)
-    last = length - (len(starts) - 1) * chunk
+    last = length - (len(starts) - 1) * size
 
-    def join(parts):  # [chunks, B, chunk] -> [B, T]
-      return jnp.concatenate([*parts[:-1], parts[-1][:, chunk - last :]], 1)
+    def join(parts):  # [chunks, B, size] -> [B, T]
+      return jnp.concatenate([*parts[:-1], parts[-1][:, size - last :]], 1)
 
     return jax.tree.map(join, chunks)
 
   # The gradient of what the functions hold is added up over devices here, once,
   # and not chunk by chunk.
-  return mesh.shard_over_batch(over_chunks, functions, arrays)
+  is_model = lambda node: isinstance(node, model_lib.Model)
+  layout = jax.tree.map(
+      lambda node: node.over_rows() if is_model(node) else PartitionSpec(),
+      functions,
+      is_leaf=is_model,
+  )
+  return mesh.shard_over_batch(over_chunks, functions, arrays, layout=layout)
+
+
+def _default_chunk(functions, mask, *arrays) -> int:
+  """The chunk for the rows and the vocabulary of one device."""
+  wide = (
+      jax.eval_shape(function, hidden[:, :1]).shape[-1]
+      for function, hidden in zip(functions, arrays)
+  )
+  vocab_size = max(wide)
+  # Logits are sharded over it, whatever a model's layout, if it divides them.
+  ways = mesh.automatic().get('tensor', 1)
+  ways = 1 if vocab_size % ways else ways
+  rows, length = mask.shape
+  return chunk_length(length, rows, vocab_size, ways, mesh.platform())

@@ -79,7 +79,7 @@ def attend(
   local = functools.partial(_attend, formula, interpret)
   arguments = queries, keys, values, visible, bias
   sizes = mesh_lib.automatic()
-  if math.prod(sizes.values()) == 1:
+  if not sizes:
     return local(*arguments)
   heads = 'batch', 'heads', 'length', 'kv'
   names = heads, heads, heads, ('batch', 'length', None), heads
@@ -87,7 +87,7 @@ def attend(
       None if array is None else layouts.spec(sizes, array.shape, axes, layout)
       for array, axes in zip(arguments, names)
   )
-  # All axes: the compiler cannot split a kernel.
+  # All axes, also those of size 1: the compiler splits no kernel.
   return jax.shard_map(
       local,
       in_specs=specs,

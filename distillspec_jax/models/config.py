@@ -247,13 +247,14 @@ class T5Config:
           ' without `weights`.'
       )
 
-  def require_mask_token(self) -> int:
+  def require_mask_token(self, name: str = 'the model') -> int:
     """The mask token; raises UserError if the model has none."""
     if self.mask_token is None:
       raise errors.UserError(
-          'The model has no mask token (T5Config.mask_token is None): it has'
-          ' not been trained to draft a block in one call. Train it with'
-          ' Method.parallel, or let it draft token by token.'
+          f'Parallel drafting needs a mask token, but {name} has none'
+          ' (T5Config.mask_token is None): it has not been trained to draft a'
+          ' block in one call. Train it with Method.parallel, or leave parallel'
+          ' out.'
       )
     return self.mask_token
 

@@ -147,9 +147,24 @@ class Attention(nn.Module):
     self.value = Dense(joined, axes, fan_in, config)
     self.out = Dense(config.emb_dim, axes[::-1], joined**-0.5, config)
 
-  def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values float[B, H, N, K] of x float[B, N, D]."""
-    return self._heads(self.key(x)), self._heads(self.value(x))
+  def project(
+      self, x: jax.Array, is_cached: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """Keys and values float[B, H, N, K] of x float[B, N, D].
+
+    Args:
+      x: float[B, N, D].
+      is_cached: they are a few that a cache is to hold.
+    """
+    products = self.key(x), self.value(x)
+    if is_cached:
+      # A TPU would give them the layout of its caches, whose lanes are slots:
+      # a product that fills as many of the 128 lanes as there are tokens.
+      products = jax.lax.platform_dependent(
+          products, tpu=jax.lax.optimization_barrier, default=lambda x: x
+      )
+    keys, values = map(self._heads, products)
+    return keys, values
 
   def __call__(
       self,
@@ -348,13 +363,20 @@ class Embedding(nn.Module):
         self, 'embedding', normal, ('vocab', 'embed'), shape
     )
 
-  def __call__(self, tokens: jax.Array) -> jax.Array:
-    take = functools.partial(jnp.take, indices=tokens, axis=0, mode='clip')
-    if self.config.weights == 'float':
-      # Split over its rows alone: the tokens of all examples are taken of it.
-      rows = take(constrain(self.embedding, 'vocab', 'embed_activation'))
+  def __call__(self, tokens: jax.Array, is_gathered: bool = False) -> jax.Array:
+    """float[B, N, D] of the table, which may be gathered over rows' axes."""
+    take = functools.partial(jnp.take, axis=0, mode='clip')
+    layout = tuple(nn.get_logical_axis_rules())
+    if self.config.weights == 'float' and is_gathered:
+      rows = take(
+          constrain(self.embedding, 'vocab', 'embed_activation'), tokens
+      )
+    elif self.config.weights == 'float':
+      table = self.embedding
+      spec = layouts.over_rows(table.shape, ('vocab', 'embed'), layout)
+      rows = mesh.shard_over_batch(take, table, tokens, layout=spec)
     else:
-      values, scale = map(take, self.held)
+      values, scale = (take(held, tokens) for held in self.held)
       rows = values * scale
     rows = rows.astype(compute_dtype(self.config))
     return constrain(rows, 'batch', 'length', 'embed_activation')

@@ -26,6 +26,7 @@ from distillspec_jax.core import errors
 from distillspec_jax.core import shapes
 from distillspec_jax.core import trimmed_vocabulary
 from distillspec_jax.core import types
+from distillspec_jax.distributed import layouts
 from distillspec_jax.models import config as config_lib
 from distillspec_jax.models import mask_chains
 from distillspec_jax.models import path_slots
@@ -261,6 +262,21 @@ class Model(flax.struct.PyTreeNode):
       )
     logits_dense = self.params['decoder']['logits_dense']
     return self.replace(params={'decoder': {'logits_dense': logits_dense}})
+
+  def over_rows(self) -> Model:
+    """With specs for parameters: how rows' mesh axes shard them, if any do."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+      return jax.tree.map(lambda _: jax.sharding.PartitionSpec(), self)
+    rules, names = self.network.rules(mesh), self.network.logical_axes()
+
+    def spec(path, array):
+      axes = functools.reduce(lambda tree, key: tree[key.key], path, names)
+      return layouts.over_rows(array.shape, tuple(axes), rules)
+
+    return self.replace(
+        params=jax.tree_util.tree_map_with_path(spec, self.params)
+    )
 
   def trimmed_logits(
       self, hidden: jax.Array, size: int | None = None

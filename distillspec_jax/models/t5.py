@@ -100,9 +100,10 @@ class DecoderLayer(nn.Module):
     dropout = layers.Dropout(config.dropout_rate, common.dropout_key)
     dropout = dropout.at(inputs.number)
     y = self.pre_self_attention_layer_norm(x)
-    keys_values = self.self_attention.project(y)
+    is_cached = inputs.cache is not None
+    keys_values = self.self_attention.project(y, is_cached)
     cache = None
-    if inputs.cache is not None:
+    if is_cached:
       cache = keys_values = jax.tree.map(
           lambda old, new: append(old, new, common.start),
           inputs.cache,
@@ -418,10 +419,12 @@ class T5(nn.Module):
             input_mask[:, None], (rows, length, input_mask.shape[1])
         ),
     )
-    x = self._embed(tokens, depths)
+    x = self._embed(tokens, depths, is_gathered=True)
     return self.decoder.run(x, common, cache, cross)
 
-  def _embed(self, tokens: jax.Array, depths: Any) -> jax.Array:
+  def _embed(
+      self, tokens: jax.Array, depths: Any, is_gathered: bool = False
+  ) -> jax.Array:
     """Embeddings float[B, N, D] of tokens int32[B, N], masks among them.
 
     A mask carries the last token of the text before it, and how far it is from
@@ -429,10 +432,11 @@ class T5(nn.Module):
     embedding plus that of the mask token, rolled by d. Rolled, one vector gives
     as many that are nearly orthogonal, and no parameters are added.
     """
-    x = self.token_embedder(tokens)
+    x = self.token_embedder(tokens, is_gathered)
     if depths is None:
       return x
-    mask = self.token_embedder(jnp.full((1, 1), self.config.mask_token))[0, 0]
+    mask = jnp.full((1, 1), self.config.mask_token)
+    mask = self.token_embedder(mask, is_gathered)[0, 0]
     size, depths = self.config.emb_dim, jnp.asarray(depths)[..., None]
     rolled = mask[(jnp.arange(size)[None, None] - depths) % size]
     return x + jnp.where(depths > 0, rolled, 0)

@@ -49,7 +49,12 @@ def plan(
     output_length: int = 128,
     rows_per_chip: int | None = 8,
     decode_batch_size: int | None = None,
-    acceptance_rates: Sequence[float] = (0.53, 0.62, 0.65, 0.75),
+    acceptance_rates: Sequence[float | Sequence[float]] = (
+        0.53,
+        0.62,
+        0.65,
+        0.75,
+    ),
     train: bool = True,
     decode: bool = True,
 ) -> None:
@@ -78,7 +83,9 @@ def plan(
       chips; default: as many as the rows of a step.
     acceptance_rates: for which the speed-up is predicted; default: those of T5
       small drafting for xxl, CNN/DailyMail and En-De, sampled and greedy, see
-      Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, table 2.
+      Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, table 2. Each is
+      that of every position of a block, or a sequence, one for each position;
+      those of a parallel draft fall from position to position.
     train: whether to plan the training step.
     decode: whether to plan the samplers; they may have another mesh than the
       step, which makes two plans.
@@ -99,8 +106,7 @@ def plan(
       input_length=input_length,
       output_length=output_length,
   )
-  for rate in acceptance_rates:
-    check.in_interval('[0, 1]', acceptance_rates=rate)
+  _check_acceptance(acceptance_rates, decoding.drafting.length)
   target, draft = _models(training)
   if decoding.drafting.parallel and draft.mask_token is None:
     # Training gives it one; which token that is changes nothing here.
@@ -148,6 +154,21 @@ def plan(
   ]
   if hopeless:
     raise errors.Failed('; '.join(hopeless) + '.')
+
+
+def _check_acceptance(
+    rates: Sequence[float | Sequence[float]], length: int
+) -> None:
+  for rate in rates:
+    by_position = rate if isinstance(rate, Sequence) else [rate]
+    for one in by_position:
+      check.in_interval('[0, 1]', acceptance_rates=one)
+    if by_position is rate and len(rate) != length:
+      raise errors.UserError(
+          f'acceptance_rates has {len(rate)} rates by position, but a block has'
+          f' {length} tokens (Drafting.length); give as many, or a single'
+          ' number for all positions.'
+      )
 
 
 def _on_slice(
@@ -223,7 +244,8 @@ def _model(
 
 
 def _plans(
-    config: config_lib.PlanConfig, acceptance_rates: Sequence[float]
+    config: config_lib.PlanConfig,
+    acceptance_rates: Sequence[float | Sequence[float]],
 ) -> list[slice_plan.SlicePlan]:
   """The plan of a configuration; if it does not fit, also of one near it."""
   compilation = compiler.ask(config, config.programs)

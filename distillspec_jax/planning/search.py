@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import math
 
 from distillspec_jax.core import errors
+from distillspec_jax.losses import objective
 from distillspec_jax.models import config as model_config
 from distillspec_jax.planning import compiled_program
 from distillspec_jax.planning import compiler
@@ -21,8 +22,7 @@ from distillspec_jax.planning import lowering
 _DOUBLINGS = 6  # of the micro-batches, at most
 _COMPILED = 3  # candidates at most: each takes a minute or two
 _MARGIN = 0.95  # of the memory: what is added up is a little wrong
-_CHUNK = 8  # positions whose logits are held at once
-_COPIES = 6  # of them, float32, in a divergence and its gradient
+_COPIES = 6  # of a chunk's logits, float32, in a divergence and its gradient
 
 
 def nearest(
@@ -140,7 +140,12 @@ def estimated_bytes(
     samplers += caches['sampler']
   if not config.train:
     return samplers
-  logits = config.rows * _CHUNK * config.draft.num_logits * 4 * _COPIES
+  mesh, vocab_size = config.training.mesh, config.draft.num_logits
+  ways = 1 if vocab_size % mesh.tensor else mesh.tensor
+  chunk = objective.chunk_length(
+      config.output_length, config.rows, vocab_size, ways
+  )
+  logits = config.rows * chunk * vocab_size // ways * 4 * _COPIES
   if fsdp > 1:  # the embeddings are gathered in full
     widest = config.target or config.draft
     logits += 2 * 2 * widest.vocab_size * widest.emb_dim

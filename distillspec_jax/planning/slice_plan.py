@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import re
 
+import numpy as np
+
 from distillspec_jax.core import cost_model
 from distillspec_jax.core import results
 from distillspec_jax.planning import compiled_program
@@ -22,14 +24,15 @@ class SlicePlan:
   Attributes:
     config: that was compiled.
     compilation: what came of it.
-    acceptance_rates: for which the speed-up is predicted.
+    acceptance_rates: for which the speed-up is predicted; each one for all
+      positions of a block, or one for each of them.
     instead_of: the plan of the configuration that was asked for and does not
       fit.
   """
 
   config: config_lib.PlanConfig
   compilation: compiled_program.Compilation
-  acceptance_rates: Sequence[float]
+  acceptance_rates: Sequence[float | Sequence[float]]
   instead_of: SlicePlan | None = None
 
   def program(self, name: str) -> compiled_program.CompiledProgram | None:
@@ -116,14 +119,15 @@ class SlicePlan:
         for visit in estimate.walk(program.block, (1,))
     )
 
-  def speedup(self, acceptance: float) -> float:
+  def speedup(self, acceptance: float | Sequence[float]) -> float:
     """Of speculative over autoregressive sampling, predicted."""
     length, sampling = self.config.decoding.drafting.length, self.sampling
-    return (
-        cost_model.predicted_block_efficiency(acceptance, length)
-        * sampling.token.seconds
-        / sampling.block_s(length)
-    )
+    if isinstance(acceptance, Sequence):
+      chances = cost_model.block_distribution(acceptance)
+      tokens = float(chances @ np.arange(1, length + 2))
+    else:
+      tokens = cost_model.predicted_block_efficiency(acceptance, length)
+    return tokens * sampling.token.seconds / sampling.block_s(length)
 
   def corrections(self) -> list[str]:
     """What the compiler expects though it is impossible, and what counts."""
@@ -231,8 +235,13 @@ class SlicePlan:
     if drafting.paths == 1 and drafting.adaptive is None:
       # Otherwise tokens per block do not follow from an acceptance rate.
       for rate in self.acceptance_rates:
-        values[f'speedup_at_{rate:g}'] = self.speedup(rate)
+        values[f'speedup_at_{_rate_text(rate)}'] = self.speedup(rate)
     return values
+
+
+def _rate_text(rate: float | Sequence[float]) -> str:
+  rates = rate if isinstance(rate, Sequence) else [rate]
+  return ', '.join(f'{one:g}' for one in rates)
 
 
 def _correction(name: str, cost: estimate.Cost) -> list[str]:

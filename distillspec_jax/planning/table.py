@@ -88,6 +88,8 @@ def text(plans: Sequence[slice_plan.SlicePlan]) -> str:
   for name in dict.fromkeys(name for each in numbers for name in each):
     if name.startswith('speedup_at_'):
       rate = name.removeprefix('speedup_at_')
+      if ',' not in rate and any(c.decoding.drafting.parallel for c in configs):
+        rate += ' at every position'  # which a parallel draft hardly has
       labels[name] = f'predicted speed-up at acceptance {rate}'
   for name, label in labels.items():
     if label is None:

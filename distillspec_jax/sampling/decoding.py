@@ -207,12 +207,8 @@ class Decoding:
       draft: its configuration; None: any draft.
       name: of the draft.
     """
-    if self.drafting.parallel and draft and draft.mask_token is None:
-      raise errors.UserError(
-          f'parallel is True, but {name} drafts token by token: its'
-          ' configuration has no mask_token. Train it as a parallel draft, or'
-          ' leave parallel out.'
-      )
+    if self.drafting.parallel and draft:
+      draft.require_mask_token(name)
     if self.drafting.length > self.output_length:
       raise errors.UserError(
           f'block_length is {self.drafting.length}; it must lie in [1,'

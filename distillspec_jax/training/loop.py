@@ -233,15 +233,17 @@ def _load_target(
 ) -> loading.Loaded | None:
   if target is None:
     return None
-  return loading.load(
+  layout = layouts.rules(target.layout)
+  loaded = loading.load(
       target.checkpoint,
       mesh=mesh,
-      layout=layouts.rules(target.layout),
+      layout=layout,
       dtype=target.dtype,
       param_dtype=target.dtype,
       weights=target.weights,
       scan_layers=target.scan_layers,
   )
+  return _with_config(loaded, target.configure(loaded.config), layout)
 
 
 def _model_to_train(
@@ -299,11 +301,7 @@ def _from_checkpoint(
       mesh=mesh,
       layout=layout,
   )
-  config = training.configure(trained.config)
-  network = transformer_lib.Transformer(config, layout)
-  trained = dataclasses.replace(
-      trained, model=trained.model.replace(network=network)
-  )
+  trained = _with_config(trained, training.configure(trained.config), layout)
   task = task.with_vocabulary(trained.vocabulary, str(start.checkpoint))
   if trained.vocabulary is None:
     trained = dataclasses.replace(trained, vocabulary=task.vocabulary)
@@ -318,6 +316,15 @@ def _from_checkpoint(
     prompts = (batch.prompt for batch in batches)
     trained = shared_encoder.from_draft(trained, target, prompts, mesh)
   return trained, task
+
+
+def _with_config(
+    loaded: loading.Loaded, config: config_lib.T5Config, layout: layouts.Rules
+) -> loading.Loaded:
+  """The same parameters, computed otherwise."""
+  network = transformer_lib.Transformer(config, layout)
+  model = loaded.model.replace(network=network)
+  return dataclasses.replace(loaded, model=model)
 
 
 def _judge(

@@ -91,6 +91,7 @@ class Target:
     dtype: of parameters and computation. Default: as saved.
     weights: 'int8' or 'int8_weight_only' store it in a quarter of the memory,
       see `checkpoints.loading.load`. Default: as saved.
+    attention: as in `Start`. Default: as saved.
     scan_layers: as in `Start`. Default: as saved.
   """
 
@@ -98,6 +99,7 @@ class Target:
   layout: str | tuple = 'sharded'
   dtype: str | None = None
   weights: str | None = None
+  attention: str | None = None
   scan_layers: bool | None = None
 
   def __post_init__(self):
@@ -107,7 +109,7 @@ class Target:
 
   def configure(self, config: config_lib.T5Config) -> config_lib.T5Config:
     """The configuration with what is set here."""
-    names = 'dtype', 'weights', 'scan_layers'
+    names = 'dtype', 'weights', 'attention', 'scan_layers'
     return _with_fields(config, {name: getattr(self, name) for name in names})
 
 

@@ -131,7 +131,7 @@ def test_parallel_rules_are_for_parallel_drafts(pair, parallel_pair):
   assert certificate.rules(decoding.replace(**own), parallel_pair[1]) == {
       **of_both, 'verifier block, parallel': own
   }  # fmt: skip
-  with pytest.raises(errors.UserError, match='model drafts token by token'):
+  with pytest.raises(errors.UserError, match='model has none'):
     checks(pair, decoding)
 
 

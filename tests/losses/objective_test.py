@@ -156,6 +156,67 @@ def test_value_and_gradient_agree_with_a_large_vocabulary():
   )
 
 
+@pytest.mark.parametrize(
+    'sizes, chunk',
+    [
+        ((128, 8, 32128), 32),
+        ((128, 8, 32128, 2), 64),
+        ((100, 8, 32128), 25),  # four equal parts
+        ((128, 1, 1000), 128),
+        ((128, 4096, 32128), 8),  # at least
+        ((5, 4096, 32128), 5),
+        ((30, 1, 1000, 1, 'cpu'), 8),
+    ],
+)
+def test_a_chunk_has_as_many_positions_as_memory_allows(sizes, chunk):
+  assert objective.chunk_length(*sizes) == chunk
+
+
+def test_by_default_chunks_give_the_plain_value_and_gradient(monkeypatch):
+  batch, seen = make_batch(), []
+  monkeypatch.setattr(mesh_lib, 'platform', lambda: 'tpu')
+  monkeypatch.setattr(objective, '_MIN_CHUNK', 1)
+  monkeypatch.setattr(objective, '_MAX_LOGITS', 5 * B * V)
+
+  def divergence(p, q):
+    seen.append(p.shape)
+    return divergences.jsd(p, q)
+
+  p_logits = batch['p_hidden'] @ batch['p_head']
+  q_logits = batch['q_hidden'] @ batch['q_head']
+  assert_close(
+      value_and_grad(
+          lambda q: chunked(divergence, p_logits, q, batch['mask'], chunk=None)
+      )(q_logits),
+      value_and_grad(
+          lambda q: plain(divergences.jsd, p_logits, q, batch['mask'])
+      )(q_logits),
+  )
+  assert set(seen) == {(B, 4, V)}  # T = 11 in three parts
+
+
+def test_by_default_temporary_memory_does_not_grow_with_the_length(monkeypatch):
+  monkeypatch.setattr(mesh_lib, 'platform', lambda: 'tpu')
+  struct = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+
+  def temporary(length):
+    head, hidden = struct((64, 32128)), struct((8, length, 64))
+    inputs = hidden, head, hidden, head, jnp.ones((8, length), bool)
+
+    def loss(*inputs):
+      means = distil_with_head(divergences.jsd, *inputs, chunk=None)
+      return means['loss'].total
+
+    function = jax.jit(jax.grad(loss, (2, 3)))
+    analysis = function.lower(*inputs).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+  chunk = 4 * 8 * 32 * 32128  # bytes of one array
+  short, long = temporary(64), temporary(256)
+  assert chunk < short < 8 * chunk
+  assert long - short < chunk
+
+
 @pytest.mark.parametrize('form', ['logits', 'head'])
 @pytest.mark.parametrize('name', ALL)
 def test_temporary_memory_is_at_most_a_quarter_of_the_plain_formula(name, form):

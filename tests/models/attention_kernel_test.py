@@ -141,6 +141,23 @@ def test_devices_have_their_own_rows_and_heads(shape):
   assert max(found.values()) < 1e-5, found
 
 
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize('axes', [mesh_lib.ROWS, mesh_lib.AXES], ids=str)
+def test_a_loop_over_rows_may_have_the_kernel_in_it(shape, axes):
+  read = [jnp.zeros((8, 4, 128, 64))] * 3 + [jnp.ones((8, 128, 128), bool)]
+
+  def rows(_, read):
+    return attention_kernel.attend(*read, None, formula, layouts.SHARDED)
+
+  program = jax.jit(
+      lambda *read: mesh_lib.shard_over_batch(rows, None, read, axes)
+  )
+  with jax.set_mesh(meshes.make(shape)):
+    # A TPU's program can be made anywhere.
+    lowered = program.trace(*read).lower(lowering_platforms=('tpu',))
+  assert 'tpu_custom_call' in lowered.as_text()
+
+
 # In a model.
 
 

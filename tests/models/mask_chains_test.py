@@ -104,7 +104,9 @@ def test_packed_texts_see_the_masks_prefix_alone():
 
 
 def test_a_model_without_a_mask_token_is_refused():
-  with pytest.raises(errors.UserError, match='has no mask token'):
+  with pytest.raises(
+      errors.UserError, match='needs a mask token, but the model'
+  ):
     together(tiny.model(), ragged()[0])
   state, _ = tiny.model().prefill(ragged()[0], 4)
   ones = jnp.ones((B, 2), jnp.int32)

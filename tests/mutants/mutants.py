@@ -224,7 +224,7 @@ LOSSES = [
     Mutant(
         'positions that two chunks share count twice',
         OBJECTIVE,
-        'parts[-1][:, chunk - last :]',
+        'parts[-1][:, size - last :]',
         'parts[-1]',
         'tests/losses/objective_test.py -k "plain_value or supervised_means"',
     ),

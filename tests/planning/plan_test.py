@@ -142,6 +142,11 @@ def start(**changes):
         ({'rows_per_chip': 8}, {'batch_size': 32}, 'batch_size is 32 and rows'),
         ({'output_length': 0}, {}, 'output_length is 0'),
         ({'acceptance_rates': (1.5,)}, {}, 'acceptance_rates is 1.5'),
+        (
+            {'acceptance_rates': (0.5, (0.5, 0.4))},
+            {},
+            'has 2 rates by position, but a block has 7 tokens',
+        ),
         ({'train': False, 'decode': False}, {}, 'there is nothing to plan'),
         ({'train': False}, {'target': None, 'method': method.Method()}, 'plan'),
         ({}, {'target': None}, 'needs a target; set Target.checkpoint'),
@@ -208,12 +213,15 @@ def test_defaults_of_a_plan(monkeypatch):
 def test_models_are_planned_as_they_are_trained(monkeypatch, tmp_path, scan):
   model = models.model(256, scan_layers=not scan, remat='full')
   folder = str(models.save(tmp_path / 'model', model))
-  changes = {'checkpoint': folder, 'dtype': 'bfloat16', 'scan_layers': scan}
+  changes = {
+      'checkpoint': folder, 'dtype': 'bfloat16', 'scan_layers': scan,
+      'attention': 'xla',
+  }  # fmt: skip
   training = tiny.training(batch_size=None, start=settings.Start(**changes))
   training = dataclasses.replace(training, target=settings.Target(**changes))
   config = asked(monkeypatch, training=training)
   expected = dataclasses.replace(
-      model.config, dtype='bfloat16', scan_layers=scan
+      model.config, dtype='bfloat16', scan_layers=scan, attention='xla'
   )
   assert config.target == config.draft_network.config == expected
   words = 'scanned' if scan else 'unrolled'

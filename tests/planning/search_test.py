@@ -2,6 +2,7 @@
 
 import pytest
 
+from distillspec_jax.losses import objective
 from distillspec_jax.planning import compiled_program
 from distillspec_jax.planning import search
 from tests.planning import tiny
@@ -41,6 +42,14 @@ def test_smaller_micro_batches_should_need_less(asked):
   rows = 32 // 4 // 2
   logits = rows * 8 * 256 * 4 * 6
   assert less == rows * per_row + logits
+
+
+def test_the_chunk_is_that_of_the_loss(asked, monkeypatch):
+  whole = search.estimated_bytes(asked, 0.0)
+  monkeypatch.setattr(objective, '_MAX_LOGITS', 0)
+  monkeypatch.setattr(objective, '_MIN_CHUNK', 3)
+  less = whole - search.estimated_bytes(asked, 0.0)
+  assert less == 8 * (8 - 3) * 256 * 4 * 6
 
 
 def test_samplers_alone_have_other_meshes_and_nothing_else():

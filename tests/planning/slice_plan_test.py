@@ -50,7 +50,8 @@ def planned(verify_cycles=1_000_000, token_bytes=0, **drafting):
   config = tiny.config({'decoding': tiny.DECODING.replace(**drafting)})
   read = {'token_read': 409_500_000, 'draft_step_read': 40_950_000}
   compilation = compiled_program.Compilation(read, programs)
-  return slice_plan.SlicePlan(config, compilation, (0.5,))
+  rates = (0.5, (0.5, 0.25, 0.125, 0.0))
+  return slice_plan.SlicePlan(config, compilation, rates)
 
 
 def samplers(**changes):
@@ -65,6 +66,10 @@ def test_the_speed_up_is_of_tokens_over_the_time_of_a_block():
   assert numbers['block_s'] == pytest.approx(3e-3)
   assert numbers['verify_ratio'] == pytest.approx(5 / 3)
   assert numbers['speedup_at_0.5'] == pytest.approx(TOKENS / 3)
+  # 1 + a + a b + a b c + a b c d
+  tokens = 1 + 0.5 + 0.125 + 0.015625
+  by_position = numbers['speedup_at_0.5, 0.25, 0.125, 0']
+  assert by_position == pytest.approx(tokens / 3)
   assert numbers['corrections'] == 0
 
 

@@ -128,8 +128,8 @@ def test_parallel_drafts_are_single_and_have_a_mask_token():
   plain = config_lib.published('test', 40)
   with pytest.raises(
       errors.UserError,
-      match='parallel is True, but runs/draft drafts token by token: .* no mask'
-      '_token. Train it as a parallel draft, or leave parallel out',
+      match='mask token, but runs/draft has none .* Train it with Method'
+      '.parallel, or leave parallel out',
   ):
     decoding.check_speculative(plain, 'runs/draft')
   decoding.check_speculative(dataclasses.replace(plain, mask_token=0))

@@ -328,7 +328,7 @@ def test_a_draft_without_a_mask_token_is_refused():
   decoding = pairs.decoding(parallel=True)
   with pytest.raises(
       errors.UserError,
-      match='parallel is True, but the draft drafts token by token: its config'
-      'uration has no mask_token. Train it',
+      match='needs a mask token, but the draft has none .*: it has not been'
+      ' trained to draft a block in one call. Train it',
   ):
     generate('decoder_only', pairs.make('decoder_only'), decoding)

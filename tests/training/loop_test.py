@@ -506,6 +506,23 @@ def test_a_target_in_little_memory(tmp_path, task, target):
   assert embedding.dtype == jnp.float32
 
 
+def test_a_target_is_computed_as_it_is_placed(target):
+  placed = settings.Target(
+      checkpoint=target, dtype='bfloat16', weights='int8', attention='xla',
+      scan_layers=True,
+  )  # fmt: skip
+  loaded = loop._load_target(placed, mesh_lib.make_mesh())
+  names = {field.name for field in dataclasses.fields(placed)}
+  expected = {
+      field.name: getattr(placed, field.name)
+      for field in dataclasses.fields(loaded.config)
+      if field.name in names
+  }
+  assert {'attention', 'dtype', 'scan_layers', 'weights'} == set(expected)
+  assert {n: getattr(loaded.config, n) for n in expected} == expected
+  assert loaded.model.network.config == loaded.config
+
+
 def test_another_model_in_the_same_folder_is_refused(tmp_path, task):
   train(tmp_path / 'run', task, num_steps=1)
   other = settings.Start(model=tiny.config(tiny.BYTES, emb_dim=32))

@@ -1,6 +1,7 @@
 """A step on any mesh is the step on one device, and moves no logits."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -135,11 +136,11 @@ def test_a_validation_on_a_mesh_is_that_on_one_device(shape):
 
 
 def logits_that_move(program):
-  """Exchanges of a chunk's logits: V columns, and not those of a kernel."""
-  wide = [
-      shapes for _, shapes in meshes.exchanges(program) if f',{V}]' in shapes
+  """Exchanges of a chunk's logits [B, t, V]; kernels have two axes."""
+  logits = re.compile(rf'\[\d+,\d+,{V}\]')
+  return [
+      shapes for _, shapes in meshes.exchanges(program) if logits.search(shapes)
   ]
-  return [shapes for shapes in wide if f'f32[32,{V}]' not in shapes]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,34 @@ def test_logits_that_are_gathered_are_seen(monkeypatch):
   # `__wrapped__`: not the program that was compiled without the change.
   program, _ = compiled.__wrapped__((1, 1, 8), METHODS['fine-tuning'])
   assert logits_that_move(program)
+
+
+def summed_in_full(program):
+  """All-reduced gradients of the output layer and the embedding."""
+  tables = re.compile(rf'f32\[({V},32|32,{V})\]')
+  return [
+      shapes
+      for kind, shapes in meshes.exchanges(program)
+      if kind == 'all-reduce' and tables.search(shapes)
+  ]
+
+
+def test_gradients_are_scattered_where_parameters_are_sharded():
+  program, _ = compiled((1, 8, 1), METHODS['on-policy'])
+  assert not summed_in_full(program)
+  scattered = [
+      shapes
+      for kind, shapes in meshes.exchanges(program)
+      if kind == 'reduce-scatter'
+  ]
+  # Of the output layer, and of the encoder's and the decoder's embedding.
+  assert sum('f32[4,1024]' in shapes for shapes in scattered) == 1
+  assert sum('f32[1024,4]' in shapes for shapes in scattered) >= 2
+
+
+def test_gradients_that_are_summed_in_full_are_seen():
+  program, _ = compiled((8, 1, 1), METHODS['on-policy'])
+  assert summed_in_full(program)
 
 
 @pytest.mark.parametrize('name', ['adafactor', 'adamw'])
