@@ -17,22 +17,13 @@ import pathlib
 import subprocess
 import sys
 
-_COMMAND = (sys.executable, '-m', 'distillspec_jax')
-# As in gin_configs/experiments/quickstart.gin.
-_TRAINING = (
-    '--gin_file=methods/on_policy_gkd.gin',
+import draft_runs
+
+_TRAIN = (
+    *draft_runs.TRAIN,
     '--gin.settings.Steps.batch_size=16',
-    '--gin.settings.Steps.checkpoint_every=200',
-    '--gin.settings.Validation.every=200',
     "--gin.settings.Validation.keep='last'",
-    "--gin.optimizers.Optimizer.name='adamw'",
     '--gin.optimizers.Optimizer.learning_rate=2e-3',
-    '--gin.optimizers.Optimizer.warmup_steps=40',
-)
-_MEASURING = (
-    '--gin_file=runs/evaluate.gin',
-    '--gin.acceptance.evaluate.examples=384',
-    '--gin.decoding.grid.block_lengths=(5,)',
 )
 _PARALLEL = '--gin.parallel.Parallel.'
 
@@ -50,7 +41,7 @@ def train(
   distilled = options.quickstart / f'seed_{options.draft_seed}' / 'distilled'
   subprocess.run(
       [
-          *_COMMAND, 'train', f'--run={folder}', *_TRAINING,
+          *_TRAIN, f'--run={folder}',
           f'--gin_file={file}', *_common(options),
           f'--gin.DRAFT={distilled}/best', f'--gin.NUM_STEPS={steps}',
           f'--gin.loop.train.seed={seed}', *more,
@@ -69,7 +60,7 @@ def measure(
     return
   subprocess.run(
       [
-          *_COMMAND, 'evaluate', f'--run={measured}', *_MEASURING,
+          *draft_runs.EVALUATE, f'--run={measured}',
           *_common(options), f'--gin.DRAFT={draft}/best',
           f'--gin.decoding.grid.parallel=({name == "parallel"},)',
           f"--gin.acceptance.evaluate.draft_name='{name}'",

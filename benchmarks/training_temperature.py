@@ -13,20 +13,12 @@ import pathlib
 import subprocess
 import sys
 
-_COMMAND = (sys.executable, '-m', 'distillspec_jax')
-_TRAINING = (
-    '--gin_file=methods/on_policy_gkd.gin',
+import draft_runs
+
+_TRAIN = (
+    *draft_runs.TRAIN,
     '--gin_file=runs/distil.gin',
-    '--gin.settings.Steps.checkpoint_every=200',
-    '--gin.settings.Validation.every=200',
-    "--gin.optimizers.Optimizer.name='adamw'",
     '--gin.optimizers.Optimizer.learning_rate=3e-3',
-    '--gin.optimizers.Optimizer.warmup_steps=40',
-)
-_MEASURING = (
-    '--gin_file=runs/evaluate.gin',
-    '--gin.acceptance.evaluate.examples=384',
-    '--gin.decoding.grid.block_lengths=(5,)',
 )
 
 
@@ -46,7 +38,7 @@ def measure(
   common = '--gin_file=tasks/python.gin', f'--gin.TARGET={target}'
   subprocess.run(
       [
-          *_COMMAND, 'train', f'--run={folder / "draft"}', *common, *_TRAINING,
+          *_TRAIN, f'--run={folder / "draft"}', *common,
           f'--gin.DRAFT={quickstart / "seed_0" / "fine-tuned"}/best',
           f'--gin.NUM_STEPS={steps}', f'--gin.loop.train.seed={seed}',
           f'--gin.method.Method.temperature={temperature}',
@@ -55,7 +47,7 @@ def measure(
   )  # fmt: skip
   subprocess.run(
       [
-          *_COMMAND, 'evaluate', f'--run={measured}', *common, *_MEASURING,
+          *draft_runs.EVALUATE, f'--run={measured}', *common,
           f'--gin.DRAFT={folder / "draft"}/best',
           f"--gin.acceptance.evaluate.draft_name='T = {temperature:g}'",
           f'--gin.acceptance.evaluate.seed={seed}',
