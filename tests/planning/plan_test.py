@@ -145,7 +145,7 @@ def start(**changes):
         (
             {'acceptance_rates': (0.5, (0.5, 0.4))},
             {},
-            'has 2 rates by position, but a block has 7 tokens',
+            'has 2 rates by position, but a block has 4 tokens',
         ),
         ({'train': False, 'decode': False}, {}, 'there is nothing to plan'),
         ({'train': False}, {'target': None, 'method': method.Method()}, 'plan'),
