@@ -67,6 +67,7 @@ class Builder:
     self._show = {} if show is None else {'show': show}
     self._trained: dict[str, Any] = {}  # stage -> all that decides the model
     self._models: dict[str, Model] = {}
+    self._measured: dict[str, Any] = {}
     self._tasks: dict[int, tasks.Task] = {}
     self._vocabulary_of: Model | None = None
     if isinstance(setup.task, tasks.Task):  # a metric that fails does so first
@@ -116,10 +117,7 @@ class Builder:
     key = training, seed, task
     if folder in self._trained:
       if self._trained[folder] != key:
-        raise errors.UserError(
-            f'Two different runs would be written into {folder}; give them'
-            ' names that differ in letters and digits.'
-        )
+        raise _same_folder('runs', folder)
       return self._models[folder]
     self._trained[folder] = key
     model = self._models[folder] = Model(str(self.root / folder), folder, name)
@@ -154,14 +152,59 @@ class Builder:
     """The model that the run in a folder, relative to the study's, makes."""
     return self._models[folder]
 
-  def target(self, seed: int) -> Model:
-    """The target that drafts of a seed are made for."""
+  def target(self, seed: int, model: Any = None, size: str = '') -> Model:
+    """The target that drafts of a seed are made for.
+
+    Args:
+      seed: of the drafts.
+      model: of the target instead of `setup.target.start.model`, or a Training.
+      size: names it, where there are targets of several sizes.
+    """
     setup = self.setup
     if isinstance(setup.target, str):
       return self.given(setup.target)
+    name = f'target {size}'.strip()
+    training = model
+    if not isinstance(model, settings.Training):
+      training = with_model(setup.target, model)
+    return self._target(seed, name, training)
+
+  def distilled_target(
+      self,
+      seed: int,
+      training: settings.Training,
+      size: str,
+      start: Model,
+      teacher: Model,
+  ) -> Model:
+    """A target that is distilled from a larger one; arguments: `target`."""
+    name = f'target {size} distilled'
+    return self._target(seed, name, training, start=start, target=teacher)
+
+  def own_target(
+      self,
+      seed: int,
+      training: settings.Training,
+      place: str,
+      start: Model,
+      task: tasks.Task,
+  ) -> Model:
+    """The target, trained further on another task."""
+    return self._target(
+        seed, f'target {place}', training, start=start, task=task
+    )
+
+  def _target(
+      self, seed: int, name: str, training: settings.Training, **given: Any
+  ) -> Model:
+    """A target; one for each seed of targets, or one in all."""
+    setup, folder = self.setup, slug(name)
     target_seed = setup.target_seed(seed)
-    folder = 'target' if setup.target_seeds is None else f'target_{target_seed}'
-    return self.train(folder, setup.target, target_seed, name='target')
+    if target_seed is None:
+      target_seed = setup.seeds[0]
+    elif setup.target_seeds is not None:
+      folder += f'_{target_seed}'
+    return self.train(folder, training, target_seed, name=name, **given)
 
   def fine_tuned(self, seed: int, model: Any = None, prefix: str = '') -> Model:
     """The fine-tuned draft: the baseline of speculative decoding.
@@ -229,7 +272,7 @@ class Builder:
     """The folder with the results of a pair, relative to the study's.
 
     Args:
-      folder: that folder.
+      folder: that folder; asked for again, it is not measured anew.
       function: evaluate or benchmark.
       target: of the pair.
       draft: of the pair.
@@ -240,8 +283,12 @@ class Builder:
       **settings_of: of the function; what they are decides the outcome.
     """
     task = self.setup.task if task is None else task
-    if any(stage.name == folder for stage in self.stages):
+    key = function, target, draft, seed, id(task), settings_of
+    if folder in self._measured:
+      if self._measured[folder] != key:
+        raise _same_folder('measurements', folder)
       return folder
+    self._measured[folder] = key
 
     def made_of():
       described = {name: repr(value) for name, value in settings_of.items()}
@@ -419,6 +466,13 @@ def training_seconds(folder: pathlib.Path) -> float | None:
     if line['kind'] == 'training' and rate and rate['value'] > 0:
       seconds += rate['count'] / rate['value']
   return round(seconds, 3) or None
+
+
+def _same_folder(what: str, folder: str) -> errors.UserError:
+  return errors.UserError(
+      f'Two different {what} would be written into {folder}; give them names'
+      ' that differ in letters and digits.'
+  )
 
 
 def _stages(*models: Model | None) -> tuple[str, ...]:

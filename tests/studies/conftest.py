@@ -7,6 +7,7 @@ import types
 import pytest
 
 from distillspec_jax.core import results
+from distillspec_jax.sampling import decoding as decoding_lib
 from distillspec_jax.studies import builder as builder_lib
 from distillspec_jax.studies import setup as setup_lib
 from distillspec_jax.studies import study as study_lib
@@ -32,12 +33,13 @@ class Stages:
   Attributes:
     trained: the folders, relative to the study's, in order.
     measured: likewise.
+    pairs: measured folder -> folders of its target and draft.
     failing: folders where either raises what it is told to.
   """
 
   def __init__(self, root: pathlib.Path, monkeypatch):
     self.root, self.trained, self.measured = root, [], []
-    self.trainings, self.failing = {}, {}
+    self.trainings, self.failing, self.pairs = {}, {}, {}
     monkeypatch.setattr(builder_lib.loop, 'train', self.train)
     monkeypatch.setattr(
         builder_lib.resumption, 'describe', lambda *given: {'all': repr(given)}
@@ -59,19 +61,35 @@ class Stages:
     step = results.Metric(1, None, 1, 'steps')
     self._write(run, 'training', {'tokens_per_second': rate, 'step': step})
 
-  def evaluate(self, *, run, draft_name, seed, **others):
+  def evaluate(self, *, run, draft_name, task, decodings=None, **others):
+    name = self._measure(run)
+    for decoding in decodings or [decoding_lib.Decoding()]:
+      described = decoding.describe(speculative=True, batch_size=1)
+      # By place and draft, so that averages can be told.
+      place = 3.0 if task.name == 'other' else 2.0
+      metric = results.Metric(place, 0.1, 4, 'tokens/block')
+      metrics = {'block_efficiency': metric}
+      self._write(run, 'acceptance', metrics, draft_name, described)
+    self.pairs[name] = others['target'], others['draft']
+
+  def benchmark(self, *, run, draft_name, **others):
     del others
+    self._measure(run)
+    described = decoding_lib.Decoding().describe(speculative=True, batch_size=1)
+    metrics = {'measured_speedup': results.Metric(2.0, 0.1, 4, '1')}
+    self._write(run, 'latency', metrics, draft_name, described)
+
+  def _measure(self, run):
     name = str(pathlib.Path(run).relative_to(self.root))
     name = name.replace('.incomplete/', '')
     self.measured.append(name)
     self._fail(name)
-    metric = results.Metric(2.0, 0.1, 4, 'tokens/block')
-    self._write(run, 'acceptance', {'block_efficiency': metric}, draft_name)
+    return name
 
-  def _write(self, run, kind, metrics, draft=None):
+  def _write(self, run, kind, metrics, draft=None, decoding=None):
     results.write(
         run, kind, target='target', draft=draft, task='task', split='test',
-        decoding=None, metrics=metrics, seed=0,
+        decoding=decoding, metrics=metrics, seed=0,
     )  # fmt: skip
 
   def _fail(self, name):
