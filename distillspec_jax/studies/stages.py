@@ -83,7 +83,7 @@ def run(
     changed: called after each, with what has failed so far.
 
   Raises:
-    Exception: of a stage without which nothing else can be done; and of any
+    Exception: of a stage without which nothing can be measured; and of any
       stage where there are several hosts, which fail together.
   """
   failed: dict[str, str] = {}
@@ -100,8 +100,7 @@ def run(
       _do(root, stage)
     except Exception as error:
       failed[stage.name] = f'{stage.name}: {_line(error)}'
-      rest = stages[number:]
-      if jax.process_count() > 1 or (rest and _all_need(stage, rest)):
+      if jax.process_count() > 1 or _all_need(stage, stages):
         raise
       if not isinstance(error, errors.UserError | errors.Failed):
         traceback.print_exc()
@@ -171,14 +170,14 @@ def _record(
   os.replace(temporary, folder / RECORD)
 
 
-def _all_need(stage: Stage, others: Sequence[Stage]) -> bool:
-  """Whether all others need the stage, themselves or through each other."""
+def _all_need(stage: Stage, stages: Sequence[Stage]) -> bool:
+  """Whether nothing can be measured without the stage."""
   blocked = {stage.name}
-  for other in others:
-    if blocked.isdisjoint(other.needs):
-      return False
-    blocked.add(other.name)
-  return True
+  for other in stages:
+    if not blocked.isdisjoint(other.needs):
+      blocked.add(other.name)
+  measured = [other for other in stages if not other.is_resumable]
+  return all(other.name in blocked for other in measured)
 
 
 def _as_json(value: Any) -> Any:

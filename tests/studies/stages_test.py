@@ -64,11 +64,19 @@ def test_a_failure_is_recorded_and_others_go_on(stages, capfd):
 
 
 def test_without_its_target_a_study_ends_with_the_reason(stages):
-  task = types.SimpleNamespace(name='task', vocabulary=None)
   stages.failing['target'] = errors.UserError('the data is not there.')
   with pytest.raises(errors.UserError, match='the data is not there'):
-    stages.run(study_of(stages, task=task))
+    stages.run(study_of(stages))
   assert stages.trained == ['target']
+
+
+def test_models_wait_for_the_one_that_has_their_vocabulary(stages):
+  task = types.SimpleNamespace(name='task', vocabulary=None)
+  setup = stages.setup(task=task, seeds=(0, 1), target_seeds=(0, 1))
+  stages.failing['target_0'] = ValueError('no')
+  with pytest.raises(ValueError, match='no'):
+    stages.run(grid.Grid(setup=setup, methods=grid_test.METHODS))
+  assert stages.trained == ['target_0']
 
 
 def test_a_model_that_has_changed_is_measured_again(stages, capfd):
