@@ -47,6 +47,7 @@ KINDS = (
     'acceptance',
     'task_quality',
     'latency',
+    'bound',
     'certificate',
     'plan',
 )
