@@ -374,6 +374,7 @@ class Builder:
       known = self._trained.get(other.folder)
       if (
           other.folder != folder
+          and _is_draft(other.folder) == _is_draft(folder)
           and known
           and known == self._trained.get(folder)
       ):
@@ -471,6 +472,10 @@ def training_seconds(folder: pathlib.Path) -> float | None:
     if line['kind'] == 'training' and rate and rate['value'] > 0:
       seconds += rate['count'] / rate['value']
   return round(seconds, 3) or None
+
+
+def _is_draft(folder: str) -> bool:
+  return folder.startswith('seed_')
 
 
 def _same_folder(what: str, folder: str) -> errors.UserError:

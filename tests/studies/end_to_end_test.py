@@ -22,6 +22,7 @@ from distillspec_jax.training import settings
 from tests import tiny
 
 STEPS = settings.Steps(num_steps=1, batch_size=8)
+LONGER = settings.Steps(num_steps=2, batch_size=8)
 VALIDATION = settings.Validation(examples=4, measure='loss', keep='last')
 DECODINGS = decoding_lib.grid(temperatures=(1.0,), block_lengths=(2,))
 KD = method.Method(divergence='forward_kl')
@@ -30,7 +31,7 @@ KD = method.Method(divergence='forward_kl')
 def training(model=None, **changes):
   start = settings.Start(model=model)
   return settings.Training(
-      start=start, steps=STEPS, validation=VALIDATION, **changes
+      start=start, validation=VALIDATION, **{'steps': STEPS, **changes}
   )
 
 
@@ -63,7 +64,10 @@ def a_garden(folder):
   return (
       garden.Garden(
           setup=setup(folder, benchmark=benchmark),
-          targets={'large': 'test', 'small': 'test'},
+          targets={
+              'large': training('test'),
+              'small': training('test', steps=LONGER),
+          },
           distil_targets=training(method=KD),
       ),
       8,

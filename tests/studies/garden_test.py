@@ -64,6 +64,13 @@ def test_each_curve_has_a_row_for_each_size(stages):
   )
 
 
+def test_targets_that_are_made_alike_are_refused(stages):
+  targets = {'large': 'mini', 'small': 'mini'}
+  with pytest.raises(errors.UserError, match="'standard, small' of the study"):
+    stages.run(garden_of(stages, targets=targets))
+  assert not stages.trained
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
