@@ -47,7 +47,6 @@ KINDS = (
     'acceptance',
     'task_quality',
     'latency',
-    'bound',
     'certificate',
     'plan',
 )

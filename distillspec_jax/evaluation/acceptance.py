@@ -272,7 +272,7 @@ def count(
         target.model, draft.model, prompt, keys, decoding
     )
     counted = {
-        'expected': expected_acceptance(
+        'expected': _expected_acceptance(
             target.model, draft.model, prompt, samples, decoding.sampling
         ),
         **vars(samples.statistics),
@@ -437,7 +437,7 @@ def _uncut(counts: dict[str, Any]) -> _Metrics:
 
 
 @functools.partial(jax.jit, static_argnames='sampling')
-def expected_acceptance(
+def _expected_acceptance(
     target: model_lib.Model,
     draft: model_lib.Model,
     prompt: types.Prompt,

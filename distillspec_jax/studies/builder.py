@@ -29,7 +29,6 @@ from distillspec_jax.training import settings
 
 # What a pair is evaluated and timed by.
 Measures = tuple[Callable[..., Any], Callable[..., Any] | None]
-_PAIR = 'target', 'draft', 'seed'
 FINE_TUNED, LONGER, PRETRAINED = 'fine-tuned', 'fine-tuned longer', 'pretrained'
 
 
@@ -342,10 +341,6 @@ class Builder:
     evaluate, benchmark = measures or (setup.evaluate, setup.benchmark)
     pair = {'target': target, 'draft': draft, 'seed': seed, **settings_of}
     folders = [self.measure(f'seed_{seed}/evaluation_{stem}', evaluate, **pair)]
-    for name, function in setup.more.items():
-      folder = f'seed_{seed}/{slug(name)}_{stem}'
-      pair_of = {key: pair[key] for key in (*_PAIR, 'task') if key in pair}
-      folders.append(self.measure(folder, function, what=name, **pair_of))
     if timed and benchmark is not None and setup.is_timed(seed):
       folder = f'seed_{seed}/benchmark_{stem}'
       folders.append(self.measure(folder, benchmark, what='benchmark', **pair))

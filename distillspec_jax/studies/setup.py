@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -26,8 +26,6 @@ class Setup:
       what the additional steps alone gain; None: no control.
     evaluate: `evaluation.acceptance.evaluate`, with its settings.
     benchmark: `evaluation.speed.latency.benchmark`, likewise; None: none.
-    more: name -> another function of the same arguments, such as
-      `evaluation.bound.evaluate_bound`, that measures each pair, too.
     seeds: of the drafts: initialisation, order of the data, sampling.
     target_seeds: of the targets, one for each seed of the drafts; None: one
       target, trained with the first seed and shared by all.
@@ -41,9 +39,6 @@ class Setup:
   evaluate: Callable[..., Any]
   control: settings.Training | None = None
   benchmark: Callable[..., Any] | None = None
-  more: Mapping[str, Callable[..., Any]] = dataclasses.field(
-      default_factory=dict
-  )
   seeds: Sequence[int] = (0,)
   target_seeds: Sequence[int] | None = None
   timed_seeds: int = 1
