@@ -215,7 +215,7 @@ def main() -> None:
         },
     })  # fmt: skip
     print(program, chip, target, draft, flush=True)
-  write(lines, 'python benchmarks/plan_anchors.py', time.time() - start)
+    write(lines, 'python benchmarks/plan_anchors.py', time.time() - start)
 
 
 def write(

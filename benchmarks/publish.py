@@ -24,6 +24,7 @@ import re
 from typing import Any
 
 import plan_anchors
+import plan_xl
 
 from distillspec_jax.core import results
 from distillspec_jax.reporting import drawing
@@ -413,6 +414,49 @@ def _plan_anchors() -> str:
   return _table(header, rows) + note
 
 
+def _plan_xl() -> str:
+  """What a plan says of XL and a small draft on a v5e chip."""
+  content = _load('plan_xl')
+  if content is None:
+    return 'Not planned by the present code.\n'
+  numbers, step = plan_xl.samplers(content), plan_xl.step(content)
+  rows = []
+  for name, label in (
+      ('token', 'a token of the target'),
+      ('draft_step', 'a token of the draft'),
+      ('block', 'a block, 7 drafted tokens and their verification'),
+  ):
+    if f'{name}_s' in numbers:
+      time, floor = numbers[f'{name}_s'], numbers[f'{name}_memory_floor']
+      rows.append([label, f'{1e3 * time:.2f} ms', f'{100 * floor:.0f} %'])
+  for name, label in (
+      ('cost_ratio', 'c'),
+      ('verify_ratio', 'v'),
+      (f'speedup_at_{plan_xl.ACCEPTANCE:g}', 'speed-up at acceptance 0.75'),
+  ):
+    if name in numbers:
+      rows.append([label, f'{numbers[name]:.2f}', ''])
+  for name, label in (
+      ('step_s', 'a training step'),
+      ('rollout_s', 'of which rollouts'),
+  ):
+    if name in step:
+      rows.append([label, f'{1e3 * step[name]:.0f} ms', ''])
+  for name, label in (
+      ('mfu', 'model FLOP utilisation without rollouts'),
+      ('mfu_with_rollouts', 'with rollouts'),
+  ):
+    if name in step:
+      rows.append([label, f'{100 * step[name]:.0f} %', ''])
+  codes = {line['provenance']['git'] for line in content['lines']}
+  absent = '' if step else ' The training step was not compiled.'
+  return _table(['', 'predicted', 'its memory floor'], rows) + (
+      '\nEight rows on a chip, inputs of 512 tokens, outputs of 128, bfloat16,'
+      f' layers unrolled. Compiled from the code of commit'
+      f' {", ".join(sorted(codes))}.{absent}\n'
+  )
+
+
 def _parallel_drafts() -> str:
   """A parallel draft beside a sequential one of the same size and time."""
   content = _load('parallel_drafts')
@@ -478,6 +522,7 @@ _VIEWS: dict[str, Callable[[], str]] = {
     'ctranslate2': _decoding('ctranslate2', 'ctranslate2'),
     'training_temperature': _training_temperature,
     'plan_anchors': _plan_anchors,
+    'plan_xl': _plan_xl,
     'parallel_drafts': _parallel_drafts,
     **{f'header_{name}': _header(name) for name in _EXPERIMENTS},
 }
