@@ -65,6 +65,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       ' found',
   )
   parser.add_argument(
+      '--data_cache',
+      metavar='FOLDER',
+      help='where large splits are kept once they are tokenised, local or'
+      ' gs://; default: in ~/.cache',
+  )
+  parser.add_argument(
       '--list',
       action='store_true',
       help='lists the gin files of the package, or, with gin files, all names'
@@ -131,6 +137,10 @@ def configured(
   if options.run is not None:
     sources.run_folder(options.run)
   objects.search_working_folder()
+  if options.data_cache is not None:
+    from distillspec_jax.data import prepared
+
+    prepared.use_folder(options.data_cache)
   # Under the name that `import` in a gin file gives it.
   wrapped = gin.external_configurable(function, module=function.__module__)
   name = f'{function.__module__.removeprefix(_PACKAGE)}.{function.__name__}'

@@ -110,6 +110,10 @@ def _name(task: str, split: str, digest: str) -> str:
   return f'{re.sub(r"[^a-zA-Z0-9]+", "_", task)}-{split}-{digest}'
 
 
+def _is_remote(path: epath.Path) -> bool:
+  return '://' in str(path)
+
+
 def _say(text: str) -> None:
   if hosts.is_first():
     print(f'distillspec: {text}', file=sys.stderr, flush=True)
@@ -174,19 +178,17 @@ def _prepare(
       items = itertools.islice(raw, _PART)
       if number in done or number % count != index:
         passed = sum(1 for _ in items)
-        if not passed:
-          break
       else:
-        writer = _Writer(folder, number, limits, is_short)
-        while chunk := list(itertools.islice(items, CHUNK)):
-          for example in task.tokenise(chunk):
-            writer.add(example)
-          progress.update(written + writer.passed)
-        if not writer.passed:
-          writer.discard()
-          break
-        writer.close()
+        with _Writer(folder, number, limits, is_short) as writer:
+          while chunk := list(itertools.islice(items, CHUNK)):
+            for example in task.tokenise(chunk):
+              writer.add(example)
+            progress.update(written + writer.passed)
+          if writer.passed:
+            writer.commit()
         passed = writer.passed
+      if not passed:
+        break
       written += passed
       progress.update(written)
   if count > 1:
@@ -235,7 +237,7 @@ class _Writer:
     self._folder, self._number, self._limits = folder, number, limits
     self._dtype = np.dtype(np.uint16 if is_short else np.int32)
     self._temporary = tempfile.TemporaryDirectory(
-        dir=None if '://' in str(folder) else str(folder), prefix='.writing-'
+        dir=None if _is_remote(folder) else str(folder), prefix='.writing-'
     )
     self._records = os.path.join(self._temporary.name, 'records')
     self._writer = array_record_module.ArrayRecordWriter(
@@ -258,13 +260,20 @@ class _Writer:
       self._crc = zlib.crc32(record, self._crc)
       self._writer.write(record)
 
-  def discard(self) -> None:
-    self._writer.close()
+  def __enter__(self) -> _Writer:
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self._close()
     self._temporary.cleanup()
 
-  def close(self) -> None:
+  def _close(self) -> None:
+    if self._writer.is_open():
+      self._writer.close()
+
+  def commit(self) -> None:
     """Puts the files into the folder, and last the one that names them."""
-    self._writer.close()
+    self._close()
     writer = secrets.token_hex(4)
     names, sizes = [], []
     lengths = os.path.join(self._temporary.name, 'lengths')
@@ -278,14 +287,13 @@ class _Writer:
         self._number, tuple(names), tuple(sizes), len(self._lengths),
         self._empty, self._skipped, self._crc,
     )  # fmt: skip
-    self._temporary.cleanup()
     _write_json(self._folder / f'part-{self._number:05d}.json', part._asdict())
 
 
 def _write_json(path: epath.Path, values: dict[str, Any]) -> None:
   """Writes a file at once: it is there as a whole, or not at all."""
   text = json.dumps(checksums.sealed({'format': FORMAT, **values})) + '\n'
-  if '://' in str(path):
+  if _is_remote(path):
     path.write_text(text)  # buckets show a file when it is closed
     return
   temporary = f'{path}.{secrets.token_hex(4)}'
@@ -364,7 +372,7 @@ def _opened(folder: epath.Path) -> examples_lib.Examples | None:
 
 def _local(path: epath.Path) -> str:
   """A local copy of a file in a bucket, kept in the cache; else the file."""
-  if '://' not in str(path):
+  if not _is_remote(path):
     return str(path)
   parent = cache.folder('buckets')
   if parent is None:
