@@ -17,7 +17,7 @@ share.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import itertools
 import json
@@ -31,7 +31,6 @@ import zlib
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 from distillspec_jax.core import cache
@@ -46,6 +45,7 @@ from distillspec_jax.distributed import hosts
 FORMAT = 1
 _PART = 2**16  # examples; what an interruption loses at most
 CHUNK = 512  # examples that are tokenised at once
+_PART_FILE = 'part-{:05d}.json'
 _KIND = 'prepared'  # of cached files
 _COMPLETE, _KEY, _LENGTHS = 'complete.json', 'key.json', 'lengths.npy'
 _THREADS = 4
@@ -69,9 +69,8 @@ def examples(task: Any, split: str) -> examples_lib.Examples:
   folder, key = None, {}
   if parent is not None:
     key = fingerprints.key(task, split)
-    folder = parent / _name(task.name, split, _agreed(fingerprints.digest(key)))
-    is_there = (folder / _COMPLETE).exists()
-    if _all(is_there):
+    folder = parent / _name(task.name, split, fingerprints.digest(key))
+    if (folder / _COMPLETE).exists():
       opened = _opened(folder)
       if opened is not None:
         return opened
@@ -119,41 +118,6 @@ def _say(text: str) -> None:
     print(f'distillspec: {text}', file=sys.stderr, flush=True)
 
 
-# Hosts.
-
-
-def _agreed(digest: str) -> str:
-  """That of process 0: copies of files on other hosts may have other dates."""
-  if jax.process_count() == 1:
-    return digest
-  sent = np.frombuffer(digest.encode(), np.uint8)
-  return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).decode()
-
-
-def _all(value: bool) -> bool:
-  """Whether it holds on all processes."""
-  if jax.process_count() == 1:
-    return value
-  return bool(multihost_utils.process_allgather(np.array(value)).all())
-
-
-def _share(folder: epath.Path) -> tuple[int, int]:
-  """(index, count): this process among those that write into one folder."""
-  if jax.process_count() == 1:
-    return 0, 1
-  number = multihost_utils.broadcast_one_to_all(
-      np.int32(secrets.randbelow(2**31))
-  )
-  mark = folder / f'seen_by_all_{int(number)}'
-  if hosts.is_first():
-    mark.write_text('')
-  hosts.wait_for_all('a mark is in the folder')
-  is_shared = _all(mark.exists())
-  if hosts.is_first():
-    mark.unlink()
-  return (jax.process_index(), jax.process_count()) if is_shared else (0, 1)
-
-
 # Writing.
 
 
@@ -162,21 +126,38 @@ def _prepare(
 ) -> examples_lib.Examples:
   """Writes the parts that are not there yet, and opens all of them."""
   folder.mkdir(parents=True, exist_ok=True)
-  index, count = _share(folder)
-  done = {part.number: part for part in _parts(folder)}
-  if done and index == 0:
-    _say(f'continues after {len(done)} parts that were written before')
-  if index == 0:
-    (folder / _KEY).write_text(json.dumps(key, indent=1) + '\n')
+  done = len(_parts(folder))
+  if done:
+    _say(f'continues after {done} parts that were written before')
+  (folder / _KEY).write_text(json.dumps(key, indent=1) + '\n')
+  # First the share of this host, then what is missing still: nothing where all
+  # hosts see one folder and are as fast, everything where each has its own.
+  # None of them waits for another, so one may also prepare a split alone.
+  index, count = jax.process_index(), jax.process_count()
+  total = _write_parts(task, split, folder, lambda part: part % count == index)
+  if count > 1 and len(_parts(folder)) < total:
+    _write_parts(task, split, folder, lambda part: True)
+  _complete(folder, total)
+  return Prepared(folder)
+
+
+def _write_parts(
+    task: Any,
+    split: str,
+    folder: epath.Path,
+    is_wanted: Callable[[int], bool],
+) -> int:
+  """Writes the wanted parts that are not there; returns how many there are."""
   limits = task.input_length, task.label_length
   is_short = task.vocabulary.vocab_size <= 2**16
   raw, written = task.raw(split), 0
   with progress_lib.Progress(
       f'preparing {task.name} {split}', None, is_brief=True
   ) as progress:
-    for number in itertools.count():
+    for number in itertools.count():  # returns after the last part
       items = itertools.islice(raw, _PART)
-      if number in done or number % count != index:
+      marker = folder / _PART_FILE.format(number)
+      if not is_wanted(number) or _is_there(marker):
         passed = sum(1 for _ in items)
       else:
         with _Writer(folder, number, limits, is_short) as writer:
@@ -188,16 +169,9 @@ def _prepare(
             writer.commit()
         passed = writer.passed
       if not passed:
-        break
+        return number
       written += passed
       progress.update(written)
-  if count > 1:
-    hosts.wait_for_all(f'prepared {folder.name}')
-  if index == 0:
-    _complete(folder, number)
-  if jax.process_count() > 1:
-    hosts.wait_for_all(f'complete {folder.name}')
-  return Prepared(folder)
 
 
 class _Part(NamedTuple):
@@ -287,7 +261,7 @@ class _Writer:
         self._number, tuple(names), tuple(sizes), len(self._lengths),
         self._empty, self._skipped, self._crc,
     )  # fmt: skip
-    _write_json(self._folder / f'part-{self._number:05d}.json', part._asdict())
+    _write_json(self._folder / _PART_FILE.format(self._number), part._asdict())
 
 
 def _write_json(path: epath.Path, values: dict[str, Any]) -> None:
@@ -318,14 +292,14 @@ def _as_part(values: dict[str, Any]) -> _Part:
 
 def _parts(folder: epath.Path) -> list[_Part]:
   """The parts that are whole, in order."""
-  found = []
-  for path in sorted(folder.glob('part-*.json')):
-    values = _read_json(path)
-    if values is not None:
-      part = _as_part(values)
-      if _is_whole(folder, part):
-        found.append(part)
-  return found
+  markers = sorted(folder.glob('part-*.json'))
+  return [_as_part(_read_json(m)) for m in markers if _is_there(m)]
+
+
+def _is_there(marker: epath.Path) -> bool:
+  """Whether a part is whole, which another host may have written just now."""
+  values = _read_json(marker) if marker.exists() else None
+  return values is not None and _is_whole(marker.parent, _as_part(values))
 
 
 def _is_whole(folder: epath.Path, part: _Part) -> bool:
@@ -340,8 +314,8 @@ def _complete(folder: epath.Path, count: int) -> None:
   parts = _parts(folder)
   if [part.number for part in parts] != list(range(count)):
     raise errors.UserError(
-        f'{folder} has not all of {count} parts, although each host wrote its'
-        ' share. Do all of them read the same files? Remove the folder.'
+        f'{folder} has {len(parts)} parts of {count}: its files are changed'
+        ' while they are written. Remove it, and start again.'
     )
   lengths = [np.load(_local(folder / part.files[1])) for part in parts]
   with tempfile.TemporaryDirectory() as temporary:
@@ -365,8 +339,7 @@ def _opened(folder: epath.Path) -> examples_lib.Examples | None:
   else:
     return Prepared(folder)
   _say(f'{folder} {why}; it is prepared again')
-  if hosts.is_first():
-    (folder / _COMPLETE).unlink(missing_ok=True)
+  (folder / _COMPLETE).unlink(missing_ok=True)
   return None
 
 

@@ -209,26 +209,42 @@ def test_a_task_of_ones_own_is_identified_by_its_code(tmp_path):
   assert len(more(**settings).examples('train')) == 3
 
 
-def test_each_host_prepares_its_share(tmp_path, monkeypatch):
+@pytest.mark.parametrize('is_shared', [True, False])
+def test_each_host_prepares_its_share(tmp_path, monkeypatch, is_shared):
   expected = list(in_memory(tmp_path).examples('train'))
-  seen = []
-  monkeypatch.setattr(prepared.hosts, 'wait_for_all', seen.append)
-  for index in (1, 0):
-    monkeypatch.setattr(prepared, '_share', lambda folder, i=index: (i, 2))
-    if index:  # the other host is not ready, nor is the whole
-      monkeypatch.setattr(prepared, 'Prepared', lambda folder: None)
+  written = {0: [], 1: []}
+  commit = prepared._Writer.commit
+  host = [0]
+
+  def record(writer):
+    written[host[0]].append(writer._number)
+    commit(writer)
+
+  def other_host():  # reaches its first part when host 0 has done its share
+    if host == [0] and is_shared and len(written[0]) == 2:
+      host[0] = 1
       make(tmp_path).examples('train')
-      names = sorted(p.name for p in folder_of(tmp_path).glob('part-*.json'))
-      assert names == ['part-00001.json', 'part-00003.json']
-      assert not (folder_of(tmp_path) / 'complete.json').exists()
-      monkeypatch.undo()
-      monkeypatch.setattr(prepared, '_PART', 10)
-      monkeypatch.setattr(prepared.hosts, 'wait_for_all', seen.append)
-  whole = make(tmp_path).examples('train')
-  assert [e.labels.tolist() for e in whole] == [
+      host[0] = 0
+
+  whole = prepared._write_parts
+
+  def write_parts(*arguments):
+    total = whole(*arguments)
+    other_host()
+    return total
+
+  monkeypatch.setattr(prepared._Writer, 'commit', record)
+  monkeypatch.setattr(prepared, '_write_parts', write_parts)
+  monkeypatch.setattr(prepared.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(prepared.jax, 'process_index', lambda: host[0])
+  examples = make(tmp_path).examples('train')
+  assert [e.labels.tolist() for e in examples] == [
       e.labels[:8].tolist() for e in expected
   ]
-  assert len(seen) == 2
+  if is_shared:
+    assert written == {0: [0, 2], 1: [1, 3]}
+  else:
+    assert written == {0: [0, 2, 1, 3], 1: []}
 
 
 def test_files_in_a_bucket_are_copied_here(tmp_path, monkeypatch):
