@@ -43,7 +43,7 @@ def p_value(pair, decoding, rows=1024, seed=0):
   return exactness.uniforms(*pair, prompt(rows), decoding, seed).p_value
 
 
-def enumerated_p_value(decoding, samples=65_536):
+def enumerated_p_value(decoding, samples=8_192):
   return exactness.enumerated(decoding, samples, 0).p_value
 
 
