@@ -187,10 +187,10 @@ def read(folder: pathlib.Path) -> Comparison | None:
 def _row(folder, name, labels, group, by_target, known):
   """The row of entries of study.json that differ in their seeds."""
 
-  def read(relative):
-    path = pathlib.Path(os.path.normpath(folder / relative)) / results.FILE
-    if path not in known:
-      known[path] = results.read(path) if path.is_file() else []
+  def read(relative, name=results.FILE, reader=results.read):
+    path = pathlib.Path(os.path.normpath(folder / relative)) / name
+    if path not in known:  # rows of a frontier share their files
+      known[path] = reader(path) if path.is_file() else []
     return known[path]
 
   def unit(one):
@@ -216,7 +216,7 @@ def _row(folder, name, labels, group, by_target, known):
     records += [
         record
         for path in one.results
-        for record in _records(folder / path)
+        for record in read(path, example_records.FILE, _records)
         if _is_of(one, {**record, 'kind': 'acceptance'})
     ]
     named = {'row': name, 'folder': name, 'run': name}
@@ -232,11 +232,8 @@ def _row(folder, name, labels, group, by_target, known):
   )  # fmt: skip
 
 
-def _records(folder):
+def _records(path):
   """Records of single examples for which the draft wrote a text, too."""
-  path = pathlib.Path(os.path.normpath(folder)) / example_records.FILE
-  if not path.is_file():
-    return []
   needed = 'draft_variation', 'draft_emitted', 'expected', 'emitted'
   return [
       one
