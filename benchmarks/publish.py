@@ -379,7 +379,7 @@ def _training_temperature() -> str:
       'temperature 1',
   ]
   return _table(header, rows) + (
-      f'\nForward KL, {len(seeds)} seeds, {_examples(study)} inputs, block'
+      f'\nForward KL, seeds: {len(seeds)}, {_examples(study)} inputs, block'
       f' length {_LENGTH}. {names[0].removeprefix("T = ")} against'
       f' {names[1].removeprefix("T = ")}: {", ".join(texts)}. Measured with the'
       ' pair that the quickstart trained before, a micro target and a nano'
@@ -481,7 +481,7 @@ def _parallel_drafts() -> str:
     texts.append(f'{title} {gain.text()} ({gain.interval_text()})')
   header = ['', 'tokens per target call, greedy', 'temperature 1']
   return _table(header, rows) + (
-      f'\nForward KL, {len(seeds)} seeds, {_examples(study)} inputs, block'
+      f'\nForward KL, seeds: {len(seeds)}, {_examples(study)} inputs, block'
       f' length {_LENGTH}, equal training time. In one call against sequential:'
       f' {", ".join(texts)}. {_minutes(content)}, {content["machine"]}.\n'
   )
