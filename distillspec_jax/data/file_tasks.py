@@ -260,7 +260,7 @@ class english_german(FileTask):
   input_length: int = 40
   label_length: int = 40
   vocabulary_size: int = 2048
-  metrics: tuple[metrics_lib.Metric | str, ...] = ('exact_match',)
+  metrics: tuple[metrics_lib.Metric | str, ...] = ('bleu', 'chrf')
   prefix: str = 'translate English to German: '
 
   def files(self, split: str) -> list[str]:

@@ -12,6 +12,7 @@ needs. The task of a decoder-only language model has empty inputs.
   json_lines, tab_separated, parallel_text, plain_text   data.file_tasks
   gsm8k, english_german                                  data.file_tasks
   hugging_face_dataset, tfds                             data.row_tasks
+  prompted, big_bench_hard, big_bench_hard_suite         data.prompted_tasks
   registered (seqio's tasks and mixtures)                data.seqio_tasks
 """
 
@@ -25,6 +26,7 @@ from distillspec_jax.data import examples
 from distillspec_jax.data import file_tasks
 from distillspec_jax.data import files
 from distillspec_jax.data import metrics as metrics_lib
+from distillspec_jax.data import prompted_tasks
 from distillspec_jax.data import row_tasks
 from distillspec_jax.data import seqio_tasks
 from distillspec_jax.data import standard_library
@@ -43,6 +45,9 @@ gsm8k = file_tasks.gsm8k
 english_german = file_tasks.english_german
 hugging_face_dataset = row_tasks.hugging_face_dataset
 tfds = row_tasks.tfds
+prompted = prompted_tasks.prompted
+big_bench_hard = prompted_tasks.big_bench_hard
+big_bench_hard_suite = prompted_tasks.big_bench_hard_suite
 registered = seqio_tasks.registered
 
 

@@ -56,11 +56,15 @@ def test_a_part_binds_its_macro_to_a_value_that_can_be_made(name):
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_an_experiment_binds_all_but_the_data(name, configure):
-  text = (FOLDER / name).read_text()
-  data = () if 'tasks/python.gin' in text else ('--gin.DATA=folder',)
-  command = re.search(r'# +distillspec (\w+) ', text).group(1)
-  assert command in ('experiment', 'study')
-  configure(command, f'--gin_file={name}', '--run=x', *data)
+  # The first command of the header.
+  text = (FOLDER / name).read_text().partition('\nfrom ')[0]
+  command = re.search(
+      r'^# +distillspec (\w+ --gin_file.*(?:\n# +--.*)*)', text, re.MULTILINE
+  )
+  command, *arguments = shlex.split(command.group(1).replace('\n#', ' '))
+  assert command in ('experiment', 'study', 'evaluate')
+  assert f'--gin_file={name}' in arguments
+  configure(command, *arguments)
 
 
 def test_a_file_that_reads_a_name_is_named(configure):
