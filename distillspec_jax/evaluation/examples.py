@@ -31,7 +31,9 @@ def final_split(task: tasks.Task, split: str | None) -> str:
     return 'test'
   if hosts.is_first():
     kind = type(task)
-    setting = f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}.test'
+    is_ours = getattr(tasks, kind.__name__, None) is kind
+    module = 'tasks' if is_ours else kind.__module__.rpartition('.')[2]
+    setting = f'{module}.{kind.__name__}.test'
     print(
         f'distillspec: task {task.name!r} has no split test, so it is measured'
         ' on validation, whose first examples also choose the step that'
