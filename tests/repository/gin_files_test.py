@@ -146,6 +146,28 @@ def test_a_parallel_draft_may_be_added_to_an_experiment(configure):
   print(function)
 
 
+def test_models_of_an_experiment_may_be_given(configure):
+  given = ('--gin.TARGET=target', '--gin.DRAFT=draft', '--gin.DATA=folder')
+  configure(
+      'experiment', '--run=x', '--gin_file=experiments/gsm8k.gin',
+      '--gin_file=runs/experiment_pretrained.gin', *given,
+  )  # fmt: skip
+  tuned = (
+      'experiment.run_experiment.fine_tune_draft=@draft/settings.Training()',
+      'draft/settings.Start.model=None',
+      'draft/settings.Start.checkpoint=%DRAFT',
+  )
+  text = (FOLDER / 'runs' / 'experiment_pretrained.gin').read_text()
+  for binding in tuned:
+    assert binding.replace('=', ' = ', 1) in text
+  gin.clear_config()
+  configure(
+      'experiment', '--run=x', '--gin_file=experiments/gsm8k.gin',
+      '--gin_file=runs/experiment_pretrained.gin', *given,
+      *[f'--gin.{binding}' for binding in tuned],
+  )  # fmt: skip
+
+
 def test_a_task_and_a_metric_may_be_of_another_module(
     configure, tmp_path, monkeypatch
 ):
