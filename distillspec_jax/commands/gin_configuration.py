@@ -271,7 +271,10 @@ def _check_read(
           f'\n{gin_files.short(name)}.', f' = %{binding.name}\n'
       )
       hint = unread_names.hint(binding.name, known)
-      hint = f' It is read by {" and ".join(used)}.' if used else hint
+      if any(name.endswith(_T5X_NAMES) for name in used):
+        hint += f' Or give --gin_file={used[0]}, which reads it.'
+      elif used:
+        hint = f' It is read by {" and ".join(used)}.'
       texts.append(f'nothing here reads {binding}.{hint}')
     raise errors.UserError(f'configuration: {" And ".join(texts)}')
   if unread:

@@ -26,7 +26,12 @@ _T5X = {
     'INFER_OUTPUT_DIR': ('--run',),
     'INITIAL_CHECKPOINT_PATH': ('DRAFT', 'settings.Start.checkpoint'),
     'CHECKPOINT_PATH': ('TARGET', 'DRAFT'),
-    'TASK_FEATURE_LENGTHS': ('inputlength', 'labellength'),
+    'TASK_FEATURE_LENGTHS': (
+        'tasks.registered.task_feature_lengths',
+        'inputlength',
+        'labellength',
+    ),
+    'USE_CACHED_TASKS': ('tasks.registered.use_cached',),
     'MIXTURE_OR_TASK_NAME': ('TASK', 'tasks.registered.name'),
     'MIXTURE_OR_TASK_MODULE': ('tasks.registered.module',),
 }

@@ -105,9 +105,24 @@ def test_code_runs(folder, code):
   assert done.returncode == 0, done.stderr
 
 
+# Gin files of the reader's own, which a page shows.
+GIN_FILES = {
+    name: text
+    for page in PAGES
+    for name, text in re.findall(
+        r'`(\w+\.gin)`,\n\n```\n(.*?)^```',
+        page.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+}
+
+
 @pytest.mark.parametrize('command', COMMANDS)
-def test_command_is_complete(command, configure):
+def test_command_is_complete(command, configure, tmp_path, monkeypatch):
   """All that is done before work starts; what it starts is not run."""
+  monkeypatch.chdir(tmp_path)
+  for name, text in GIN_FILES.items():
+    pathlib.Path(name).write_text(text)
   program, *arguments = shlex.split(command)
   if program == 'make':
     done = subprocess.run(
