@@ -202,7 +202,7 @@ class Lossy:
     if is_targets:
       quality = {'kind': 'task_quality', 'model': 'target', 'temperature': 0.0}
     shown = [
-        f'{axis} {value:g}' if isinstance(value, float) else str(value)
+        f'{axis} {value:g}' if isinstance(value, int | float) else str(value)
         for axis, value in labels.items()
         if axis != 'draft' and (axis, value) not in (('top_k', 0), ('top_p', 1))
     ]
