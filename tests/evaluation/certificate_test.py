@@ -32,7 +32,7 @@ def _pair():
   return tiny.loaded(target), tiny.loaded(tiny.model(seed=1, gain=2.0))
 
 
-COARSE = sensitivity.Sensitivity(bias=0.05)
+COARSE = sensitivity.Sensitivity(bias=0.1)
 
 
 def checks(pair, decoding=SAMPLED, inputs=4, samples=512):
