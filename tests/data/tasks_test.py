@@ -95,7 +95,7 @@ def test_no_more_lines_are_read_than_examples_are_wanted(tmp_path):
         ([row('a', 'b')], {'label_length': 10**12}, 'must be at most 131072'),
         ([row('a', 'b')], {'on_bad_line': 'x'}, "on_bad_line is 'x'"),
         ([row('a', 'b')], {'vocabulary': 'x'}, "vocabulary 'x'"),
-        ([row('a', 'b')], {'metrics': ('bleu',)}, "metric is 'bleu'"),
+        ([row('a', 'b')], {'metrics': ('blue',)}, "metric is 'blue'"),
         ([row('a', 'b')], {'vocabulary': None}, 'has no vocabulary yet'),
     ],
 )

@@ -110,5 +110,5 @@ def test_a_model_without_a_mask_token_is_refused():
     together(tiny.model(), ragged()[0])
   state, _ = tiny.model().prefill(ragged()[0], 4)
   ones = jnp.ones((B, 2), jnp.int32)
-  with pytest.raises(errors.UserError, match='has no mask token'):
+  with pytest.raises(errors.UserError, match='needs a mask token'):
     tiny.model().extend(state, ones, depths=ones)

@@ -220,20 +220,22 @@ def small_draft(token=MASK):
 
 
 @pytest.mark.parametrize(
-    'name, block, verifier, adaptive',
+    'name, block, verifier, adaptive, mask',
     [
-        ('plain', 2, 'token', None),
-        ('plain', 3, 'block', None),
-        ('top_p', 3, 'block', 'confidence(0.25)'),
-        ('top_k', 2, 'token', 'entropy(1.8)'),
+        ('plain', 2, 'token', None, MASK),
+        ('plain', 3, 'block', None, MASK),
+        ('top_p', 3, 'block', 'confidence(0.3)', 3),
+        ('top_k', 2, 'token', 'entropy(1.8)', MASK),
     ],
 )
-def test_samples_have_the_targets_distribution(name, block, verifier, adaptive):
+def test_samples_have_the_targets_distribution(
+    name, block, verifier, adaptive, mask
+):
   decoding = pairs.small_decoding(
       name, length=block, verifier=verification.parse(verifier), parallel=True,
       adaptive=adaptive and adaptive_length.parse(adaptive),
   )  # fmt: skip
-  samples = pairs.speculate(decoding, draft=small_draft())
+  samples = pairs.speculate(decoding, draft=small_draft(mask))
   pairs.check_statistics(samples, decoding)
   histogram = pairs.accepted_histogram(samples.statistics)
   assert (histogram > pairs.ROWS / 100).all()
