@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import pathlib
+import sys
 from typing import Any, Protocol
 
 from distillspec_jax.checkpoints import store
@@ -69,6 +70,7 @@ def run_study(
       _write(root, study, builder, title, failed)
 
   if hosts.is_first():
+    _warn_of_change(root)
     configuration.write(root)
   with locks.held(root / locks.FILE):
     write({})
@@ -108,6 +110,18 @@ def _listed(root: pathlib.Path, builder: builder_lib.Builder) -> list[str]:
       f' {len(builder.stages) - done} to do{left}'
   )
   return lines
+
+
+def _warn_of_change(root: pathlib.Path) -> None:
+  """Says so where the configuration is not that of the study's last start."""
+  file, text = root / 'config.gin', configuration.current().text
+  if text and file.is_file() and file.read_text() != text:
+    print(
+        f'{root}: the configuration has changed since the last start. Models'
+        ' and measurements of changed models are made anew; other measurements'
+        ' are kept. Remove the folders of those to be made with new settings.',
+        file=sys.stderr,
+    )
 
 
 def _built(

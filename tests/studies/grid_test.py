@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from distillspec_jax.core import configuration
 from distillspec_jax.core import errors
 from distillspec_jax.core import study_file
 from distillspec_jax.studies import grid
@@ -79,6 +80,17 @@ def test_drafts_of_several_models_are_told_apart(stages):
       {'draft': 'test'}, {'draft': 'nano'},
   ]  # fmt: skip
   assert rows[-1].control == 'nano fine-tuned longer'
+
+
+def test_a_changed_configuration_is_told(stages, monkeypatch, capsys):
+  study = grid.Grid(setup=stages.setup(), methods=METHODS)
+  for text, is_told in (('a = 1', False), ('a = 1', False), ('a = 2', True)):
+    monkeypatch.setattr(
+        configuration, '_current', configuration.Configuration(text, '')
+    )
+    stages.run(study)
+    told = 'the configuration has changed' in capsys.readouterr().err
+    assert told == is_told
 
 
 def test_the_heat_maps_of_the_paper():
